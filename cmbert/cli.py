@@ -1,0 +1,134 @@
+"""`cmbert`: plan | train | eval | export | report. Each command imports what it needs, so --help is instant."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmbert.errors import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop."""
+    options = build_parser().parse_args(arguments)
+    _log_to_stdout()
+    rank = os.environ.get("RANK", "0")
+    return run_command("cmbert" if rank == "0" else f"cmbert (rank {rank})", lambda: options.command(options))
+
+
+def _log_to_stdout() -> None:
+    """Show this package's own messages; the libraries' stay at their defaults (DeepSpeed's are compiler probes)."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("cmbert")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="cmbert", description="Pretrain, evaluate and export Chinese ModernBERT.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    plan = commands.add_parser(
+        "plan", help="what a recipe costs, before it runs", description="Parameters, memory, steps, disk."
+    )
+    _add_recipe(plan)
+    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default 8)")
+    plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    plan.set_defaults(command=_plan)
+
+    train = commands.add_parser(
+        "train",
+        help="train one stage",
+        description="Train one stage. Start it alone or by torchrun, deepspeed, srun or mpirun, one process per GPU.",
+    )
+    _add_recipe(train)
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH", help="continue what the run has (default auto)"
+    )
+    train.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps of this call")
+    train.add_argument("--stop-after-seconds", type=float, metavar="S", help="save and stop after S seconds")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "eval", help="held-out loss of a model", description="Masked loss in nats, accuracy."
+    )
+    evaluate.add_argument("model", type=Path, help="run directory, checkpoint or exported folder")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="held-out shard set")
+    evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
+    evaluate.add_argument("--context", type=int, metavar="N", help="row length, tokens (default: the run's, or 1024)")
+    evaluate.add_argument("--max-rows", type=int, metavar="N", help="score only the first N rows (default: all)")
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
+    evaluate.set_defaults(command=_eval)
+
+    export = commands.add_parser("export", help="a folder that transformers loads", description="Export and check it.")
+    export.add_argument("model", type=Path, help="run directory or checkpoint")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument("--format", choices=["hf", "hf-modernbert"], default="hf", help="default hf")
+    export.set_defaults(command=_export)
+
+    report = commands.add_parser("report", help="one HTML page about a run", description="Curves and figures of a run.")
+    report.add_argument("run", type=Path, help="run directory, or a folder of stages")
+    report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="page to write")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="recipe file (TOML), see recipes/")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
+    )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from cmbert.config.load import load_recipe
+    from cmbert.plan import make_plan, print_plan
+
+    print_plan(make_plan(load_recipe(options.recipe, options.overrides), options.gpus), as_json=options.json)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from cmbert.config.load import load_recipe
+    from cmbert.train.loop import train
+
+    return train(
+        load_recipe(options.recipe, options.overrides),
+        resume=options.resume,
+        max_steps=options.max_steps,
+        stop_after_seconds=options.stop_after_seconds,
+    )
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.pseudo_perplexity import evaluate, print_score, unigram_loss
+    from cmbert.files import write_json
+    from cmbert.train.release import open_model
+
+    trained = open_model(options.model)
+    context = options.context or trained.context_tokens
+    score = evaluate(trained.model, trained.tokenizer, options.data, context=context, max_rows=options.max_rows)
+    unigram = unigram_loss(trained.training_shards, trained.tokenizer.vocab_size) if trained.training_shards else None
+    print_score(score, unigram, by_position=options.by_position)
+    if options.output:
+        write_json(options.output, {"model": str(options.model), "unigram_loss": unigram, **score.as_dict()})
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cmbert.train.release import export
+
+    export(options.model, options.output, options.format)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cmbert.report import write_report
+
+    write_report(options.run, options.output)
+    return 0

@@ -1,0 +1,112 @@
+"""What a recipe must satisfy beyond types: one rule a line, each naming its key and the remedy."""
+
+from cmbert.config.schema import Recipe
+from cmbert.errors import ConfigError
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ConfigError for the first rule that `recipe` breaks."""
+    for broken, key, remedy in (*_model_rules(recipe), *_data_rules(recipe), *_training_rules(recipe)):
+        if broken:
+            raise ConfigError(f"{key}: {remedy}")
+
+
+def _model_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    model = recipe.model
+    below, above = model.vocab_size // 64 * 64, -(-model.vocab_size // 64) * 64
+    return [
+        (
+            min(model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size) < 1,
+            "model",
+            "sizes must be positive",
+        ),
+        (
+            model.vocab_size < 64 or model.vocab_size % 64 != 0,
+            "model.vocab_size",
+            f"{model.vocab_size} is not a multiple of 64 (kernel tiling); nearest: {max(below, 64)} or {above}",
+        ),
+        (
+            model.hidden_size % max(2 * model.num_heads, 1) != 0,
+            "model.num_heads",
+            f"hidden_size {model.hidden_size} must be an even multiple of {model.num_heads} heads (RoPE turns pairs)",
+        ),
+        (model.global_every < 1, "model.global_every", "must be at least 1 (1 = every layer is global)"),
+        (model.local_window < 2 or model.local_window % 2 != 0, "model.local_window", "must be even and at least 2"),
+        (min(model.rope_base_global, model.rope_base_local) <= 1, "model.rope_base_global", "RoPE bases must exceed 1"),
+    ]
+
+
+def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    data, mask = recipe.data, recipe.mask
+    rates = (mask.start_rate, mask.peak_rate, mask.end_rate)
+    return [
+        (not data.sources, "data.sources", "name at least one shard set in a [[data.sources]] table"),
+        (any(s.weight < 0 for s in data.sources), "data.sources", "weights must not be negative"),
+        (
+            len({s.weight > 0 for s in data.sources}) > 1,
+            "data.sources",
+            "give every source a weight or none (0 = in proportion to its tokens)",
+        ),
+        (data.context_tokens < 8, "data.context_tokens", "must be at least 8"),
+        (
+            data.context_tokens > recipe.model.max_length,
+            "data.context_tokens",
+            f"{data.context_tokens} exceeds model.max_length {recipe.model.max_length}; lower it or raise max_length",
+        ),
+        (
+            min(data.window_rows, data.group_windows) < 1,
+            "data.window_rows",
+            "window_rows and group_windows must be positive",
+        ),
+        (data.num_workers < 0, "data.num_workers", "must not be negative"),
+        (not all(0 < rate < 1 for rate in rates), "mask", "rates must lie between 0 and 1"),
+        (
+            min(mask.mask_share, mask.random_share) < 0 or mask.mask_share + mask.random_share > 1,
+            "mask.mask_share",
+            "mask_share + random_share must lie between 0 and 1",
+        ),
+        (
+            not 0 <= mask.warmup_tokens < recipe.train.total_tokens,
+            "mask.warmup_tokens",
+            "must lie below train.total_tokens",
+        ),
+    ]
+
+
+def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    schedule, train, optimizer = recipe.schedule, recipe.train, recipe.optimizer
+    lowest_gamma = schedule.lr_min / schedule.lr_max if schedule.lr_max > 0 else 0.0
+    return [
+        (not 0 <= schedule.lr_min <= schedule.lr_max, "schedule.lr_min", "must lie between 0 and lr_max"),
+        (schedule.lr_max <= 0, "schedule.lr_max", "must be positive"),
+        (schedule.num_swings < 1, "schedule.num_swings", "must be at least 1"),
+        (not 0 <= schedule.gamma <= 1, "schedule.gamma", "must lie between 0 and 1"),
+        (
+            schedule.num_swings >= 2 and schedule.gamma < lowest_gamma,
+            "schedule.gamma",
+            f"must be at least lr_min / lr_max = {lowest_gamma:.3g} when num_swings >= 2: peaks stay above valleys",
+        ),
+        (
+            not 0 <= schedule.warmup_tokens < train.total_tokens,
+            "schedule.warmup_tokens",
+            "must lie below train.total_tokens",
+        ),
+        (min(train.total_tokens, train.rows_per_step, train.micro_batch_rows) < 1, "train", "sizes must be positive"),
+        (
+            train.rows_per_step % max(train.micro_batch_rows, 1) != 0,
+            "train.micro_batch_rows",
+            f"rows_per_step {train.rows_per_step} must be a multiple of micro_batch_rows {train.micro_batch_rows}",
+        ),
+        (train.seed < 0, "train.seed", "must not be negative"),
+        (
+            min(train.checkpoint_every_steps, train.keep_checkpoints, train.log_every_steps) < 1,
+            "train",
+            "intervals must be positive",
+        ),
+        (not 0 <= optimizer.beta1 < 1 or not 0 <= optimizer.beta2 < 1, "optimizer.beta1", "betas must lie in [0, 1)"),
+        (
+            min(optimizer.eps, optimizer.weight_decay, optimizer.gradient_clip) < 0,
+            "optimizer",
+            "values must not be negative",
+        ),
+    ]

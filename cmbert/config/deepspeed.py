@@ -1,0 +1,76 @@
+"""A DeepSpeed JSON file + a recipe -> one checked dict. ZeRO and precision are set there, the batch here."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from cmbert.config.schema import Recipe
+from cmbert.errors import ConfigError
+
+# Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
+# ignores a key it does not know, so a typing mistake there would silently train something else.
+KNOWN_KEYS = (
+    "zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "aio", "checkpoint",
+    "disable_allgather", "seq_parallel_communication_data_type", "nebula", "use_node_local_storage", "torch_autocast",
+)  # fmt: skip
+RECIPE_KEYS = {
+    "train_batch_size": "train.rows_per_step",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
+    "gradient_accumulation_steps": "train.rows_per_step",
+    "gradient_clipping": "optimizer.gradient_clip",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "steps_per_print": "train.log_every_steps",
+}
+
+
+def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
+    """Read and check a DeepSpeed file. Raises ConfigError for unknown top-level keys and for what the recipe owns."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it, see ds_configs/README.md")
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    for key in table:
+        if key in RECIPE_KEYS:
+            raise ConfigError(f"{path}: {key}: the recipe owns this number; remove it here and set {RECIPE_KEYS[key]}")
+        if key not in KNOWN_KEYS:
+            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
+            raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
+    zero_stage(table, path)
+    return table
+
+
+def zero_stage(table: dict[str, Any], path: Path) -> int:
+    """Return the ZeRO stage of a DeepSpeed table. Raises ConfigError unless it is 0, 1, 2 or 3."""
+    stage = table.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage: {stage!r} is not 0, 1, 2 or 3")
+    return stage
+
+
+def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """Return the dict for `deepspeed.initialize`. Raises ConfigError when the batch does not divide over the ranks."""
+    train = recipe.train
+    accumulation, left = divmod(train.rows_per_step, train.micro_batch_rows * world_size)
+    if left or accumulation < 1:
+        raise ConfigError(
+            f"train.rows_per_step: {train.rows_per_step} rows do not divide into micro-batches of "
+            f"{train.micro_batch_rows} rows on {world_size} ranks; change train.micro_batch_rows or the number of ranks"
+        )
+    return {
+        **load_deepspeed_file(train.deepspeed),
+        "train_batch_size": train.rows_per_step,
+        "train_micro_batch_size_per_gpu": train.micro_batch_rows,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.optimizer.gradient_clip,
+        "steps_per_print": 2**31 - 1,  # the loop prints its own lines
+    }

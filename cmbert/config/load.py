@@ -1,0 +1,138 @@
+"""Strict TOML -> Recipe. An unknown key, wrong type or missing key is a ConfigError naming file, key and nearest."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from cmbert.config.check import check_recipe
+from cmbert.config.schema import Recipe
+from cmbert.errors import ConfigError
+from cmbert.files import write_text
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply "a.b=value" overrides, check it.
+
+    A recipe may start with `extends = "other.toml"` (relative to itself): it then states only what differs.
+    Raises ConfigError.
+    """
+    path = Path(path)
+    table = _read_with_parents(path, seen=())
+    for override in overrides:
+        _apply_override(table, override)
+    recipe = build(Recipe, table, str(path))
+    try:
+        check_recipe(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return recipe
+
+
+def write_resolved(recipe: Recipe, path: Path) -> None:
+    """Write every key of `recipe` with its value in force, as TOML that `load_recipe` reads back to an equal recipe."""
+    write_text(path, tomli_w.dumps(dataclasses.asdict(recipe)))
+
+
+def differing_keys(first: Recipe, second: Recipe) -> list[str]:
+    """Return the dotted keys whose values differ, in the order of the schema."""
+
+    def flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+        if not isinstance(value, dict):
+            return [(prefix, value)]
+        return [pair for key, inner in value.items() for pair in flatten(inner, f"{prefix}.{key}" if prefix else key)]
+
+    left, right = (dict(flatten(dataclasses.asdict(recipe), "")) for recipe in (first, second))
+    return [key for key in left if left[key] != right.get(key)]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises ConfigError when it is missing or malformed."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe; see recipes/ for the shipped ones")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends: recipes extend each other in a circle; remove one extends")
+    table = read_toml(path)
+    parent = table.pop("extends", None)
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: must be a path in quotes")
+    return _merge(_read_with_parents(path.parent / parent, (*seen, path.resolve())), table)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_tables else value
+    return merged
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: must be key=value, for example --set train.seed=1")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw  # a bare word is a string: paths need no quotes on a command line
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section")
+    table[last] = value
+
+
+def build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
+    """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and `prefix` (a dotted key)."""
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{where}: {prefix}{key}: unknown key; {remedy}")
+    values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()}
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in values:
+            raise ConfigError(f"{where}: {prefix}{item.name}: missing key; add it to the recipe")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {key}: must be a table ([{key}])")
+        return build(hint, value, where, f"{key}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: {key}: must be a list ([[{key}]] tables)")
+        return tuple(_convert(arguments[0], item, where, f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is typing.Literal:
+        if value not in arguments:
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: {key}: {value!r} is not one of {', '.join(map(repr, arguments))}{hint_text}")
+        return value
+    assert not isinstance(hint, types.UnionType), "the schema has no optional fields"
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where}: {key}: must be {hint.__name__}, found {value!r}")
+    return value

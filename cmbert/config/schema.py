@@ -1,0 +1,159 @@
+"""Every knob of a recipe, as frozen dataclasses. Defaults that the paper does not state are marked "ours".
+
+P = stated by the paper (arXiv 2510.12285), R = read off its released checkpoint, F = ModernBERT's published default.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder. Parameter names and layout follow ModernBERT, so weights move between the two without a map."""
+
+    num_layers: int
+    """Transformer layers (P: 28)."""
+    hidden_size: int
+    """Width of the residual stream (P: 1,024)."""
+    num_heads: int
+    """Attention heads; hidden_size / num_heads must be even (P: 16)."""
+    intermediate_size: int
+    """Width of the GeGLU product; the input projection is twice as wide (derived from the paper: 2,624)."""
+    vocab_size: int
+    """Rows of the embedding; a multiple of 64 and equal to the tokenizer's size (ours: 32,768; P: 32k)."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Bias-free normalisation (P: RMSNorm; layernorm exports to stock ModernBERT)."""
+    norm_eps: float = 1e-5
+    """Added to the mean square inside the norm (F)."""
+    global_every: int = 3
+    """Layers 0, n, 2n, ... attend globally, the others locally (R: 3)."""
+    local_window: int = 128
+    """Local attention: half of it to each side, plus the token itself (R: 128 = 64 each side); tokens."""
+    rope_base_global: float = 80_000.0
+    """RoPE base of global layers (P at 8,192; at stage 1 ours)."""
+    rope_base_local: float = 10_000.0
+    """RoPE base of local layers (P)."""
+    max_length: int = 8192
+    """Longest piece the model is meant to read; tokens (P: 8,192)."""
+    init_std: float = 0.02
+    """Standard deviation of the truncated normal initialisation, cut at 2 sigma (F)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One shard set of the blend."""
+
+    path: str
+    """Shard-set directory (made by `data_tools preprocess`)."""
+    weight: float = 0.0
+    """Share of the rows relative to the other sources; 0 = in proportion to the source's tokens."""
+    max_epochs: float = 1_000.0
+    """Refuse a plan that repeats this source more often; epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where rows come from."""
+
+    tokenizer: str
+    """Directory with tokenizer.json; its fingerprint must equal the shards'."""
+    sources: tuple[SourceConfig, ...]
+    """The blend, as [[data.sources]] tables."""
+    context_tokens: int
+    """Length of a row (P: 1,024 in stage 1, 8,192 in stage 2); tokens."""
+    window_rows: int = 512
+    """Documents are packed within windows of about this many rows (ours)."""
+    group_windows: int = 16
+    """Rows are shuffled across this many windows at a time (ours)."""
+    num_workers: int = 0
+    """Loader processes per rank; 0 = in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Masked-language-model targets. The rate is piecewise linear in tokens: start -> peak (warm-up), peak -> end."""
+
+    start_rate: float = 0.15
+    """Rate at token 0 (three readers of the paper agree on 15 % -> 30 % -> 15 %)."""
+    peak_rate: float = 0.30
+    """Rate at warmup_tokens (P: 30 %)."""
+    end_rate: float = 0.15
+    """Rate at the end of the stage (P: 15 %)."""
+    warmup_tokens: int = 0
+    """Where the peak lies; 0 = start at the peak (a plain 30 % -> 15 %). Ours: the learning rate's warm-up; tokens."""
+    unit: Literal["word", "token"] = "word"
+    """Mask whole words (P) or single tokens."""
+    mask_share: float = 0.8
+    """Share of the chosen units replaced by [MASK] (F); decided once per unit."""
+    random_share: float = 0.1
+    """Share of the chosen units replaced by random ordinary tokens (F); the rest stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; no weight decay on norms and biases."""
+
+    beta1: float = 0.9
+    """Decay of the first moment (F)."""
+    beta2: float = 0.95
+    """Decay of the second moment (ours; ModernBERT .98)."""
+    eps: float = 1e-6
+    """Added to the root of the second moment (F)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (ours)."""
+    gradient_clip: float = 1.0
+    """Largest global gradient norm; 0 = no clipping (ours)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Damped-cosine learning rate (paper, Eq. 1) after a linear warm-up; all in tokens."""
+
+    lr_max: float
+    """Rate at the end of the warm-up (ours; the paper does not say)."""
+    lr_min: float
+    """Rate at the end of the stage (ours)."""
+    warmup_tokens: int = 0
+    """Length of the linear warm-up; tokens (ours)."""
+    num_swings: int = 1
+    """N of Eq. 1: the cosine runs 2N-1 half periods; 1 falls without a swing (ours)."""
+    gamma: float = 0.0
+    """Damping of Eq. 1: the peak line ends at gamma * lr_max (ours)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Batch geometry, length and bookkeeping of one stage."""
+
+    total_tokens: int
+    """Row positions to train on in this stage (P: 1.1T and 0.1T); the last step may pass it by part of a batch."""
+    rows_per_step: int
+    """Rows in one optimizer step over all ranks (F: 4,928 at 1,024; 616 at 8,192)."""
+    micro_batch_rows: int
+    """Rows in one forward of one rank; changes speed and memory, not the result."""
+    seed: int = 0
+    """Seed of initialisation, row order and masks."""
+    deepspeed: str = "ds_configs/zero1.json"
+    """DeepSpeed file: owns ZeRO stage and precision."""
+    init_from: str = ""
+    """Run or checkpoint whose weights start this stage (stage 2 names stage 1's run); empty = fresh weights."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints; one is always written at the end (ours)."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept (ours)."""
+    log_every_steps: int = 10
+    """Steps between log lines; metrics.jsonl has every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One stage of pretraining: everything `cmbert train` needs. Paths are relative to the working directory."""
+
+    run_directory: str
+    """Where the run lives (resolved.toml, metrics.jsonl, checkpoints/ ...)."""
+    model: ModelConfig
+    data: DataConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

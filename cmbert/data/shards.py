@@ -1,0 +1,267 @@
+"""THE shard format: token ids (.bin), Megatron-Core index (.idx), word-unit bits (.words), manifest.json. Torch-free.
+
+Layout and meaning: docs/shard_format.md. The .idx is Megatron-Core's MMIDIDX version 1, one sequence per document.
+"""
+
+import hashlib
+import json
+import struct
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cmbert.errors import ShardError
+from cmbert.files import hash_file, write_json
+
+FORMAT_NAME = "cmbert-shards"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+IDX_MAGIC = b"MMIDIDX\x00\x00"
+IDX_VERSION = 1
+IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequence count, document-index count
+DTYPE_BY_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # Megatron-Core's codes for what we write
+CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
+SHARD_SUFFIXES = ("bin", "idx", "words")
+COUNT_BLOCK_TOKENS = 1 << 24
+OPEN_SHARDS = 64  # ours: memory maps held at a time, far below Linux's default of 65,530 maps and 1,024 files
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Return uint16 for vocabularies up to 65,536 ids, else int32."""
+    return np.dtype("<u2") if vocab_size <= 65_536 else np.dtype("<i4")
+
+
+class ShardWriter:
+    """Write one shard, a batch of documents at a time, in memory bounded by the shard's document count."""
+
+    def __init__(self, directory: Path, name: str, dtype: np.dtype):
+        self.directory, self.name, self.dtype = directory, name, np.dtype(dtype)
+        self.lengths: list[np.ndarray] = []
+        self.num_tokens = self.num_units = 0
+        self._spare_bits = np.zeros(0, dtype=np.uint8)  # fewer than 8 bits not yet written to .words
+        self._bin = open(directory / f"{name}.bin", "wb")
+        self._words = open(directory / f"{name}.words", "wb")
+
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, unit_starts: np.ndarray) -> None:
+        """Add documents laid back to back.
+
+        tokens: ids, shape (n,). lengths: tokens of each document, all positive, summing to n.
+        unit_starts: shape (n,), nonzero where a token begins a maskable unit; every document's first token does.
+        """
+        assert len(tokens) == len(unit_starts) == lengths.sum()
+        assert lengths.min(initial=1) > 0
+        self._bin.write(tokens.astype(self.dtype, copy=False).tobytes())
+        bits = np.concatenate([self._spare_bits, unit_starts.astype(np.uint8)])
+        whole = len(bits) - len(bits) % 8
+        self._words.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._spare_bits = bits[whole:]
+        self.lengths.append(lengths.astype("<i4"))
+        self.num_tokens += len(tokens)
+        self.num_units += int(np.count_nonzero(unit_starts))
+
+    def close(self) -> dict:
+        """Finish the three files and return the shard's manifest entry."""
+        self._words.write(np.packbits(self._spare_bits, bitorder="little").tobytes())
+        self._bin.close()
+        self._words.close()
+        lengths = np.concatenate([np.zeros(0, "<i4"), *self.lengths])
+        write_idx(self.directory / f"{self.name}.idx", lengths, self.dtype)
+        paths = {suffix: self.directory / f"{self.name}.{suffix}" for suffix in SHARD_SUFFIXES}
+        return {
+            "name": self.name,
+            "documents": len(lengths),
+            "tokens": self.num_tokens,
+            "units": self.num_units,
+            "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
+            "blake2b": {suffix: hash_file(path) for suffix, path in paths.items()},
+        }
+
+
+def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write Megatron-Core's index for documents of `lengths` tokens (shape (n,)) laid back to back."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    pointers = (ends - lengths) * np.dtype(dtype).itemsize
+    with open(path, "wb") as file:
+        file.write(
+            IDX_HEADER.pack(IDX_MAGIC, IDX_VERSION, CODE_BY_DTYPE[np.dtype(dtype)], len(lengths), len(lengths) + 1)
+        )
+        file.write(lengths.astype("<i4", copy=False).tobytes())
+        file.write(pointers.astype("<i8", copy=False).tobytes())
+        file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+
+def write_manifest(directory: Path, manifest: dict) -> None:
+    """Write `directory`/manifest.json, last of all files: without it the directory is not a shard set."""
+    write_json(directory / MANIFEST_FILE, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **manifest})
+
+
+def read_manifest(directory: Path) -> dict:
+    """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise ShardError(
+            f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path}: not valid JSON ({error}); preprocess again") from error
+    found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
+    if found != (FORMAT_NAME, FORMAT_VERSION):
+        raise ShardError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Memory maps of one open shard."""
+
+    tokens: np.ndarray  # (n,) ids
+    lengths: np.ndarray  # (documents,) int64, tokens
+    starts: np.ndarray  # (documents,) int64, first token of each document
+    words: np.ndarray | None  # (ceil(n / 8),) uint8, or None: one unit per token
+
+
+class ShardSet:
+    """A directory of shards, opened lazily, read by document. `path` may also be a Megatron-Core prefix (PREFIX.idx).
+
+    Raises ShardError when the set has no manifest, a file is missing or its size is not the manifest's.
+    """
+
+    def __init__(self, path: str | Path, mmap: bool = True):
+        self.path, self.mmap = Path(path), mmap
+        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        if not self.path.is_dir() and self.path.with_name(self.path.name + ".idx").is_file():
+            self._describe_megatron()
+        else:
+            self._describe_manifest(read_manifest(self.path))
+        self.documents_before = np.cumsum([0, *self.shard_documents])  # (shards + 1,)
+        self.num_documents = int(self.documents_before[-1])
+        self.num_tokens = sum(self.shard_tokens)
+
+    def __getstate__(self) -> dict:
+        """Loader processes reopen the files: a pickled memory map would carry its whole contents."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def _describe_manifest(self, manifest: dict) -> None:
+        self.manifest = manifest
+        self.tokenizer_fingerprint: str | None = manifest["tokenizer"]["fingerprint"]
+        self.vocab_size: int | None = manifest["tokenizer"]["vocab_size"]
+        self.prefixes = [self.path / shard["name"] for shard in manifest["shards"]]
+        self.shard_documents = [shard["documents"] for shard in manifest["shards"]]
+        self.shard_tokens = [shard["tokens"] for shard in manifest["shards"]]
+        self.has_words = True
+        digest = hashlib.blake2b(str(self.tokenizer_fingerprint).encode(), digest_size=16)
+        for shard in manifest["shards"]:
+            for suffix in SHARD_SUFFIXES:
+                check_size(self.path / f"{shard['name']}.{suffix}", shard["bytes"][suffix])
+                digest.update(shard["blake2b"][suffix].encode())
+        self.fingerprint = digest.hexdigest()
+
+    def _describe_megatron(self) -> None:
+        warnings.warn(f"{self.path}: Megatron shard without word units: masking single tokens", stacklevel=3)
+        self.manifest = {}
+        self.tokenizer_fingerprint = self.vocab_size = None
+        self.prefixes, self.has_words = [self.path], False
+        shard = self._shard(0)
+        self.shard_documents, self.shard_tokens = [len(shard.lengths)], [len(shard.tokens)]
+        self.fingerprint = hash_file(self.path.with_name(self.path.name + ".idx"))
+
+    def _shard(self, index: int) -> _Shard:
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index]
+        prefix = self.prefixes[index]
+        file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
+        lengths, starts, dtype = read_idx(file["idx"])
+        words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else None
+        shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, starts=starts, words=words)
+        self._open[index] = shard
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return shard
+
+    def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
+        if not path.is_file():
+            raise ShardError(f"{path}: missing; preprocess again")
+        if path.stat().st_size == 0:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype=dtype, mode="r") if self.mmap else np.fromfile(path, dtype=dtype)
+
+    def shard_lengths(self, index: int) -> np.ndarray:
+        """Return the tokens of every document of one shard, shape (documents,), int64."""
+        return self._shard(index).lengths
+
+    def document_lengths(self) -> np.ndarray:
+        """Return the tokens of every document of the set, shape (num_documents,), int64."""
+        return np.concatenate([np.zeros(0, np.int64), *(self.shard_lengths(i) for i in range(len(self.prefixes)))])
+
+    def read(self, document: int, start: int = 0, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens [start, start + count) of a document, and where its maskable units begin.
+
+        tokens: shape (count,), the stored dtype. unit_starts: shape (count,), bool; the first is always set.
+        """
+        index = int(np.searchsorted(self.documents_before, document, side="right")) - 1
+        shard = self._shard(index)
+        local = document - int(self.documents_before[index])
+        length = int(shard.lengths[local]) - start
+        count = length if count is None else count
+        assert start >= 0
+        assert 0 < count <= length
+        first = int(shard.starts[local]) + start
+        if shard.words is None:
+            unit_starts = np.ones(count, dtype=bool)
+        else:
+            bits = np.unpackbits(shard.words[first // 8 : (first + count + 7) // 8], bitorder="little")
+            unit_starts = bits[first % 8 : first % 8 + count].astype(bool)
+        unit_starts[0] = True
+        return shard.tokens[first : first + count], unit_starts
+
+    def token_counts(self, vocab_size: int) -> np.ndarray:
+        """Return how often each id occurs in the set, shape (vocab_size,), int64, in bounded memory."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for index in range(len(self.prefixes)):
+            tokens = self._shard(index).tokens
+            for first in range(0, len(tokens), COUNT_BLOCK_TOKENS):
+                counts += np.bincount(tokens[first : first + COUNT_BLOCK_TOKENS], minlength=vocab_size)
+        return counts
+
+
+def check_size(path: Path, expected_bytes: int) -> None:
+    """Raise ShardError unless `path` exists with exactly `expected_bytes`."""
+    found = path.stat().st_size if path.is_file() else None
+    if found is None:
+        raise ShardError(f"{path}: missing, the manifest lists it; preprocess again")
+    if found != expected_bytes:
+        raise ShardError(
+            f"{path}: {found} bytes, the manifest says {expected_bytes}: truncated or changed; preprocess again"
+        )
+
+
+def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Read a Megatron-Core index: (document lengths, first tokens, id dtype); the first two int64, shape (documents,).
+
+    Documents of several sequences (Megatron's sentence splitting) are joined. Raises ShardError on a torn file.
+    """
+    raw = path.read_bytes()
+    if len(raw) < IDX_HEADER.size:
+        raise ShardError(f"{path}: {len(raw)} bytes, too short for a header: truncated; preprocess again")
+    magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack_from(raw)
+    if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE:
+        raise ShardError(f"{path}: not a Megatron-Core index of 16- or 32-bit ids")
+    expected = IDX_HEADER.size + 12 * num_sequences + 8 * num_bounds
+    if len(raw) != expected:
+        raise ShardError(f"{path}: {len(raw)} bytes, its header says {expected}: truncated; preprocess again")
+    lengths = np.frombuffer(raw, "<i4", num_sequences, IDX_HEADER.size).astype(np.int64)
+    pointers = np.frombuffer(raw, "<i8", num_sequences, IDX_HEADER.size + 4 * num_sequences)
+    bounds = np.frombuffer(raw, "<i8", num_bounds, IDX_HEADER.size + 12 * num_sequences)
+    dtype = DTYPE_BY_CODE[code]
+    if num_bounds and num_bounds != num_sequences + 1:
+        lengths = np.add.reduceat(lengths, bounds[:-1])
+        pointers = pointers[bounds[:-1]]
+    return lengths, pointers // dtype.itemsize, dtype

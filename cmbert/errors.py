@@ -1,0 +1,39 @@
+"""Errors a user can cause, and how a command line ends on them: one clear line, exit code 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT: 128 + 2
+
+
+class CmbertError(Exception):
+    """Base of every error that is the user's to mend; its text names the file, the key and the remedy."""
+
+
+class ConfigError(CmbertError):
+    """A recipe, DeepSpeed file, tokenizer or command-line value is wrong."""
+
+
+class InputError(CmbertError):
+    """Text or evaluation input is missing, empty or malformed."""
+
+
+class ShardError(CmbertError):
+    """A shard set is missing, torn, or does not belong to what it is used with."""
+
+
+class CheckpointError(CmbertError):
+    """A run directory or checkpoint is missing, torn, or belongs to another recipe."""
+
+
+def run_command(program: str, command: Callable[[], int | None]) -> int:
+    """Run `command` and return its exit code; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        return command() or 0
+    except CmbertError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED

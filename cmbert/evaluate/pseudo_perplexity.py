@@ -1,0 +1,130 @@
+"""Held-out masked-token loss, pseudo-perplexity and accuracy on fixed rows and masks, also by position in the text."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.loader import PackedBatch, RowReader, open_reader
+from cmbert.data.shards import ShardSet
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.progress import Progress
+from cmbert.tokenizer import Tokenizer
+
+MASK_RATE = 0.15  # fixed, so that figures of different runs compare
+SEED = 0  # of rows and masks: every model is asked the same questions
+BATCH_TOKENS = 8192  # positions in one forward
+FIRST_POSITION_BUCKET = 64  # tokens; each further bucket ends at twice the position
+
+
+@dataclass(frozen=True)
+class PositionScore:
+    """Masked tokens whose position in their piece lies in [start, end)."""
+
+    start: int
+    end: int
+    masked_tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model scores on held-out text; losses in nats per masked token."""
+
+    heldout_loss: float
+    pseudo_perplexity: float
+    masked_accuracy: float
+    masked_tokens: int
+    context_tokens: int
+    by_position: list[PositionScore]
+
+    def as_dict(self) -> dict:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path, *, context: int, max_rows: int | None = None
+) -> Score:
+    """Score `model` on every row of a held-out shard set, packed at `context` tokens, whole words masked at 15 %.
+
+    Raises ShardError when the shards belong to another tokenizer.
+    """
+    reader = heldout_reader(tokenizer, shards, context)
+    num_rows = reader.blend.sources[0].num_rows
+    num_rows = num_rows if max_rows is None else min(num_rows, max_rows)
+    batch_rows = max(1, BATCH_TOKENS // context)
+    losses, positions, num_correct = [], [], 0
+    device = next(model.parameters()).device
+    progress = Progress("evaluate", num_rows, "rows")
+    for first in range(0, num_rows, batch_rows):
+        batch = reader.micro_batch(range(first, min(first + batch_rows, num_rows)), MASK_RATE)
+        loss_M, correct_M = score_batch(model, batch, device)
+        losses.append(loss_M)
+        num_correct += int(correct_M.sum())
+        positions.append(positions_in_piece(batch))
+        progress.advance(batch_rows)
+    progress.close()
+    return summarise(np.concatenate(losses), np.concatenate(positions), num_correct, context)
+
+
+def heldout_reader(tokenizer: Tokenizer, shards: Path, context: int) -> RowReader:
+    """Return the reader of the fixed evaluation rows: every chosen word is replaced by [MASK]."""
+    data = DataConfig(
+        tokenizer=str(tokenizer.directory), sources=(SourceConfig(path=str(shards)),), context_tokens=context
+    )
+    return open_reader(data, MaskConfig(mask_share=1.0, random_share=0.0), tokenizer, SEED)
+
+
+@torch.inference_mode()
+def score_batch(model: MaskedLanguageModel, batch: PackedBatch, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Return the loss (nats, float64) and hit (bool) of every masked token of a packed batch, shape (M,) each."""
+    ids, cu_seqlens, masked_positions, targets = (tensor.to(device) for tensor in batch)
+    logits_MV = model.logits(ids, cu_seqlens, masked_positions).float()
+    loss_M = F.cross_entropy(logits_MV, targets, reduction="none")
+    return loss_M.double().cpu().numpy(), (logits_MV.argmax(-1) == targets).cpu().numpy()
+
+
+def positions_in_piece(batch: PackedBatch) -> np.ndarray:
+    """Return how far into its piece each masked token stands, shape (M,), tokens."""
+    bounds, masked = batch.cu_seqlens.numpy(), batch.masked_positions.numpy()
+    return masked - bounds[np.searchsorted(bounds, masked, side="right") - 1]
+
+
+def summarise(losses: np.ndarray, positions: np.ndarray, num_correct: int, context: int) -> Score:
+    """Average the losses, overall and in position buckets that double in width."""
+    buckets, start, end = [], 0, FIRST_POSITION_BUCKET
+    while start < context:
+        inside = (positions >= start) & (positions < end)
+        if inside.any():
+            buckets.append(PositionScore(start, min(end, context), int(inside.sum()), float(losses[inside].mean())))
+        start, end = end, 2 * end
+    mean = float(losses.mean())
+    return Score(mean, math.exp(mean), num_correct / len(losses), len(losses), context, buckets)
+
+
+def unigram_loss(shard_sets: list[ShardSet], vocab_size: int) -> float:
+    """Entropy of the training tokens' unigram distribution, nats: the least loss of a guess without context."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for shards in shard_sets:
+        counts += shards.token_counts(vocab_size)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def print_score(score: Score, unigram: float | None, *, by_position: bool) -> None:
+    """Print a score for people; `unigram` is the training tokens' unigram loss, if known."""
+    print(f"held-out loss        {score.heldout_loss:.4f} nats per masked token ({score.masked_tokens:,} tokens)")
+    if unigram is not None:
+        print(f"unigram loss         {unigram:.4f} nats: the gap is {unigram - score.heldout_loss:.4f} nats")
+    print(f"pseudo-perplexity    {score.pseudo_perplexity:,.1f}")
+    print(f"masked accuracy      {100 * score.masked_accuracy:.2f} %")
+    if by_position:
+        print(f"{'position':>15}  {'masked tokens':>13}  {'loss':>7}  {'pseudo-perplexity':>17}")
+        for bucket in score.by_position:
+            place = f"{bucket.start:,}-{bucket.end - 1:,}"
+            print(f"{place:>15}  {bucket.masked_tokens:>13,}  {bucket.loss:7.4f}  {math.exp(bucket.loss):17,.1f}")

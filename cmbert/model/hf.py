@@ -1,0 +1,229 @@
+"""Exported model folders: writing them for transformers, proving them, and reading them back without transformers.
+
+Shapes: N texts of a batch, L padded length, T their tokens packed, V vocabulary.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cmbert.config.schema import ModelConfig
+from cmbert.errors import CheckpointError, ConfigError, InputError
+from cmbert.files import aside_directory, publish_directory
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
+
+LOGIT_TOLERANCE = 1e-4
+"""Largest accepted difference between two fp32 logits (ours). The two programs add the same numbers in another order,
+which moves logits by about 1e-5; a wrong norm, rotary base or window moves them by more than 1e-2."""
+
+GATE_TOKENS = 512
+"""Texts are cut to this length in the gate: four local windows, and eager attention still fits in memory (ours)."""
+
+GATE_BATCH = 4
+"""Texts compared at a time; bounds the logits to 4 x 512 x V (ours)."""
+
+EMBEDDING = "model.embeddings.tok_embeddings.weight"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+CODE_FILE = Path(__file__).parent / "hf_code" / "modeling_cmbert.py"
+
+AUTO_CLASSES = {
+    "AutoConfig": "CmbertConfig",
+    "AutoModel": "CmbertModel",
+    "AutoModelForMaskedLM": "CmbertForMaskedLM",
+    "AutoModelForSequenceClassification": "CmbertForSequenceClassification",
+    "AutoModelForTokenClassification": "CmbertForTokenClassification",
+    "AutoModelForQuestionAnswering": "CmbertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "CmbertForMultipleChoice",
+}
+
+
+def export_folder(
+    state_dict: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer_directory: Path,
+    output: Path,
+    *,
+    format: Literal["hf", "hf-modernbert"],
+    texts: Sequence[str],
+) -> dict[str, float]:
+    """Write `output`, a folder that transformers loads; `format` "hf-modernbert" insists on stock ModernBERT.
+
+    A LayerNorm model is stock ModernBERT in either format. An RMSNorm model carries a small code file: loading it needs
+    `trust_remote_code=True`, but not this package. `state_dict` is MaskedLanguageModel's in any float dtype, with or
+    without the tied decoder.weight; the folder holds fp32.
+
+    Before the folder appears it is loaded back through transformers, and its logits on `texts`, padded, eager and sdpa,
+    are compared with ours, packed. Returns the largest differences and the number of tokens compared. Raises
+    ConfigError if the format cannot hold the model or the tokenizer does not fit it, InputError without texts,
+    CheckpointError if `output` exists, the weights do not fit `config`, or the logits differ.
+    """
+    if format == "hf-modernbert" and config.norm != "layernorm":
+        raise ConfigError(
+            f"hf-modernbert cannot hold model.norm = {config.norm!r}: stock ModernBERT has LayerNorm. "
+            "Export with format hf, or train with model.norm = 'layernorm'"
+        )
+    if output.exists():
+        raise CheckpointError(f"{output} exists: remove it or export to another folder")
+    model = _model_from(state_dict, config, "the checkpoint")
+    aside = aside_directory(output)
+    try:
+        _write(aside, model, tokenizer_directory)
+        measured = _gate(aside, model, texts)
+        publish_directory(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return measured
+
+
+def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
+    """Read our own model, fp32 on the CPU, from a folder that `export_folder` wrote; CheckpointError if it is none."""
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory} has no {name}: give a folder written by `cmbert export`")
+    config = _model_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), directory)
+    return _model_from(load_file(directory / "model.safetensors"), config, str(directory)), config
+
+
+def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, source: str) -> MaskedLanguageModel:
+    """Build the fp32 model; `state_dict` may lack the decoder's weight, which is the embedding's."""
+    model = MaskedLanguageModel(config)
+    weights = dict(state_dict)
+    if EMBEDDING in weights:
+        weights.setdefault("decoder.weight", weights[EMBEDDING])
+    expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    found = {name: weight.shape for name, weight in weights.items()}
+    if expected != found:
+        wrong = sorted({name for name, _ in expected.items() ^ found.items()})
+        raise CheckpointError(
+            f"{source} does not fit the model configuration; missing, unknown or of another shape: "
+            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) -> None:
+    vocab_size = load_tokenizer(tokenizer_directory).vocab_size
+    if vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"{tokenizer_directory} has {vocab_size} ids but model.vocab_size is {model.config.vocab_size}: "
+            "give the tokenizer that the model was trained with"
+        )
+    for name in TOKENIZER_FILES:
+        if not (tokenizer_directory / name).is_file():
+            raise ConfigError(f"{tokenizer_directory} has no {name}: give the directory that train-tokenizer wrote")
+        shutil.copyfile(tokenizer_directory / name, folder / name)
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_config_json(model.config), indent=2) + "\n", encoding="utf-8")
+    if model.config.norm == "rmsnorm":
+        shutil.copyfile(CODE_FILE, folder / CODE_FILE.name)
+
+
+def _config_json(config: ModelConfig) -> dict[str, Any]:
+    """ModernBertConfig's keys; `_model_config` reads them back."""
+    if config.norm == "rmsnorm":
+        identity = {
+            "model_type": "cmbert",
+            "architectures": ["CmbertForMaskedLM"],
+            "auto_map": {auto: f"{CODE_FILE.stem}.{name}" for auto, name in AUTO_CLASSES.items()},
+        }
+    else:
+        identity = {"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"]}
+    global_layers = range(0, config.num_layers, config.global_every)
+    bases = {"full_attention": config.rope_base_global, "sliding_attention": config.rope_base_local}
+    return identity | {
+        "dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_length,
+        "pad_token_id": PAD_ID,
+        "cls_token_id": CLS_ID,
+        "sep_token_id": SEP_ID,
+        "bos_token_id": CLS_ID,
+        "eos_token_id": SEP_ID,
+        "norm_eps": config.norm_eps,
+        "global_attn_every_n_layers": config.global_every,
+        "layer_types": [
+            "full_attention" if index in global_layers else "sliding_attention" for index in range(config.num_layers)
+        ],
+        "local_attention": config.local_window,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": True,
+        "classifier_pooling": "mean",
+    }
+
+
+def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
+    norms: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
+    try:
+        return ModelConfig(
+            num_layers=values["num_hidden_layers"],
+            hidden_size=values["hidden_size"],
+            num_heads=values["num_attention_heads"],
+            intermediate_size=values["intermediate_size"],
+            vocab_size=values["vocab_size"],
+            norm=norms[values["model_type"]],
+            norm_eps=values["norm_eps"],
+            global_every=values["global_attn_every_n_layers"],
+            local_window=values["local_attention"],
+            rope_base_global=values["rope_parameters"]["full_attention"]["rope_theta"],
+            rope_base_local=values["rope_parameters"]["sliding_attention"]["rope_theta"],
+            max_length=values["max_position_embeddings"],
+            init_std=values["initializer_range"],
+        )
+    except KeyError as missing:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: {missing} is missing or unknown; give a folder written by `cmbert export`"
+        ) from missing
+
+
+@torch.inference_mode()
+def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str]) -> dict[str, float]:
+    """Compare transformers' logits, padded, with ours, packed; raise CheckpointError above LOGIT_TOLERANCE."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    if not texts:
+        raise InputError("export needs at least one text to compare logits on")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    theirs = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    length = min(GATE_TOKENS, model.config.max_length)
+    differences: dict[str, list[torch.Tensor]] = {"eager_vs_ours": [], "sdpa_vs_ours": [], "eager_vs_sdpa": []}
+    num_tokens = 0
+    for first in range(0, len(texts), GATE_BATCH):
+        batch = tokenizer(
+            list(texts[first : first + GATE_BATCH]),
+            padding=True,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        real_NL = batch["attention_mask"].bool()
+        cu_seqlens = torch.nn.functional.pad(real_NL.sum(1).cumsum(0), (1, 0)).int()
+        logits = {"ours": model.logits(batch["input_ids"][real_NL], cu_seqlens)}
+        for implementation in ("eager", "sdpa"):
+            theirs.set_attn_implementation(implementation)
+            logits[implementation] = theirs(**inputs).logits[real_NL]
+        for pair, values in differences.items():
+            one, other = pair.split("_vs_")
+            values.append((logits[one] - logits[other]).abs().max())
+        num_tokens += int(real_NL.sum())
+    measured = {f"{pair}_max_abs": torch.stack(values).max().item() for pair, values in differences.items()}
+    # A comparison with NaN is false, so a weight that is not finite is refused here too.
+    if not all(difference <= LOGIT_TOLERANCE for difference in measured.values()):
+        raise CheckpointError(
+            f"the exported model is not ours: largest logit differences {measured}, allowed "
+            f"{LOGIT_TOLERANCE}; nan or inf means the checkpoint's weights are not finite"
+        )
+    return measured | {"num_tokens": num_tokens}

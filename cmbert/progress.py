@@ -1,0 +1,36 @@
+"""Progress of long commands: a live line on a terminal, one log line now and then elsewhere."""
+
+import sys
+import time
+
+TERMINAL_INTERVAL_SECONDS = 0.2
+LOG_INTERVAL_SECONDS = 15.0
+
+
+class Progress:
+    """Report `done` of `total` with rate and time left. Prints nothing for work that ends within the first interval."""
+
+    def __init__(self, label: str, total: float, unit: str):
+        self.label, self.total, self.unit = label, total, unit
+        self.done = 0.0
+        self.live = sys.stderr.isatty()
+        self.interval = TERMINAL_INTERVAL_SECONDS if self.live else LOG_INTERVAL_SECONDS
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, amount: float) -> None:
+        """Count `amount` more units of work as done."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self.shown < self.interval:
+            return
+        self.shown = now
+        rate = self.done / (now - self.started)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        share = 100 * self.done / self.total if self.total else 100.0
+        text = f"{self.label}: {share:3.0f} %  {rate:,.1f} {self.unit}/s  {left:,.0f} s left"
+        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the live line."""
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""The tokenizer as the rest of the code sees it: special ids, byte length of every token, a fingerprint."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from cmbert.errors import ConfigError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
+PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
+NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
+SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A loaded byte-level BPE tokenizer."""
+
+    backend: tokenizers.Tokenizer
+    """Encodes text that looks like a special token ("[MASK]") as ordinary text."""
+    fingerprint: str
+    """Hash of tokenizer.json; shards and checkpoints carry it."""
+    directory: Path
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` without [CLS] and [SEP]."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`; lossless for ids that `encode` made, up to the tokenizer's normaliser."""
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def normalize(self, text: str) -> str:
+        """Return `text` as the tokenizer sees it (Unicode NFC for tokenizers made here)."""
+        normalizer = self.backend.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+    def token_byte_lengths(self) -> np.ndarray:
+        """Return the UTF-8 length of every token, shape (vocab_size,), int64; special tokens count 0.
+
+        A byte-level vocabulary spells each byte as one character, so a token's spelling is as long as its bytes.
+        """
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+            lengths[index] = 0 if index < NUM_SPECIAL_TOKENS else len(token)
+        return lengths
+
+    def sentence_end_tokens(self) -> np.ndarray:
+        """Return which tokens end a sentence (their text ends in one of 。！？；\\n), shape (vocab_size,), bool."""
+        texts = self.backend.decode_batch([[index] for index in range(self.vocab_size)])
+        return np.array([text.endswith(SENTENCE_ENDS) for text in texts])
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Load `directory`/tokenizer.json. Raises ConfigError when it is missing, unreadable or has other special ids."""
+    directory = Path(directory)
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; make one with `data_tools train-tokenizer --output {directory}`")
+    raw = path.read_bytes()
+    try:
+        backend = tokenizers.Tokenizer.from_buffer(raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a tokenizer.json: {error}") from error
+    for expected, token in enumerate(SPECIAL_TOKENS):
+        found = backend.token_to_id(token)
+        if found != expected:
+            raise ConfigError(
+                f"{path}: {token} has id {found}, must be {expected}; train it with `data_tools train-tokenizer`"
+            )
+    backend.encode_special_tokens = True
+    return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)

@@ -1,0 +1,92 @@
+"""Who am I among the ranks, and how do we decide together. Under torchrun, deepspeed, srun, mpirun, or alone."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+
+from cmbert.errors import ConfigError
+
+# (rank, world size, rank on this node) as each launcher names them. Slurm sets its own also in the batch step, where
+# nobody else was started, so srun is recognised by SLURM_STEP_ID.
+LAUNCHER_VARIABLES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+FIRST_PORT, NUM_PORTS = 20_000, 12_000  # ours: below Linux's ephemeral range, which starts at 32,768
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Find rank, world size and rendezvous in the environment; alone when no launcher left a trace."""
+    for rank, world_size, local_rank in LAUNCHER_VARIABLES:
+        under_srun = rank != "SLURM_PROCID" or "SLURM_STEP_ID" in environment
+        if rank in environment and world_size in environment and under_srun:
+            return Launch(
+                rank=_integer(environment, rank),
+                world_size=_integer(environment, world_size),
+                local_rank=_integer(environment, local_rank) if local_rank in environment else 0,
+                address=environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
+                port=_port(environment),
+            )
+    return Launch(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=_free_port())
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise ConfigError(f"environment: {name}={environment[name]!r} is not a number; check the launcher") from None
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    if "MASTER_PORT" in environment:
+        return _integer(environment, "MASTER_PORT")
+    job = _integer(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
+    return FIRST_PORT + job % NUM_PORTS  # two jobs that share a node must not meet
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def select_device(launch: Launch) -> torch.device:
+    """Return this rank's GPU when the machine has one, else the CPU; GPUs are dealt by local rank."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {launch.local_rank} has no GPU: this node shows {torch.cuda.device_count()}; "
+            "start one process per GPU"
+        )
+    device = torch.device("cuda", launch.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def sum_over_ranks(values: Sequence[float | torch.Tensor], device: torch.device) -> list[float]:
+    """Return the sum over all ranks of each value, the same on every rank. Exact for counts below 2^53."""
+    tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set on at least one rank; every rank gets the same answer."""
+    return sum_over_ranks([float(flag)], device)[0] > 0

@@ -1,0 +1,258 @@
+"""Training, one stage; read this first. `train` sets up and steps through it, `train_step` is one optimizer step."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from cmbert.config.deepspeed import resolve_deepspeed
+from cmbert.config.schema import Recipe
+from cmbert.data.loader import (
+    BatchGeometry,
+    PackedBatch,
+    RowReader,
+    StepBatches,
+    check_epochs,
+    iterate_steps,
+    open_reader,
+)
+from cmbert.errors import ConfigError
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.init import initialise
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import TrainState, load_checkpoint, load_weights, save_checkpoint
+from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
+from cmbert.train.engine import build_engine, start_distributed, stop_distributed
+from cmbert.train.guards import require_finite
+from cmbert.train.metrics import MetricsWriter
+from cmbert.train.optim import build_optimizer
+from cmbert.train.preemption import EXIT_STOPPED, StopRequest
+from cmbert.train.run_directory import find_resume, open_run_directory
+from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything one rank holds while it trains."""
+
+    recipe: Recipe
+    directory: Path
+    launch: Launch
+    device: torch.device
+    engine: Any
+    reader: RowReader
+    tokenizer: Tokenizer
+    metrics: MetricsWriter | None
+    step: int
+    last_step: int
+
+
+def train(recipe: Recipe, *, resume: str, max_steps: int | None, stop_after_seconds: float | None) -> int:
+    """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
+
+    resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
+    max_steps: stop after this many steps of this call. stop_after_seconds: likewise by the clock.
+    Raises CmbertError.
+    """
+    launch = read_launch(os.environ)
+    if launch.rank > 0:
+        logging.getLogger("cmbert").setLevel(logging.WARNING)  # one voice: every rank knows the same
+    start = check_start(recipe, resume, launch.world_size)
+    if start.step >= num_steps(recipe):
+        logger.info("%s: already finished, %d steps", recipe.run_directory, start.step)
+        return 0
+    stop = StopRequest(stop_after_seconds)
+    stop.listen()
+    run = set_up(recipe, launch, start, max_steps)
+    stopping = False
+    try:
+        for micro_batches, wait_seconds in timed(batches(run)):
+            record = train_step(run, micro_batches)
+            report(run, {**record, "data_wait_seconds": wait_seconds})
+            stopping = any_rank(stop.pending(), run.device)
+            if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
+                save(run)
+            if stopping:
+                break
+        return finish(run, stop.reason() if stopping else None)
+    finally:
+        if run.metrics:
+            run.metrics.close()
+        stop_distributed()
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, checked before any rank waits for another."""
+
+    deepspeed_config: dict[str, Any]
+    tokenizer: Tokenizer
+    reader: RowReader
+    checkpoint: Path | None
+    step: int
+
+
+def check_start(recipe: Recipe, resume: str, world_size: int) -> Start:
+    """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
+    deepspeed_config = resolve_deepspeed(recipe, world_size)
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    if tokenizer.vocab_size != recipe.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {recipe.model.vocab_size}, but {recipe.data.tokenizer} has {tokenizer.vocab_size} ids; "
+            "make them equal"
+        )
+    reader = open_reader(recipe.data, recipe.mask, tokenizer, recipe.train.seed)
+    check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
+    checkpoint, state = find_resume(recipe, resume, tokenizer, reader, world_size)
+    return Start(deepspeed_config, tokenizer, reader, checkpoint, state.step if state else 0)
+
+
+def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) -> Run:
+    """Join the ranks, build the model and restore what is there."""
+    device = select_device(launch)
+    start_distributed(launch, device)
+    directory = open_run_directory(recipe, start.deepspeed_config, launch.rank)
+    model = MaskedLanguageModel(recipe.model)
+    if start.checkpoint is None:
+        initialise(model, recipe.train.seed)
+        if recipe.train.init_from:
+            model.load_state_dict(load_weights(Path(recipe.train.init_from)))
+    engine = build_engine(model.to(device), build_optimizer(model, recipe.optimizer), start.deepspeed_config)
+    if start.checkpoint:
+        load_checkpoint(start.checkpoint, engine)
+    last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), start.step + max_steps)
+    logger.info(
+        "%s: %s on %d x %s, %d steps of %d tokens",
+        recipe.run_directory,
+        f"resuming at step {start.step} from {start.checkpoint}" if start.checkpoint else "starting",
+        launch.world_size, device.type, num_steps(recipe), step_tokens(recipe),
+    )  # fmt: skip
+    metrics = MetricsWriter(directory, start.step) if launch.rank == 0 else None
+    return Run(recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, start.step, last_step)
+
+
+def batches(run: Run) -> Iterator[list[PackedBatch]]:
+    """Yield this rank's micro-batches of every step still to do."""
+    geometry = BatchGeometry(
+        rows_per_step=run.recipe.train.rows_per_step,
+        micro_batch_rows=run.recipe.train.micro_batch_rows,
+        rank=run.launch.rank,
+        world_size=run.launch.world_size,
+    )
+    dataset = StepBatches(run.reader, geometry, partial(step_mask_rate, recipe=run.recipe))
+    steps = range(run.step, run.last_step)
+    return iterate_steps(dataset, steps, run.recipe.data.num_workers, pin_memory=run.device.type == "cuda")
+
+
+def timed(steps: Iterator[list[PackedBatch]]) -> Iterator[tuple[list[PackedBatch], float]]:
+    """Yield each step's micro-batches with the seconds that the trainer waited for them."""
+    while True:
+        started = time.perf_counter()
+        micro_batches = next(steps, None)
+        if micro_batches is None:
+            return
+        yield micro_batches, time.perf_counter() - started
+
+
+def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
+    """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
+    started = time.perf_counter()
+    engine, recipe = run.engine, run.recipe
+    counts = [sum(len(b.targets) for b in micro_batches), sum(len(b.input_ids) for b in micro_batches)]
+    masked_tokens, tokens = sum_over_ranks(counts, run.device)
+    # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
+    scale = run.launch.world_size * len(micro_batches) / max(masked_tokens, 1.0)
+    learning_rate = step_learning_rate(run.step, recipe)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss_sum = torch.zeros((), device=run.device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
+    for index, batch in enumerate(micro_batches):
+        loss, correct = engine(*to_device(batch, run.device))
+        engine.backward(loss * scale)
+        loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
+        if index + 1 < len(micro_batches):
+            engine.step()  # counts the micro-batch; the optimizer moves only with the last
+    global_loss, global_correct = sum_over_ranks([loss_sum, num_correct], run.device)
+    mean_loss = global_loss / max(masked_tokens, 1.0)
+    require_finite(mean_loss, run.step)
+    engine.step()
+    record = {
+        "step": run.step,
+        "tokens": (run.step + 1) * step_tokens(recipe),
+        "loss": mean_loss,
+        "accuracy": global_correct / max(masked_tokens, 1.0),
+        "learning_rate": learning_rate,
+        "mask_rate": step_mask_rate(run.step, recipe),
+        "masked_tokens": masked_tokens,
+        "real_tokens": tokens,
+        "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+        "step_seconds": time.perf_counter() - started,
+    }
+    run.step += 1
+    return record
+
+
+def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """Move a batch; the piece bounds stay on the host, where the model reads them without waiting for the GPU."""
+    moved = PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    return moved._replace(cu_seqlens=batch.cu_seqlens)
+
+
+def report(run: Run, record: dict[str, float]) -> None:
+    """Record a step and, now and then, print it with the time left. Only rank 0 does anything here."""
+    if run.metrics is None:
+        return
+    seconds = record["step_seconds"] + record["data_wait_seconds"]
+    record["tokens_per_second"] = record["real_tokens"] / seconds
+    record["fill_rate"] = record["real_tokens"] / step_tokens(run.recipe)
+    record["time"] = time.time()
+    run.metrics.write(record)
+    if run.step % run.recipe.train.log_every_steps == 0 or run.step in (1, run.last_step):
+        logger.info(
+            "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s  %s left",
+            run.step, run.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
+            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", duration((run.last_step - run.step) * seconds),
+        )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people write them: 75 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the steps done so far. All ranks call this."""
+    state = TrainState(
+        step=run.step,
+        rows=run.step * run.recipe.train.rows_per_step,
+        tokens=run.step * step_tokens(run.recipe),
+        world_size=run.launch.world_size,
+        zero_stage=run.engine.zero_optimization_stage(),
+        tokenizer_fingerprint=run.tokenizer.fingerprint,
+        shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
+    )
+    started = time.perf_counter()
+    path = save_checkpoint(run.directory, run.engine, state, run.recipe.train.keep_checkpoints)
+    logger.info("checkpoint %s (%.1f s)", path, time.perf_counter() - started)
+
+
+def finish(run: Run, stopped_by: str | None) -> int:
+    """Say how the call ended and return its exit code, the same on every rank."""
+    if run.step == num_steps(run.recipe):
+        logger.info("%s: stage finished after %d steps", run.recipe.run_directory, run.step)
+        return 0
+    why = stopped_by or "--max-steps"
+    logger.info("%s: stopped at step %d (%s); the same command continues", run.recipe.run_directory, run.step, why)
+    return EXIT_STOPPED if stopped_by else 0

@@ -1,0 +1,48 @@
+"""metrics.jsonl and TensorBoard: one record per step, rewound on resume so that no step shows twice."""
+
+import json
+import os
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from cmbert.errors import CheckpointError
+from cmbert.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """Return the records of a run, in step order; a last line cut short by a kill is left out."""
+    path = run / METRICS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: a line is not JSON ({error}); remove that line") from error
+
+
+class MetricsWriter:
+    """Append one JSON line per step and mirror it to TensorBoard. Only rank 0 has one."""
+
+    def __init__(self, run: Path, first_step: int):
+        kept = [record for record in read_metrics(run) if record["step"] < first_step]
+        write_text(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file = open(run / METRICS_FILE, "a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+
+    def write(self, record: dict[str, float]) -> None:
+        """Record one step; `record` has "step" and plain numbers."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self.board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Put everything on disk."""
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.board.close()

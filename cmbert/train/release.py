@@ -1,0 +1,79 @@
+"""From a run, a checkpoint or an exported folder to a model one can use: opening it, and exporting it behind a gate."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cmbert.config.schema import Recipe
+from cmbert.data.shards import ShardSet
+from cmbert.errors import CheckpointError
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.hf import export_folder, load_folder
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import CHECKPOINTS, load_weights, read_state, require_checkpoint
+from cmbert.train.run_directory import RECIPE_FILE, read_run_recipe
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_TOKENS = 1024  # for an exported folder, which does not say at what length it was trained
+PROBE_DOCUMENTS = 1000  # the export gate picks its texts among this many
+NUM_PROBES = 8  # half of them the longest, half the first
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what is needed to feed it."""
+
+    model: MaskedLanguageModel
+    tokenizer: Tokenizer
+    context_tokens: int
+    training_shards: list[ShardSet]
+    """Empty for an exported folder."""
+
+
+def open_model(path: Path) -> TrainedModel:
+    """Open a run directory, a checkpoint or an exported folder; the model is fp32, on the CPU."""
+    if (path / "config.json").is_file():
+        model, _ = load_folder(path)
+        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [])
+    recipe, tokenizer = _recipe_and_tokenizer(path)
+    model = MaskedLanguageModel(recipe.model)
+    model.load_state_dict(load_weights(path))
+    shards = [ShardSet(source.path) for source in recipe.data.sources]
+    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards)
+
+
+def export(path: Path, output: Path, format: Literal["hf", "hf-modernbert"]) -> None:
+    """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
+
+    Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
+    """
+    recipe, tokenizer = _recipe_and_tokenizer(path)
+    texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
+    measured = export_folder(load_weights(path), recipe.model, tokenizer.directory, output, format=format, texts=texts)
+    logger.info("exported %s: %s", output, "  ".join(f"{name} {value:.2g}" for name, value in measured.items()))
+
+
+def _recipe_and_tokenizer(path: Path) -> tuple[Recipe, Tokenizer]:
+    checkpoint = require_checkpoint(path)
+    run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else path
+    if not (run / RECIPE_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint}: not inside a run directory; keep checkpoints where `cmbert train` made them"
+        )
+    recipe = read_run_recipe(run)
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    if read_state(checkpoint).tokenizer_fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint}: trained with another tokenizer than {tokenizer.directory}; put that one back"
+        )
+    return recipe, tokenizer
+
+
+def probe_texts(shards: ShardSet, tokenizer: Tokenizer) -> list[str]:
+    """Return real texts for the gate: the first documents of a shard set and the longest among many."""
+    lengths = shards.shard_lengths(0)[:PROBE_DOCUMENTS]
+    longest = lengths.argsort(kind="stable")[::-1][: NUM_PROBES // 2].tolist()
+    documents = dict.fromkeys([*range(min(NUM_PROBES - len(longest), len(lengths))), *longest])
+    return [tokenizer.decode(shards.read(document)[0].tolist()) for document in documents]

@@ -1,0 +1,35 @@
+"""Fill in masked words with nothing but transformers: python fill_mask.py EXPORTED_FOLDER [OUTPUT.json]"""
+
+import json
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+SENTENCES = (  # ours
+    "这家酒店的[MASK]很好，下次还会来住。",
+    "这本书的内容非常[MASK]，值得一读。",
+    "新华社[MASK]一月十日电",
+    "改革开放以来，我国[MASK]取得了很大的成就。",
+    "房间很干净，服务员的态度也很[MASK]。",
+)
+NUM_PREDICTIONS = 5
+
+
+def main(folder: str, output: str | None) -> None:
+    """Print the best fillings of five sentences, and write them to `output`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=NUM_PREDICTIONS)
+    results = []
+    for text in SENTENCES:
+        predictions = [{"token": found["token_str"], "score": found["score"]} for found in fill(text)]
+        filled = text.replace("[MASK]", predictions[0]["token"])
+        results.append({"text": text, "predictions": predictions, "filled": filled})
+        print(f"{text}\n   " + "  ".join(f"{p['token']} {p['score']:.2f}" for p in predictions))
+    if output:
+        Path(output).write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)

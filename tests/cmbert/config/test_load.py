@@ -1,0 +1,98 @@
+"""Recipes: strict keys with the nearest name, types, extends, overrides, rules, and DeepSpeed files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cmbert.config.deepspeed import load_deepspeed_file, resolve_deepspeed
+from cmbert.config.load import differing_keys, load_recipe, write_resolved
+from cmbert.errors import ConfigError
+
+
+def changed(recipe_file: Path, old: str, new: str) -> Path:
+    text = recipe_file.read_text(encoding="utf-8")
+    assert old in text
+    recipe_file.write_text(text.replace(old, new), encoding="utf-8")
+    return recipe_file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_layers = 3", "num_layer = 3", r"recipe.toml: model.num_layer: unknown key; did you mean 'num_layers'\?"),
+        ("[schedule]", "[shedule]", r"shedule: unknown key; did you mean 'schedule'\?"),
+        ("num_layers = 3", "", "model.num_layers: missing key"),
+        ("num_layers = 3", 'num_layers = "3"', "model.num_layers: must be int, found '3'"),
+        ("num_layers = 3", "num_layers = true", "model.num_layers: must be int, found True"),
+        ("path =", "pth =", r"data.sources\[0\].pth: unknown key; did you mean 'path'"),
+        ("[model]", '[model]\nnorm = "rmsnrm"', "model.norm: 'rmsnrm' is not one of .* did you mean 'rmsnorm'"),
+        ("vocab_size = 384", "vocab_size = 390", "390 is not a multiple of 64 .* nearest: 384 or 448"),
+        ("context_tokens = 64", "context_tokens = 9000", "9000 exceeds model.max_length 8192"),
+        ("micro_batch_rows = 2", "micro_batch_rows = 3", "rows_per_step 8 must be a multiple of micro_batch_rows 3"),
+        ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
+        ("num_layers = 3", "num_layers = = 3", "not valid TOML"),
+    ],
+)
+def test_mistakes_name_file_key_and_remedy(recipe_file: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(changed(recipe_file, old, new))
+    assert "\n" not in str(caught.value)
+    assert str(recipe_file) in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such recipe"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+def test_resolved_recipe_reads_back_equal(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    write_resolved(recipe, tmp_path / "resolved.toml")
+    assert load_recipe(tmp_path / "resolved.toml") == recipe
+
+
+def test_overrides(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["train.seed=7", "run_directory=some/where", "schedule.lr_max=1"])
+    assert (recipe.train.seed, recipe.run_directory, recipe.schedule.lr_max) == (7, "some/where", 1.0)
+    assert differing_keys(load_recipe(recipe_file), recipe) == ["run_directory", "schedule.lr_max", "train.seed"]
+    with pytest.raises(ConfigError, match=r"train\.sed: unknown key; did you mean 'seed'"):
+        load_recipe(recipe_file, ["train.sed=7"])
+    with pytest.raises(ConfigError, match="must be key=value"):
+        load_recipe(recipe_file, ["train.seed"])
+
+
+def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "recipe.toml"\n[data]\ncontext_tokens = 128\n', encoding="utf-8")
+    assert differing_keys(load_recipe(recipe_file), load_recipe(child)) == ["data.context_tokens"]
+    changed(recipe_file, "run_directory", 'extends = "child.toml"\nrun_directory')
+    with pytest.raises(ConfigError, match="circle"):
+        load_recipe(child)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"zero_optimisation": {"stage": 1}},
+            "zero_optimisation: unknown top-level key .* did you mean 'zero_optimization'",
+        ),
+        ({"train_batch_size": 8}, "train_batch_size: the recipe owns this number; .* set train.rows_per_step"),
+        ({"gradient_clipping": 1.0}, "the recipe owns this number; .* set optimizer.gradient_clip"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not"),
+        ([], "must be a JSON object"),
+    ],
+)
+def test_deepspeed_files_are_checked(tmp_path: Path, table: object, message: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_deepspeed_file(path)
+
+
+def test_the_batch_must_divide_over_the_ranks(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert resolve_deepspeed(recipe, 2)["gradient_accumulation_steps"] == 2
+    with pytest.raises(ConfigError, match="8 rows do not divide into micro-batches of 2 rows on 3 ranks"):
+        resolve_deepspeed(recipe, 3)

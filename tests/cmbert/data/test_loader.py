@@ -1,0 +1,108 @@
+"""Batches: step s is the same at any world size, micro-batch size and worker count; pieces are framed and isolated."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.loader import BatchGeometry, PackedBatch, StepBatches, check_epochs, iterate_steps, open_reader
+from cmbert.errors import ConfigError, ShardError
+from cmbert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer, load_tokenizer
+
+ROWS_PER_STEP = 24
+
+
+def rate_of(step: int, start: float) -> float:
+    return start + 0.01 * step
+
+
+@pytest.fixture
+def data(tokenizer_directory: Path, shards: Path) -> DataConfig:
+    source = SourceConfig(path=str(shards))
+    return DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
+
+
+def batches(data: DataConfig, tokenizer: Tokenizer, rank: int, world: int, rows: int) -> StepBatches:
+    reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
+    geometry = BatchGeometry(rows_per_step=ROWS_PER_STEP, micro_batch_rows=rows, rank=rank, world_size=world)
+    return StepBatches(reader, geometry, partial(rate_of, start=0.15))
+
+
+def pieces(batch: PackedBatch) -> list[tuple]:
+    """Every piece of a batch with its ids, masked places and targets, in an order-free form."""
+    found = []
+    for first, last in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        inside = (batch.masked_positions >= first) & (batch.masked_positions < last)
+        ids = tuple(batch.input_ids[first:last].tolist())
+        found.append(
+            (ids, tuple((batch.masked_positions[inside] - first).tolist()), tuple(batch.targets[inside].tolist()))
+        )
+    return found
+
+
+def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Tokenizer) -> None:
+    expected = None
+    for world, rows in ((1, 24), (1, 4), (2, 3), (3, 2), (4, 6), (8, 3), (8, 1)):
+        found = []
+        for rank in range(world):
+            micro_batches = batches(data, tokenizer, rank, world, rows)[5]
+            assert len(micro_batches) == ROWS_PER_STEP // (world * rows)
+            found += [piece for batch in micro_batches for piece in pieces(batch)]
+        expected = expected or sorted(found)
+        assert sorted(found) == expected
+
+
+def test_workers_and_restarts_change_nothing(data: DataConfig, tokenizer: Tokenizer) -> None:
+    dataset = batches(data, tokenizer, 0, 1, 8)
+    alone = list(iterate_steps(dataset, range(6), num_workers=0, pin_memory=False))
+    workers = list(iterate_steps(dataset, range(2, 6), num_workers=2, pin_memory=False))
+    for one, other in zip(alone[2:], workers, strict=True):
+        for first, second in zip(one, other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
+    for batch in batches(data, tokenizer, 0, 1, 8)[0]:
+        assert batch.input_ids.dtype == torch.int64
+        assert batch.cu_seqlens.dtype == torch.int32
+        assert len(batch.input_ids) <= 8 * 64
+        bounds = batch.cu_seqlens.long()
+        assert bounds[-1] == len(batch.input_ids)
+        assert (batch.input_ids[bounds[:-1]] == CLS_ID).all()
+        assert (batch.input_ids[bounds[1:] - 1] == SEP_ID).all()
+        specials = set(bounds[:-1].tolist()) | set((bounds[1:] - 1).tolist())
+        assert not specials & set(batch.masked_positions.tolist())
+        assert (batch.targets > MASK_ID).all()
+
+
+def test_an_epoch_reads_every_token_once(data: DataConfig, tokenizer: Tokenizer) -> None:
+    reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
+    source = reader.blend.sources[0]
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for row in range(source.num_rows):
+        tokens, _, maskable, _ = reader.assemble(reader.blend.address(row))
+        counts += np.bincount(tokens[maskable], minlength=tokenizer.vocab_size)
+    assert (counts == source.shards.token_counts(tokenizer.vocab_size)).all()
+
+
+def test_another_tokenizer_is_refused(
+    data: DataConfig, tokenizer_directory: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    text = (tokenizer_directory / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(ShardError, match="made with tokenizer"):
+        open_reader(data, MaskConfig(), load_tokenizer(tmp_path), seed=0)
+
+
+def test_too_many_epochs_are_refused(data: DataConfig, tokenizer: Tokenizer, shards: Path) -> None:
+    limited = DataConfig(
+        tokenizer=data.tokenizer, sources=(SourceConfig(path=str(shards), max_epochs=2.0),), context_tokens=64
+    )
+    blend = open_reader(limited, MaskConfig(), tokenizer, seed=0).blend
+    rows = blend.sources[0].num_rows
+    check_epochs(blend, limited, 2 * rows)
+    with pytest.raises(ConfigError, match=r"would be read 3\.00 times"):
+        check_epochs(blend, limited, 3 * rows)

@@ -1,0 +1,122 @@
+"""The shard format: what is written is read back, by us and by Megatron-Core; torn files are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmbert.data.shards import ShardSet, ShardWriter, read_idx, token_dtype, write_idx, write_manifest
+from cmbert.errors import ShardError
+from cmbert.tokenizer import Tokenizer
+
+LENGTHS = [3, 10, 1, 77, 5]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, list[np.ndarray], list[np.ndarray]]:
+    random = np.random.default_rng(0)
+    tokens = [random.integers(5, 384, length) for length in LENGTHS]
+    starts = [random.random(length) < 0.5 for length in LENGTHS]
+    for bits in starts:
+        bits[0] = True
+    entries = []
+    for name, batches in (("00000", [(0, 2), (2, 3)]), ("00001", [(3, 5)])):
+        writer = ShardWriter(tmp_path, name, token_dtype(384))
+        for first, last in batches:  # several appends: bits must continue inside a byte
+            part = slice(first, last)
+            writer.append(np.concatenate(tokens[part]), np.array(LENGTHS[part]), np.concatenate(starts[part]))
+        entries.append(writer.close())
+    write_manifest(tmp_path, {"tokenizer": {"fingerprint": "f", "vocab_size": 384}, "shards": entries})
+    return tmp_path, tokens, starts
+
+
+def test_documents_and_units_come_back(written: tuple[Path, list[np.ndarray], list[np.ndarray]]) -> None:
+    directory, tokens, starts = written
+    for mmap in (True, False):
+        shards = ShardSet(directory, mmap=mmap)
+        assert shards.num_documents == len(LENGTHS)
+        assert shards.num_tokens == sum(LENGTHS)
+        assert shards.document_lengths().tolist() == LENGTHS
+        for index, (expected_tokens, expected_starts) in enumerate(zip(tokens, starts, strict=True)):
+            found_tokens, found_starts = shards.read(index)
+            assert found_tokens.tolist() == expected_tokens.tolist()
+            assert found_starts.tolist() == expected_starts.tolist()
+    part_tokens, part_starts = ShardSet(directory).read(3, start=13, count=40)
+    assert part_tokens.tolist() == tokens[3][13:53].tolist()
+    assert part_starts.tolist() == [True, *starts[3][14:53].tolist()]  # a piece always begins a unit
+    assert ShardSet(directory).token_counts(384).tolist() == np.bincount(np.concatenate(tokens), minlength=384).tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_megatron_core_opens_our_shards(written: tuple[Path, list[np.ndarray], list[np.ndarray]]) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    directory, tokens, _ = written
+    theirs = indexed.IndexedDataset(str(directory / "00000"))
+    assert theirs.sequence_lengths.tolist() == LENGTHS[:3]
+    assert theirs.document_indices.tolist() == [0, 1, 2, 3]
+    for index in range(3):
+        assert theirs[index].tolist() == tokens[index].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Transformer Engine", "ignore::DeprecationWarning")
+def test_we_open_megatron_shards_with_one_unit_per_token(tmp_path: Path) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    torch = pytest.importorskip("torch")
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "old.bin"), dtype=np.uint16)
+    builder.add_item(torch.tensor([7, 8]))
+    builder.add_item(torch.tensor([9]))  # a second sentence of the same document
+    builder.end_document()
+    builder.add_item(torch.tensor([10, 11, 12]))
+    builder.end_document()
+    builder.finalize(str(tmp_path / "old.idx"))
+    with pytest.warns(UserWarning, match="without word units"):
+        shards = ShardSet(tmp_path / "old")
+    assert shards.document_lengths().tolist() == [3, 3]
+    assert shards.read(0)[0].tolist() == [7, 8, 9]
+    assert shards.read(1)[1].all()
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx", "words"])
+def test_torn_or_missing_files_are_refused(written: tuple, suffix: str) -> None:
+    directory = written[0]
+    path = directory / f"00001.{suffix}"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1])
+    with pytest.raises(ShardError, match=rf"00001\.{suffix}.*truncated"):
+        ShardSet(directory)
+    path.unlink()
+    with pytest.raises(ShardError, match=rf"00001\.{suffix}.*missing"):
+        ShardSet(directory)
+
+
+def test_a_directory_without_a_whole_manifest_is_no_shard_set(written: tuple) -> None:
+    directory = written[0]
+    manifest = directory / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    with pytest.raises(ShardError, match="not valid JSON"):
+        ShardSet(directory)
+    manifest.write_text('{"format": "other"}', encoding="utf-8")
+    with pytest.raises(ShardError, match="format 'other'"):
+        ShardSet(directory)
+    manifest.unlink()
+    with pytest.raises(ShardError, match="not a shard set"):
+        ShardSet(directory)
+
+
+def test_pointers_pass_two_gigabytes(tmp_path: Path) -> None:
+    lengths = np.full(3, 2**30, dtype=np.int64)
+    write_idx(tmp_path / "big.idx", lengths, np.dtype("<u2"))
+    found, starts, _ = read_idx(tmp_path / "big.idx")
+    assert found.tolist() == lengths.tolist()
+    assert starts.tolist() == [0, 2**30, 2**31]
+
+
+def test_large_vocabularies_take_four_bytes() -> None:
+    assert token_dtype(65_536).itemsize == 2
+    assert token_dtype(65_537).itemsize == 4
+
+
+def test_sentence_ends(tokenizer: Tokenizer) -> None:
+    ends = tokenizer.sentence_end_tokens()
+    ids = tokenizer.encode("今天天气很好。我们")
+    assert [tokenizer.decode([i]) for i in ids if ends[i]] == ["。"]

@@ -1,0 +1,123 @@
+"""Fixtures of several rooms: a tiny tokenizer, tiny shard sets, tiny recipes, all made here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
+from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+
+SENTENCES = (
+    "今天天气很好，我们一起去公园散步。",
+    "他在北京大学学习计算机科学，每天读很多书！",
+    "这家酒店的服务态度非常好，房间也很干净？",
+    "人民日报报道，经济保持了平稳增长；改革继续推进。",
+    "I bought 3 books on Monday，价格是１２元。\n",
+)
+VOCAB_SIZE = 384
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer of 384 ids, as transformers loads it."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        min_frequency=0,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = [a + b for a in SENTENCES for b in SENTENCES]
+    backend.train_from_iterator(words, trainer)
+    assert backend.get_vocab_size() == VOCAB_SIZE
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    backend.save(str(directory / "tokenizer.json"))
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+    config = {f"{name}_token": token for name, token in names.items()}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_directory: Path) -> Tokenizer:
+    return load_tokenizer(tokenizer_directory)
+
+
+def make_shards(
+    directory: Path, tokenizer: Tokenizer, *, lengths: list[int], num_shards: int = 1, seed: int = 0
+) -> Path:
+    """Write a shard set of documents of the given token counts: repeated sentences, units of one or two tokens."""
+    random = np.random.default_rng(seed)
+    sentences = [np.array(tokenizer.encode(sentence)) for sentence in SENTENCES]
+    directory.mkdir(parents=True)
+    entries = []
+    for index, part in enumerate(np.array_split(np.array(lengths), num_shards)):
+        writer = ShardWriter(directory, f"{index:05d}", token_dtype(VOCAB_SIZE))
+        for length in part.tolist():
+            order = random.integers(len(sentences), size=length // min(map(len, sentences)) + 1)
+            tokens = np.concatenate([sentences[i] for i in order])[:length]
+            starts = random.random(length) < 0.7
+            starts[0] = True
+            writer.append(tokens, np.array([length]), starts)
+        entries.append(writer.close())
+    tokenizer_entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": VOCAB_SIZE}
+    write_manifest(directory, {"tokenizer": tokenizer_entry, "shards": entries})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """Three shards of 600 documents of 1 to 300 tokens, about 40,000 tokens."""
+    lengths = np.random.default_rng(1).integers(1, 300, 600) // np.random.default_rng(2).integers(1, 6, 600) + 1
+    return make_shards(tmp_path_factory.mktemp("data") / "shards", tokenizer, lengths=lengths.tolist(), num_shards=3)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tokenizer_directory: Path, shards: Path) -> Path:
+    """A recipe small enough to train a few steps in a second; fp32, ZeRO 1."""
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"""
+run_directory = "{tmp_path}/run"
+[model]
+num_layers = 3
+hidden_size = 32
+num_heads = 2
+intermediate_size = 48
+vocab_size = {VOCAB_SIZE}
+local_window = 16
+[data]
+tokenizer = "{tokenizer_directory}"
+context_tokens = 64
+window_rows = 32
+[[data.sources]]
+path = "{shards}"
+[schedule]
+lr_max = 1e-3
+lr_min = 1e-4
+warmup_tokens = 1024
+[mask]
+warmup_tokens = 1024
+[train]
+total_tokens = 8192
+rows_per_step = 8
+micro_batch_rows = 2
+checkpoint_every_steps = 4
+deepspeed = "{tmp_path}/ds.json"
+""",
+        encoding="utf-8",
+    )
+    return path

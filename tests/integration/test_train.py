@@ -1,0 +1,139 @@
+"""Training under real launchers on CPU: ZeRO stages agree, kill and resume is bitwise, stage 2 follows stage 1."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cmbert.train.metrics import read_metrics
+from cmbert.train.preemption import EXIT_STOPPED
+
+REPEATED = ("loss", "grad_norm", "accuracy", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "tokens")
+
+
+def start(recipe: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    if ranks > 1:
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, *launcher, "-m", "cmbert", "train", str(recipe), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def train(recipe: Path, *arguments: str, ranks: int = 1, code: int = 0) -> str:
+    process = start(recipe, *arguments, ranks=ranks)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run)]
+
+
+def trace(run: Path) -> list[dict]:
+    records = read_metrics(run)
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return [{key: record[key] for key in REPEATED} for record in records]
+
+
+def deepspeed_file(directory: Path, stage: int, bf16: bool = False) -> str:
+    path = directory / f"zero{stage}{'_bf16' if bf16 else ''}.json"
+    precision = {"bf16": {"enabled": True}} if bf16 else {}
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **precision}), encoding="utf-8")
+    return f"train.deepspeed={path}"
+
+
+def test_zero_stages_on_two_ranks_agree_with_one_process(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, "--set", deepspeed_file(tmp_path, 0), "--set", f"run_directory={tmp_path}/single")
+    expected = losses(tmp_path / "single")
+    assert len(expected) == 16
+    assert expected[-1] < expected[0]
+    for stage in (1, 2, 3):
+        run = tmp_path / f"zero{stage}"
+        train(recipe_file, "--set", deepspeed_file(tmp_path, stage), "--set", f"run_directory={run}", ranks=2)
+        # fp32: only the order of the sums differs
+        assert losses(run) == pytest.approx(expected, rel=1e-5), f"ZeRO {stage}"
+
+
+@pytest.mark.parametrize(("stage", "bf16"), [(1, True), (3, False)])
+def test_killed_run_resumes_bitwise(recipe_file: Path, tmp_path: Path, stage: int, bf16: bool) -> None:
+    setting = ("--set", deepspeed_file(tmp_path, stage, bf16))
+    train(recipe_file, *setting, "--set", f"run_directory={tmp_path}/unbroken", ranks=2)
+
+    killed = (*setting, "--set", f"run_directory={tmp_path}/killed")
+    process = start(recipe_file, *killed, ranks=2)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() or metrics.read_text(encoding="utf-8").count("\n") < 6:
+        assert process.poll() is None or len(read_metrics(tmp_path / "killed")) >= 6
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    latest = (tmp_path / "killed" / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+    output = train(recipe_file, *killed, ranks=2)
+    assert f"resuming at step {int(latest.removeprefix('step_'))}" in output
+    assert trace(tmp_path / "killed") == trace(tmp_path / "unbroken")
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_signal_saves_and_the_same_command_continues(recipe_file: Path, tmp_path: Path) -> None:
+    long = ("--set", "train.total_tokens=200000", "--set", "train.checkpoint_every_steps=100000")
+    process = start(recipe_file, *long)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.is_file() or not metrics.read_text(encoding="utf-8"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, output
+    done = len(read_metrics(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text(encoding="utf-8").strip() == f"step_{done:09d}"
+    assert f"resuming at step {done}" in train(recipe_file, *long, "--max-steps", "2")
+    assert len(read_metrics(tmp_path / "run")) == done + 2
+
+
+def test_stage_two_starts_from_stage_one_and_finished_stages_say_so(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file)
+    stage2 = tmp_path / "stage2.toml"
+    stage2.write_text(
+        f"""
+extends = "recipe.toml"
+run_directory = "{tmp_path}/stage2"
+[data]
+context_tokens = 256
+[model]
+rope_base_global = 160000.0
+[train]
+rows_per_step = 2
+init_from = "{tmp_path}/run"
+""",
+        encoding="utf-8",
+    )
+    train(stage2)
+    first, second = losses(tmp_path / "run"), losses(tmp_path / "stage2")
+    assert second[0] < first[0] - 0.05  # it starts where stage 1 ended, not from scratch
+    assert "already finished" in train(stage2)
+    assert losses(tmp_path / "stage2") == second
+
+
+def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    missing = train(recipe_file, "--set", f"train.init_from={tmp_path}/nowhere", code=2)
+    assert "no checkpoint there" in missing
+    assert not (tmp_path / "run").exists()
+    train(recipe_file, "--max-steps", "1")
+    other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)
+    assert "belongs to another recipe (differs in schedule.lr_max)" in other
+    assert other.count("\n") == 1

@@ -1,0 +1,89 @@
+"""The doors of the house: imports only in the drawn directions, one home per library, no work at import time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")])
+GROUND_FLOOR = (
+    "cmbert.errors",
+    "cmbert.files",
+    "cmbert.progress",
+    "cmbert.seeding",
+    "cmbert.config",
+    "cmbert.tokenizer",
+    "cmbert.data.shards",
+)
+HF_CODE = "cmbert/model/hf_code/"  # shipped inside exported folders, never imported here
+ONE_HOME = {
+    "deepspeed": ("cmbert/train/engine.py",),
+    "flash_attn": ("cmbert/accel.py",),
+    "apex": ("cmbert/accel.py",),
+    "transformers": ("cmbert/model/hf.py", "cmbert/evaluate/", HF_CODE),
+}
+FORBIDDEN = {  # room -> packages it must not import
+    "cmbert/": ("data_tools", "recipes", "tests"),
+    "cmbert/model/": ("cmbert.data", "cmbert.train", "cmbert.evaluate", "cmbert.cli"),
+    "cmbert/data/": ("cmbert.model", "cmbert.train", "cmbert.evaluate", "cmbert.cli"),
+    "cmbert/evaluate/": ("cmbert.train", "cmbert.cli"),
+    "cmbert/train/": ("cmbert.cli",),
+    "cmbert/accel.py": ("cmbert.model", "cmbert.data", "cmbert.train", "cmbert.evaluate"),
+    "data_tools/": ("torch", "deepspeed", "transformers"),
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_doors(path: Path) -> None:
+    name, modules = name_of(path), imports(path)
+    for room, packages in FORBIDDEN.items():
+        if name.startswith(room):
+            assert not [m for m in modules for package in packages if within(m, package)]
+    for library, homes in ONE_HOME.items():
+        if any(within(module, library) for module in modules):
+            assert name.startswith(homes), f"{library} has one home"
+    if name.startswith("data_tools/"):
+        ours = [module for module in modules if within(module, "cmbert")]
+        assert all(any(within(module, floor) for floor in GROUND_FLOOR) for module in ours)
+    if path.name == "__init__.py":
+        assert not path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+
+
+def test_the_ground_floor_needs_no_torch() -> None:
+    modules = [name_of(p)[:-3].replace("/", ".") for p in FILES if name_of(p).startswith("data_tools/")]
+    modules = [module.removesuffix(".__init__") for module in modules if not module.endswith("__main__")]
+    modules += ["cmbert.data.shards", "cmbert.config.load", "cmbert.config.deepspeed", "cmbert.tokenizer", "cmbert.cli"]
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
