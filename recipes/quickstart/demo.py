@@ -1,6 +1,6 @@
 """`make demo`: the whole recipe, small, on real Chinese text; each step is a command anyone can run.
 
-A step that is done is not done again: its command and the files it depends on are remembered in progress.json.
+A step that is done is not done again: its command and the recipes it depends on are remembered in progress.json.
 """
 
 import argparse
@@ -11,14 +11,15 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent.relative_to(Path.cwd()) if Path.cwd() in Path(__file__).parents else Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))
 RUN = Path("runs/quickstart")
 STAGE1, STAGE2 = HERE / "stage1.toml", HERE / "stage2.toml"
 MAX_PROCESSES = 2
-EXIT_INTERRUPTED = 130
+EXIT_USER_ERROR = 2
 
 
 class Step(NamedTuple):
@@ -27,39 +28,37 @@ class Step(NamedTuple):
     name: str
     heading: str
     command: list[str]
-    depends_on: tuple[Path, ...] = ()
 
 
-def protocol() -> list[Step]:
+def protocol(sample_options: list[str]) -> list[Step]:
     """Return the steps in order."""
-    python, processes = sys.executable, num_processes()
-    tools, cmbert = [python, "-m", "data_tools"], [python, "-m", "cmbert"]
-    train = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    train += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "cmbert", "train"]
+    python, processes = sys.executable, str(num_processes())
+    data_tools, cmbert = [python, "-m", "data_tools"], [python, "-m", "cmbert"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", processes]
+    train = [python, *launch, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "cmbert", "train"]
+    first, second = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (STAGE1, STAGE2))
+    vocab_size = str(first["model"]["vocab_size"])
+    rows = [f"rows of {recipe['data']['context_tokens']:,} tokens" for recipe in (first, second)]
+
     train_text, heldout_text = f"{RUN}/text/train.jsonl", f"{RUN}/text/heldout.jsonl"
-    preprocess = [*tools, "preprocess", "--tokenizer", f"{RUN}/tokenizer"]
-    learn_bpe = [*tools, "train-tokenizer", "--vocab-size", "8192"]
+    learn_bpe = [*data_tools, "train-tokenizer", "--vocab-size", vocab_size]
+    preprocess = [*data_tools, "preprocess", "--tokenizer", f"{RUN}/tokenizer"]
     score = [*cmbert, "eval", f"{RUN}/stage2", "--data", f"{RUN}/heldout", "--by-position"]
     export = [*cmbert, "export", f"{RUN}/stage2"]
-    fill_mask = [python, str(HERE / "fill_mask.py")]
-    steps = (
-        ("sample", "Real Chinese text", [*tools, "sample", "--output", f"{RUN}/text"]),
-        ("tokenizer", "Tokenizer", [*learn_bpe, "--input", train_text, "--output", f"{RUN}/tokenizer"]),
-        ("shards", "Shards with word units", [*preprocess, "--input", train_text, "--output", f"{RUN}/shards"]),
-        ("heldout", "Held-out shards", [*preprocess, "--input", heldout_text, "--output", f"{RUN}/heldout"]),
-        ("verify", "Verify the shards", [*tools, "verify", f"{RUN}/shards"]),
-        ("plan", "Plan of stage 1", [*cmbert, "plan", str(STAGE1), "--gpus", str(processes)]),
-        ("stage1", f"Stage 1: rows of 256 tokens, {processes} ZeRO processes", [*train, str(STAGE1)]),
-        ("stage2", "Stage 2: rows of 1,024 tokens, packed anew, from stage 1", [*train, str(STAGE2)]),
-        ("eval", "Held-out pseudo-perplexity by position", [*score, "--output", f"{RUN}/eval.json"]),
-        ("export", "Export, checked against transformers", [*export, "--output", f"{RUN}/export"]),
-        ("fill-mask", "Fill-mask through transformers", [*fill_mask, f"{RUN}/export", f"{RUN}/fill_mask.json"]),
-        ("report", "Report", [*cmbert, "report", str(RUN), "--output", f"{RUN}/report.html"]),
-    )  # fmt: skip
-    first_recipe = [name for name, _, _ in steps].index("plan")
+    fill_mask = [python, str(HERE / "fill_mask.py"), f"{RUN}/export"]
     return [
-        Step(name, heading, command, (STAGE1, STAGE2) if index >= first_recipe else ())
-        for index, (name, heading, command) in enumerate(steps)
+        Step("sample", "Real Chinese text", [*data_tools, "sample", *sample_options, "--output", f"{RUN}/text"]),
+        Step("tokenizer", "Tokenizer", [*learn_bpe, "--input", train_text, "--output", f"{RUN}/tokenizer"]),
+        Step("shards", "Shards with word units", [*preprocess, "--input", train_text, "--output", f"{RUN}/shards"]),
+        Step("heldout", "Held-out shards", [*preprocess, "--input", heldout_text, "--output", f"{RUN}/heldout"]),
+        Step("verify", "Verify the shards", [*data_tools, "verify", f"{RUN}/shards"]),
+        Step("plan", "Plan of stage 1", [*cmbert, "plan", str(STAGE1), "--gpus", processes]),
+        Step("stage1", f"Stage 1: {rows[0]}, {processes} ZeRO processes", [*train, str(STAGE1)]),
+        Step("stage2", f"Stage 2: {rows[1]}, packed anew from the same shards", [*train, str(STAGE2)]),
+        Step("eval", "Held-out pseudo-perplexity by position", [*score, "--output", f"{RUN}/eval.json"]),
+        Step("export", "Export, compared with transformers", [*export, "--output", f"{RUN}/export"]),
+        Step("fill_mask", "Fill-mask through transformers", [*fill_mask, f"{RUN}/fill_mask.json"]),
+        Step("report", "Report", [*cmbert, "report", str(RUN), "--output", f"{RUN}/report.html"]),
     ]
 
 
@@ -71,34 +70,25 @@ def num_processes() -> int:
     return min(MAX_PROCESSES, available)
 
 
-def fingerprint(step: Step, before: str) -> str:
-    """Identify a step by its command, the files it depends on and the step before it."""
-    digest = hashlib.blake2b(before.encode(), digest_size=16)
-    digest.update("\0".join(step.command[1:]).encode())
-    for path in step.depends_on:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def main() -> int:
     """Run what is not done yet; return the exit code of the first step that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fresh", action="store_true", help=f"remove {RUN} and start over")
-    if parser.parse_args().fresh:
+    parser.add_argument("--size", metavar="BYTES", help="at most this much text, bytes of UTF-8 (default: all there is)")
+    options = parser.parse_args()
+    if options.fresh:
         shutil.rmtree(RUN, ignore_errors=True)
     RUN.mkdir(parents=True, exist_ok=True)
     progress_file = RUN / "progress.json"
     done = json.loads(progress_file.read_text(encoding="utf-8")) if progress_file.is_file() else {}
-    steps, identity, num_run = protocol(), "", 0
+    steps = protocol(["--size", options.size] if options.size else [])
+    identity, num_run = "", 0
     for number, step in enumerate(steps, start=1):
-        identity = fingerprint(step, identity)
+        identity = identify(step, identity)
+        if step.name in done and done[step.name]["identity"] != identity:
+            print(f"The recipe changed since `{step.name}`; start over with: make demo FRESH=1", file=sys.stderr)
+            return EXIT_USER_ERROR
         if step.name in done:
-            if done[step.name]["identity"] != identity:
-                print(
-                    f"The recipe changed since `{step.name}` was run; start over with: make demo FRESH=1",
-                    file=sys.stderr,
-                )
-                return 2
             continue
         if step.name == "report":
             write_summary(done)  # the page shows it
@@ -106,7 +96,7 @@ def main() -> int:
         started = time.monotonic()
         code = run(step.command)
         if code != 0:
-            print(f"\n`{step.name}` ended with exit code {code}; `make demo` continues from here.", file=sys.stderr)
+            print(f"\n`{step.name}` ended with exit code {code}; make demo continues from here.", file=sys.stderr)
             return code
         done[step.name] = {"identity": identity, "seconds": round(time.monotonic() - started, 1)}
         write_json(progress_file, done)
@@ -116,22 +106,30 @@ def main() -> int:
     return 0
 
 
+def identify(step: Step, before: str) -> str:
+    """Fingerprint a step: its command, the recipes that the command names, and the step before it."""
+    words = [word for word in step.command if word != sys.executable]
+    recipes = [STAGE1.read_bytes(), STAGE2.read_bytes()] if str(STAGE2) in words else []
+    recipes += [STAGE1.read_bytes()] if str(STAGE1) in words else []
+    return hashlib.blake2b(b"\0".join([before.encode(), *map(str.encode, words), *recipes]), digest_size=16).hexdigest()
+
+
 def shown(command: list[str]) -> str:
     """Return a command as a person would type it."""
-    words = ["python" if word == sys.executable else word for word in command]
-    return " ".join(words).replace("python -m data_tools", "data_tools").replace("python -m cmbert", "cmbert")
+    text = " ".join("python" if word == sys.executable else word for word in command)
+    return text.replace("python -m data_tools", "data_tools").replace("python -m cmbert", "cmbert")
 
 
 def run(command: list[str]) -> int:
-    """Run one command; on Ctrl-C let it save and leave."""
-    processes = num_processes()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // processes))}
+    """Run one command; on Ctrl-C, which the terminal sends to it too, let it save and leave."""
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes()) if "torch.distributed.run" in command else None
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     child = subprocess.Popen(command, env=environment)
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.wait()  # the terminal sent it the same signal
-        return EXIT_INTERRUPTED
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            print("\nstopping ...", file=sys.stderr)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -142,7 +140,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_summary(done: dict) -> None:
-    """Write runs/quickstart/summary.json: the figures of the run and the seconds of each step."""
+    """Write summary.json: the figures of the run and the seconds of each step."""
     score = json.loads((RUN / "eval.json").read_text(encoding="utf-8"))
     keys = ("heldout_loss", "unigram_loss", "masked_accuracy", "pseudo_perplexity", "masked_tokens")
     summary = {key: score[key] for key in keys}
@@ -156,10 +154,10 @@ def closing(num_run: int, done: dict) -> None:
     """Say what was reached and where to look."""
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
     total = sum(entry["seconds"] for entry in done.values())
-    print(f"\n== {'Done' if num_run else 'Already done: start over with make demo FRESH=1'} ({total:.0f} s in all)")
+    print(f"\n== {'Done' if num_run else 'Already done; make demo FRESH=1 starts over'} ({total:.0f} s in all)")
     figures = "held-out loss {heldout_loss:.3f} nats, unigram {unigram_loss:.3f}: gap {gap_nats:.3f}"
     print("   " + figures.format(**summary))
-    print(f"   model  {RUN}/export       report  {RUN}/report.html       figures  {RUN}/summary.json")
+    print(f"   model {RUN}/export   report {RUN}/report.html   figures {RUN}/summary.json")
 
 
 if __name__ == "__main__":
