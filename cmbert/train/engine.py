@@ -1,5 +1,7 @@
 """The ONLY home of deepspeed: start it, build an engine, save, load, read a checkpoint back as plain weights."""
 
+import contextlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -78,4 +80,6 @@ def consolidate(directory: Path, tag: str) -> dict[str, torch.Tensor]:
     _import_deepspeed()
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    return get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)
+    # The converter prints its steps and a progress bar; it has no switch for that.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=tag)

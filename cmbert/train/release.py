@@ -52,7 +52,9 @@ def export(path: Path, output: Path, format: Literal["hf", "hf-modernbert"]) -> 
     recipe, tokenizer = _recipe_and_tokenizer(path)
     texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
     measured = export_folder(load_weights(path), recipe.model, tokenizer.directory, output, format=format, texts=texts)
-    logger.info("exported %s: %s", output, "  ".join(f"{name} {value:.2g}" for name, value in measured.items()))
+    num_tokens = measured.pop("num_tokens")
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in measured.items())
+    logger.info("%s: largest logit differences on %d tokens: %s", output, num_tokens, differences)
 
 
 def _recipe_and_tokenizer(path: Path) -> tuple[Recipe, Tokenizer]:

