@@ -35,10 +35,13 @@ def test_latest_is_found_from_run_or_checkpoint(run: Path) -> None:
 def test_damage_is_named(run: Path, damage: str) -> None:
     weights = run / "checkpoints" / "step_000000004" / "weights.pt"
     raw = bytearray(weights.read_bytes())
-    raw[100] ^= 1
-    {"flip": lambda: weights.write_bytes(raw), "truncate": lambda: weights.write_bytes(raw[:-1]), "remove": weights.unlink}[
-        damage
-    ]()
+    if damage == "flip":
+        raw[100] ^= 1
+        weights.write_bytes(raw)
+    elif damage == "truncate":
+        weights.write_bytes(raw[:-1])
+    else:
+        weights.unlink()
     with pytest.raises(CheckpointError, match=r"weights\.pt"):
         check_files(weights.parent)
 
