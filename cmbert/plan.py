@@ -20,6 +20,7 @@ ASSUMED_MFU = 0.33  # what ModernBERT-large's published hours on 8 H100 at 1,024
 OPTIMIZER_BYTES = 12  # per parameter: fp32 copy and Adam's two moments, 4 each
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 LOGIT_BYTES = 14  # per logit held at the end of the forward: bf16, fp32, its log-softmax, and the gradient of that
+MEMORY_COLUMNS = (12, 11, 11, 14, 10)  # characters
 COMPUTE_REMARKS = {
     "forward": "   the encoder: the three above",
     "head": "   at masked positions only, mean mask rate",
@@ -357,8 +358,8 @@ def describe(plan: Plan) -> str:
     ]
     for memory in plan.memory:
         stage, *sizes = dataclasses.astuple(memory)
-        columns = zip(sizes, (12, 11, 11, 14, 10), strict=True)
-        lines.append(f"  {stage:<3}" + "".join(f"{size / 1e9:>{width}.3f}" for size, width in columns))
+        columns = zip(sizes, MEMORY_COLUMNS, strict=True)
+        lines.append(f"  {stage:<3}" + "".join(f"{size / 1e9:>{column}.3f}" for size, column in columns))
     lines += [
         "  * an estimate for fused attention, not measured; without communication buffers and allocator slack",
         "",

@@ -25,12 +25,18 @@ class Progress:
             return
         self.shown = now
         rate = self.done / (now - self.started)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        left = " ".join(duration((self.total - self.done) / rate)) if rate > 0 else "?"
         share = 100 * self.done / self.total if self.total else 100.0
-        text = f"{self.label}: {share:3.0f} %  {rate:,.1f} {self.unit}/s  {left:,.0f} s left"
+        text = f"{self.label}: {share:3.0f} %  {rate:,.1f} {self.unit}/s  {left} left"
         print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the live line."""
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    """Return seconds as people say them, number and unit: 75.0 s, 12.3 min, 3.5 h."""
+    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 2 * size), (1, "s"))
+    return f"{seconds / size:.1f}", unit

@@ -27,7 +27,7 @@ def merge(directories: Sequence[Path], output: Path) -> None:
     if is_done(output, MANIFEST_FILE, settings):
         print(f"{output}: done already, from the same shard sets")
         return
-    tally, entries = Tally(), []
+    tally, entries = Tally(), list[dict[str, Any]]()
     with building(output) as aside:
         for directory, manifest in zip(directories, manifests, strict=True):
             tally.add(Tally.from_manifest(manifest))

@@ -87,7 +87,7 @@ class DocumentReader:
         if path.name.endswith(".parquet"):
             yield from enumerate(_parquet_rows(path, raw, self.text_key), start=1)
             return
-        lines = raw
+        lines: Iterator[bytes] = iter(raw)
         if path.name.endswith(".gz"):
             lines = _gzip_lines(path, raw)
         elif path.name.endswith(".zst"):

@@ -34,6 +34,7 @@ def ordered_map(
     )
     pending: deque[Future] = deque()
     try:
+        _launch(pool)
         for item in items:
             pending.append(pool.submit(_do, item))
             if len(pending) >= num_workers * IN_FLIGHT_PER_WORKER:
@@ -46,9 +47,21 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
+def _launch(pool: ProcessPoolExecutor) -> None:
+    """Start the workers deaf to Ctrl-C, which reaches the whole process group: the parent answers it.
+
+    They inherit the ignored signal, so they are deaf from their first instruction on. (A pool that spawns starts all of
+    its processes at the first submit.)
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool.submit(os.getpid)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _start_worker(make: Callable[..., Callable[[Any], Any]], arguments: tuple) -> None:
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent answers it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _work = make(*arguments)
 

@@ -95,7 +95,7 @@ class RustJieba:
         words = self._cut(text)
         if not HELD_TOGETHER.search(text):
             return words
-        exact = []
+        exact: list[str] = []
         for word in words:
             if len(word) > 2 and word.isascii() and HELD_TOGETHER.search(word):
                 exact += filter(None, ALPHANUMERIC.split(word))

@@ -19,11 +19,11 @@ from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
 
 RECORD_FILE = "training.json"
-DEFAULT_VOCAB_SIZE = 32_768  # PAPER.md
+DEFAULT_VOCAB_SIZE = 32_768  # the paper's 32k, as a multiple of 64
 VOCAB_MULTIPLE = 64  # ours: keeps the embedding's rows aligned for tensor cores and ZeRO shards
 SMALLEST_VOCAB_SIZE = 320  # the next multiple of 64 after 256 bytes and the special tokens
 MIN_PAIR_COUNT = 2  # ours: a pair seen once is no pattern
-MODEL_MAX_LENGTH = 8_192  # tokens, the long stage of PAPER.md
+MODEL_MAX_LENGTH = 8_192  # tokens, the long stage of the paper
 BATCH_DOCUMENTS = 256
 MEASURED_CHARACTERS = 2_000_000  # ours: enough for three digits of characters per token
 

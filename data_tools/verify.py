@@ -102,7 +102,7 @@ def index_faults(
 def token_faults(path: Path, dtype: np.dtype, vocab_size: int) -> Iterator[str]:
     """Yield ids outside the vocabulary and special tokens, counted."""
     tokens = np.memmap(path, dtype=dtype, mode="r")
-    too_large = special = 0
+    too_large = special = np.int64(0)
     for first in range(0, len(tokens), COUNT_BLOCK_TOKENS):
         block = tokens[first : first + COUNT_BLOCK_TOKENS]
         too_large += np.count_nonzero(block >= vocab_size)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,8 @@ def _import_deepspeed() -> ModuleType:
             f"deepspeed cannot be imported ({error}); install it: pip install -c constraints.txt deepspeed"
         ) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed 0.19 calls what torch 2.13 has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
     # DeepSpeed would compile a shared-memory all-reduce at start, 40 s the first time, and fail without a compiler.
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OPERATION] = False
     return deepspeed

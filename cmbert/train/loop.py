@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from cmbert.data.loader import (
 from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
+from cmbert.progress import duration
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import TrainState, load_checkpoint, load_weights, save_checkpoint
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
@@ -54,6 +55,15 @@ class Run:
     metrics: MetricsWriter | None
     step: int
     last_step: int
+    first_step: int = field(init=False)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.first_step = self.step
+
+    def seconds_left(self) -> float:
+        """Return the time that the steps still to do take at this call's mean pace."""
+        return (time.perf_counter() - self.started) / (self.step - self.first_step) * (self.last_step - self.step)
 
 
 def train(recipe: Recipe, *, resume: str, max_steps: int | None, stop_after_seconds: float | None) -> int:
@@ -221,15 +231,8 @@ def report(run: Run, record: dict[str, float]) -> None:
         logger.info(
             "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s  %s left",
             run.step, run.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
-            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", duration((run.last_step - run.step) * seconds),
+            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", " ".join(duration(run.seconds_left())),
         )  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people write them: 75 s, 12 min, 3.5 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def save(run: Run) -> None:

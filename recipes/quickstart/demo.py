@@ -74,7 +74,7 @@ def main() -> int:
     """Run what is not done yet; return the exit code of the first step that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fresh", action="store_true", help=f"remove {RUN} and start over")
-    parser.add_argument("--size", metavar="BYTES", help="at most this much text, bytes of UTF-8 (default: all there is)")
+    parser.add_argument("--size", metavar="BYTES", help="at most this much text, UTF-8 (default: all there is)")
     options = parser.parse_args()
     if options.fresh:
         shutil.rmtree(RUN, ignore_errors=True)

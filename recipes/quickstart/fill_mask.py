@@ -26,7 +26,7 @@ def main(folder: str, output: str | None) -> None:
         predictions = [{"token": found["token_str"], "score": found["score"]} for found in fill(text)]
         filled = text.replace("[MASK]", predictions[0]["token"])
         results.append({"text": text, "predictions": predictions, "filled": filled})
-        print(f"{text}\n   " + "  ".join(f"{p['token']} {p['score']:.2f}" for p in predictions))
+        print(f"{text}\n   " + "  ".join(f"{p['token'].strip() or '⏎'} {p['score']:.2f}" for p in predictions))
     if output:
         Path(output).write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

@@ -93,13 +93,13 @@ class KeepsNoScores(torch.autograd.Function):
     """Stands in for a fused attention kernel: it keeps what such a kernel keeps."""
 
     @staticmethod
-    def forward(ctx, query, key, value):  # noqa: ANN001, ANN205
+    def forward(ctx, query, key, value):
         out = value.clone(memory_format=torch.contiguous_format)
         ctx.save_for_backward(query, key, value, out)
         return out
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+    def backward(ctx, gradient):
         return gradient, gradient, gradient
 
 

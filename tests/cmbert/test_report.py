@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.report import MAX_POINTS, compact, decimate, duration, read_stages, smooth, write_report
+from cmbert.progress import duration
+from cmbert.report import read_stages, write_report
+from cmbert.report_charts import MAX_POINTS, compact, decimate, smooth
 
 RECIPE = """
 [model]
