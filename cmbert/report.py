@@ -190,10 +190,8 @@ def fill_mask_section(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         text = escape(result.get("text", "")).replace("[MASK]", "<mark>[MASK]</mark>")
         chip = '<span class="chip">{}<small>{:.0f} %</small></span>'
-        guesses = [
-            chip.format(escape(p.get("token", "")).replace("\n", "⏎"), 100 * p.get("score", 0))
-            for p in result.get("predictions", [])
-        ]
+        found = [(p.get("token", "").replace("\n", "⏎"), p.get("score", 0)) for p in result.get("predictions", [])]
+        guesses = [chip.format(escape(token), 100 * score) for token, score in found]
         cells = (text, "".join(guesses), escape(result.get("filled", "")))
         rows.append("<tr>" + "".join(f'<td lang="zh-CN">{cell}</td>' for cell in cells) + "</tr>")
     head = "<thead><tr><th>sentence</th><th>what the model expects</th><th>filled in</th></tr></thead>"
