@@ -10,10 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 RUN = Path("runs/quickstart")
@@ -122,14 +123,27 @@ def shown(command: list[str]) -> str:
 
 def run(command: list[str]) -> int:
     """Run one command; on Ctrl-C, which the terminal sends to it too, let it save and leave."""
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes()) if "torch.distributed.run" in command else None
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    child = subprocess.Popen(command, env=environment)
+    launched = "torch.distributed.run" in command
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_processes()))} if launched else {}
+    errors = subprocess.PIPE if launched else None
+    child = subprocess.Popen(command, env={**os.environ, **threads}, stderr=errors)
+    interrupted = threading.Event()
+    if child.stderr:
+        threading.Thread(target=pass_on, args=(child.stderr, interrupted), daemon=True).start()
     while True:
         try:
             return child.wait()
         except KeyboardInterrupt:
+            interrupted.set()
             print("\nstopping ...", file=sys.stderr)
+
+
+def pass_on(stream: IO[bytes], interrupted: threading.Event) -> None:
+    """Copy a launcher's stderr, but not its traceback about a Ctrl-C that the trainer has handled."""
+    for line in stream:
+        if not interrupted.is_set():
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
 
 
 def write_json(path: Path, value: object) -> None:
