@@ -1,10 +1,12 @@
 """Errors a user can cause, and how a command line ends on them: one clear line, exit code 2, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT: 128 + 2
+EXIT_BROKEN_PIPE = 141  # likewise for SIGPIPE: 128 + 13
 
 
 class CmbertError(Exception):
@@ -30,10 +32,15 @@ class CheckpointError(CmbertError):
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code; a user's mistake becomes one line on stderr and exit code 2."""
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()
+        return code
     except CmbertError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left (`| head`): nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE

@@ -9,51 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbert.config.deepspeed import resolve_deepspeed
-from cmbert.config.schema import MaskConfig, ModelConfig, Recipe
+from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.errors import ConfigError
+from cmbert.model.cost import FlopsPerToken, Parameters, count_flops, count_parameters, estimate_activations
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from cmbert.train.schedule import learning_rate, mask_rate, num_steps, step_tokens
 
 ASSUMED_PEAK_FLOPS = 989e12  # per second, H100 SXM, dense bf16 (NVIDIA's data sheet)
 ASSUMED_MFU = 0.33  # what ModernBERT-large's published hours on 8 H100 at 1,024 come to
 OPTIMIZER_BYTES = 12  # per parameter: fp32 copy and Adam's two moments, 4 each
-GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
-LOGIT_BYTES = 14  # per logit held at the end of the forward: bf16, fp32, its log-softmax, and the gradient of that
 MEMORY_COLUMNS = (12, 11, 11, 14, 10)  # characters
 COMPUTE_REMARKS = {
     "forward": "   the encoder: the three above",
     "head": "   at masked positions only, mean mask rate",
     "training": "   3 x (forward + head)",
 }
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Parameters by part. The decoder shares the embedding's weight, so `head` has its bias only."""
-
-    embedding: int
-    attention: int
-    mlp: int
-    norms: int
-    head: int
-    total: int
-    embedding_share: float
-
-
-@dataclass(frozen=True)
-class FlopsPerToken:
-    """Floating-point operations per row position, forward; a multiplication and an addition count as two."""
-
-    linear: int
-    global_attention: int
-    local_attention: int
-    forward: int
-    """The three above: the encoder."""
-    head: float
-    """Prediction head and decoder, evaluated at masked positions only, at the stage's mean mask rate."""
-    training: float
-    """Three times (forward + head)."""
 
 
 @dataclass(frozen=True)
@@ -173,35 +144,6 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
     )
 
 
-def count_parameters(model: ModelConfig) -> Parameters:
-    """Return the parameters by part, in closed form; equal to those of MaskedLanguageModel(model)."""
-    width, layers = model.hidden_size, model.num_layers
-    embedding = model.vocab_size * width
-    attention = layers * 4 * width**2  # query, key, value, output
-    mlp = layers * 3 * width * model.intermediate_size  # both halves of the GeGLU input, output
-    norms = (2 * layers + 1) * width  # two a layer, but one in the first; after the embedding; at the end
-    head = width**2 + width + model.vocab_size  # dense, norm, decoder bias
-    total = embedding + attention + mlp + norms + head
-    return Parameters(embedding, attention, mlp, norms, head, total, embedding / total)
-
-
-def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsPerToken:
-    """Return the operations per row position in rows of one piece of `context` tokens; shorter pieces cost less.
-
-    masked_share: share of the positions that the head is evaluated at.
-    """
-    width = model.hidden_size
-    num_global = -(-model.num_layers // model.global_every)
-    parameters = count_parameters(model)
-    linear = 2 * (parameters.attention + parameters.mlp)
-    global_attention = num_global * 4 * width * context  # scores and weighted sum, 2 x width each per key seen
-    local_attention = (model.num_layers - num_global) * 4 * width * min(context, model.local_window + 1)
-    forward = linear + global_attention + local_attention
-    head = masked_share * 2 * (width**2 + width * model.vocab_size)
-    training = (1 + GRADIENT_CALLS) * (forward + head)
-    return FlopsPerToken(linear, global_attention, local_attention, forward, head, training)
-
-
 def mean_mask_rate(mask: MaskConfig, total_tokens: int) -> float:
     """Return the mean of `mask_rate` over the stage: two straight lines, so the middle of each, weighted."""
     warm_up = mask.warmup_tokens / total_tokens
@@ -219,20 +161,6 @@ def count_memory(num_parameters: int, zero_stage: int, num_gpus: int, weight_byt
 
     parts = (share(weight_bytes, 3), share(weight_bytes, 2), share(OPTIMIZER_BYTES, 1), activations)
     return Memory(zero_stage, *parts, total_bytes=sum(parts))
-
-
-def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
-    """Estimate the bytes one micro-batch leaves for the backward pass, with a fused attention that keeps no scores.
-
-    Per layer and token, in values: 2 residual inputs, 2 norm outputs, q k v, rotated q k, attention output (10 x
-    width); GeGLU input (2 x intermediate), its GELU, the product (4 x intermediate). And the logits at the highest mask
-    rate. Counted in cmbert.model by hand; a test compares it with what autograd keeps, nobody yet with a GPU.
-    """
-    model, mask = recipe.model, recipe.mask
-    tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
-    per_layer = 10 * model.hidden_size + 4 * model.intermediate_size
-    masked = tokens * max(mask.start_rate, mask.peak_rate, mask.end_rate)
-    return int(tokens * model.num_layers * per_layer * value_bytes + masked * model.vocab_size * LOGIT_BYTES)
 
 
 def _check_batch(recipe: Recipe, num_gpus: int) -> None:
@@ -294,13 +222,7 @@ def _find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """Return the recipe's tokenizer, or None if it is not there yet. Raises ConfigError when it is not the model's."""
     if not (Path(recipe.data.tokenizer) / TOKENIZER_FILE).is_file():
         return None
-    tokenizer = load_tokenizer(recipe.data.tokenizer)
-    if tokenizer.vocab_size != recipe.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {recipe.model.vocab_size}, but {recipe.data.tokenizer} has {tokenizer.vocab_size} ids; "
-            "make them equal"
-        )
-    return tokenizer
+    return load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
 
 
 def _is_shard_set(path: Path) -> bool:

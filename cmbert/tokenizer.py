@@ -60,8 +60,11 @@ class Tokenizer:
         return np.array([text.endswith(SENTENCE_ENDS) for text in texts])
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Load `directory`/tokenizer.json. Raises ConfigError when it is missing, unreadable or has other special ids."""
+def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
+    """Load `directory`/tokenizer.json; `vocab_size` is the model's, if there is one to fit.
+
+    Raises ConfigError when the file is missing, unreadable, or has other special ids or another size.
+    """
     directory = Path(directory)
     path = directory / TOKENIZER_FILE
     if not path.is_file():
@@ -77,5 +80,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             raise ConfigError(
                 f"{path}: {token} has id {found}, must be {expected}; train it with `data_tools train-tokenizer`"
             )
+    found_size = backend.get_vocab_size(with_added_tokens=True)
+    if vocab_size not in (None, found_size):
+        raise ConfigError(f"model.vocab_size: {vocab_size}, but {directory} has {found_size} ids; make them equal")
     backend.encode_special_tokens = True
     return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)

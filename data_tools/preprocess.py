@@ -16,6 +16,7 @@ from cmbert.errors import InputError
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from data_tools.align import align
+from data_tools.defaults import SHARD_TOKENS
 from data_tools.document import Document
 from data_tools.manifest import Tally, sealed
 from data_tools.outputs import building, describe_inputs, is_done
@@ -24,7 +25,6 @@ from data_tools.runner import ordered_map
 from data_tools.segment import segmenter
 
 BATCH_CHARACTERS = 400_000  # ours: about 1 MB of Chinese UTF-8, a fraction of a second of work
-DEFAULT_SHARD_TOKENS = 1_000_000_000  # ours: 2 GB of 16-bit ids
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ShardSetWriter:
             last = int(np.searchsorted(ends, first_token + room, side="right"))
             if shard.num_tokens == 0:
                 last = max(last, first + 1)
-            if last == first:
+            if last <= first:
                 self.close()
                 continue
             part = slice(first_token, int(ends[last - 1]))
@@ -112,7 +112,7 @@ def preprocess(
     text_key: str = "text",
     on_bad_line: str = "fail",
     num_workers: int = 1,
-    shard_tokens: int = DEFAULT_SHARD_TOKENS,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> None:
     """Make the shard set `output`, or say that it is there already.
 

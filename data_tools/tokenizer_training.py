@@ -14,12 +14,12 @@ from cmbert.errors import ConfigError, InputError
 from cmbert.files import write_json
 from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE
+from data_tools.defaults import VOCAB_SIZE
 from data_tools.document import Document
 from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
 
 RECORD_FILE = "training.json"
-DEFAULT_VOCAB_SIZE = 32_768  # the paper's 32k, as a multiple of 64
 VOCAB_MULTIPLE = 64  # ours: keeps the embedding's rows aligned for tensor cores and ZeRO shards
 SMALLEST_VOCAB_SIZE = 320  # the next multiple of 64 after 256 bytes and the special tokens
 MIN_PAIR_COUNT = 2  # ours: a pair seen once is no pattern
@@ -80,7 +80,7 @@ def train_tokenizer(
     inputs: Sequence[str],
     output: Path,
     *,
-    vocab_size: int = DEFAULT_VOCAB_SIZE,
+    vocab_size: int = VOCAB_SIZE,
     text_key: str = "text",
     on_bad_line: str = "fail",
 ) -> None:

@@ -109,12 +109,7 @@ def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, sou
 
 
 def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) -> None:
-    vocab_size = load_tokenizer(tokenizer_directory).vocab_size
-    if vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"{tokenizer_directory} has {vocab_size} ids but model.vocab_size is {model.config.vocab_size}: "
-            "give the tokenizer that the model was trained with"
-        )
+    load_tokenizer(tokenizer_directory, vocab_size=model.config.vocab_size)
     for name in TOKENIZER_FILES:
         if not (tokenizer_directory / name).is_file():
             raise ConfigError(f"{tokenizer_directory} has no {name}: give the directory that train-tokenizer wrote")

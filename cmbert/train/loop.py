@@ -23,7 +23,6 @@ from cmbert.data.loader import (
     iterate_steps,
     open_reader,
 )
-from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.progress import duration
@@ -114,12 +113,7 @@ class Start:
 def check_start(recipe: Recipe, resume: str, world_size: int) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, world_size)
-    tokenizer = load_tokenizer(recipe.data.tokenizer)
-    if tokenizer.vocab_size != recipe.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {recipe.model.vocab_size}, but {recipe.data.tokenizer} has {tokenizer.vocab_size} ids; "
-            "make them equal"
-        )
+    tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
     reader = open_reader(recipe.data, recipe.mask, tokenizer, recipe.train.seed)
     check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
     checkpoint, state = find_resume(recipe, resume, tokenizer, reader, world_size)

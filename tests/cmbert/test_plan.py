@@ -13,17 +13,9 @@ from cmbert.config.schema import MaskConfig, ModelConfig
 from cmbert.data.shards import MANIFEST_FILE
 from cmbert.errors import ConfigError, ShardError
 from cmbert.model import encoder
+from cmbert.model.cost import count_flops, count_parameters, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.plan import (
-    count_flops,
-    count_memory,
-    count_parameters,
-    describe,
-    estimate_activations,
-    make_plan,
-    mean_mask_rate,
-    print_plan,
-)
+from cmbert.plan import count_memory, describe, make_plan, mean_mask_rate, print_plan
 from cmbert.train.schedule import mask_rate
 
 LARGE = ModelConfig(num_layers=28, hidden_size=1024, num_heads=16, intermediate_size=2624, vocab_size=32_768)

@@ -150,7 +150,7 @@ def spoil_tokenizer(arguments):
     [
         (spoil_nan, CheckpointError, "not finite"),
         (spoil_missing, CheckpointError, r"head\.norm\.weight"),
-        (spoil_vocabulary, ConfigError, "320 ids but model.vocab_size is 256"),
+        (spoil_vocabulary, ConfigError, "model.vocab_size: 256, but .* has 320 ids"),
         (lambda arguments: arguments.update(format="hf-modernbert"), ConfigError, "format hf"),
         (lambda arguments: arguments.update(texts=[]), InputError, "text"),
         (spoil_tokenizer, ConfigError, r"tokenizer_config\.json"),

@@ -1,0 +1,26 @@
+# shellcheck shell=bash disable=SC2034
+# (SC2034: train.sh reads these variables.)
+# Site facts, and nothing else: hyper-parameters live in recipes/. Read twice: by you before you submit
+# (`source slurm/env.sh`), because sbatch takes SBATCH_* from the environment, and by the job itself.
+# Every line is optional; what is commented out is left to the cluster.
+
+# Where jobs go. Default: the cluster's default partition and your default account.
+# export SBATCH_PARTITION=gpu
+# export SBATCH_ACCOUNT=nlp
+
+# What a node must load before Python runs. Default: nothing.
+# module load cuda
+
+# The Python that has cmbert installed. Default: the .venv that `make test` sets up.
+CMBERT_PYTHON="${CMBERT_PYTHON:-.venv/bin/python}"
+
+# More options for srun, as a bash array; with enroot and pyxis the place for --container-image and --container-mounts.
+# Default: none.
+CMBERT_SRUN_OPTIONS=()
+
+# What stands before Python on every rank, as a bash array; with apptainer the place for `apptainer exec --nv` and the
+# image. Default: none.
+CMBERT_PREFIX=()
+
+# The network interface between nodes, if the libraries choose a wrong one. Default: they choose.
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

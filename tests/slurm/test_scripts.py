@@ -1,0 +1,90 @@
+"""The Slurm scripts parse, lint, and hand srun the right command; srun and scontrol are stand-ins here."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+STAGES = [ROOT / "slurm" / name for name in ("stage1.sh", "stage2.sh")]
+FAKE_SCONTROL = """#!/bin/bash
+if [[ $2 == hostnames ]]; then printf 'n1\\nn2\\n'; else echo "   NodeAddr=10.0.0.7 NodeHostName=$3 Version=1"; fi
+"""
+FAKE_SRUN = """#!/bin/bash
+echo "srun $*"
+echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
+exit 75
+"""
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_bash_parses_it(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    found = subprocess.run(["shellcheck", "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+    assert found.returncode == 0
+
+
+@pytest.mark.parametrize("script", STAGES, ids=name_of)
+def test_headers_save_requeue_and_append(script: Path) -> None:
+    headers = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", script.read_text(encoding="utf-8"), flags=re.M))
+    assert (headers["signal"], headers["requeue"], headers["open-mode"]) == ("USR1@120", "", "append")
+    assert headers["ntasks-per-node"] == headers["gpus-per-node"]  # one task per GPU
+    assert "gpus-per-task" not in headers  # every task sees all GPUs of its node and picks its own
+
+
+def run_in_job(script: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script as Slurm would: from a copy elsewhere, with the job's variables."""
+    tools = directory / "tools"
+    tools.mkdir()
+    for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+        (tools / name).write_text(text, encoding="utf-8")
+        (tools / name).chmod(0o755)
+    copy = shutil.copy(script, directory / "slurm_script")
+    variables = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "24003",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_NTASKS": "16",
+        "SLURM_CPUS_PER_TASK": "6",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    command = ["bash", copy, *arguments]
+    return subprocess.run(command, env=variables, cwd=directory, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", STAGES, ids=name_of)
+def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
+    done = run_in_job(script, tmp_path)
+    assert done.returncode == 75, done.stderr  # the trainer's exit code is the job's
+    assert re.search(
+        rf"^srun --cpus-per-task=6 .* -m cmbert train recipes/large/{script.stem}\.toml$", done.stdout, re.M
+    )
+    assert "rendezvous 10.0.0.7:20003, 6 threads" in done.stdout
+    assert (ROOT / "recipes" / "large" / f"{script.stem}.toml").is_file()
+
+
+def test_recipe_and_options_are_passed_on(tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, "recipes/base/stage1.toml", "--set", "train.seed=1")
+    assert "-m cmbert train recipes/base/stage1.toml --set train.seed=1\n" in done.stdout
+
+
+@pytest.mark.parametrize("script", STAGES, ids=name_of)
+def test_outside_a_job_it_says_how_to_submit(script: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"submit it: sbatch slurm/{script.name}" in done.stderr
