@@ -1,0 +1,40 @@
+"""How a command line ends: one line and a code for what the user can mend, a traceback for our own bugs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cmbert.errors import ConfigError, run_command
+
+
+def fail(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("a.toml: key: remedy"), 2, "cmbert: error: a.toml: key: remedy\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "cmbert: error: /x: Permission denied; "),
+        (OSError(28, "No space left on device"), 2, "cmbert: error: No space left on device; "),
+        (KeyboardInterrupt(), 130, "cmbert: interrupted; "),
+    ],
+)
+def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("cmbert", lambda: fail(error)) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
+
+
+def test_our_own_bugs_keep_their_traceback() -> None:
+    with pytest.raises(KeyError):
+        run_command("cmbert", lambda: fail(KeyError("bug")))
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "from cmbert.errors import run_command; run_command('x', lambda: print('line\\n' * 100000))"
+    shown = subprocess.run(f"{sys.executable} -c {code!r} | head -1", shell=True, capture_output=True, text=True)
+    assert shown.stdout == "line\n"
+    assert shown.stderr == ""
