@@ -39,7 +39,15 @@ logger = logging.getLogger(__name__)
 
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")
-COLUMNS += ("grad_norm", "step_seconds", "data_wait_seconds", "tokens_per_second", "fill_rate", "time")
+COLUMNS += (
+    "realised_mask_rate",
+    "grad_norm",
+    "step_seconds",
+    "data_wait_seconds",
+    "tokens_per_second",
+    "fill_rate",
+    "time",
+)
 RECIPE_KEYS: tuple[str, ...] = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.vocab_size")
 RECIPE_KEYS += ("data.context_tokens", "train.rows_per_step", "schedule.lr_max", "schedule.lr_min")
 RECIPE_KEYS += ("schedule.warmup_tokens", "mask.unit", "mask.start_rate", "mask.peak_rate", "mask.end_rate")
@@ -128,7 +136,7 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
         cards.append(("Gap", f"{unigram - loss:.3f}", "nats", "unigram minus held-out"))
     if accuracy is not None:
         cards.append(("Masked accuracy", f"{100 * accuracy:.1f}", "%", "held-out, first guess is right"))
-    cards.append(("Training loss", f"{ends:.3f}", "nats", "at the end, smoothed"))
+    cards.append(("Training loss", f"{ends:.3f}", "nats", "smoothed; a tenth of its words unmasked"))
     cards.append(("Tokens seen", compact(stages[-1]["tokens"][-1]), "tokens", "positions of rows, all stages"))
     cards.append(("Speed", f"{speed:,.0f}", "tokens/s", "median step"))
     spent, unit = duration(phase_seconds or train_seconds)
@@ -152,8 +160,8 @@ def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
     smoothed = f"light: every step; line: mean of {windows} steps"
     charts = [
         chart("Learning rate", f"times 10{exponent}", stages, lambda s: s["learning_rate"] / scale),
-        chart("Mask rate", "% of tokens; line: scheduled; light: of real tokens, as drawn", stages,
-              lambda s: 100 * s["mask_rate"], lambda s: 100 * s["masked_tokens"] / s["real_tokens"]),
+        chart("Mask rate", "% of the tokens that may be masked; line: scheduled; light: realised", stages,
+              lambda s: 100 * s["mask_rate"], lambda s: 100 * s["realised_mask_rate"]),
         chart("Speed", f"real tokens per second; {smoothed}", stages,
               lambda s: smooth(s["tokens_per_second"]), lambda s: s["tokens_per_second"]),
         chart("Gradient norm", f"before clipping; {smoothed}", stages,
@@ -216,7 +224,7 @@ def facts_table(stages: Sequence[Stage]) -> str:
         ("real tokens (no padding)", lambda s: f"{s['real_tokens'].sum():,.0f}"),
         ("fill rate, mean", lambda s: f"{100 * s['fill_rate'].mean():.2f} %"),
         ("masked tokens", lambda s: f"{s['masked_tokens'].sum():,.0f}"),
-        ("masked share of real tokens", lambda s: f"{100 * s['masked_tokens'].sum() / s['real_tokens'].sum():.2f} %"),
+        ("masked rate, mean of steps", lambda s: f"{100 * s['realised_mask_rate'].mean():.2f} %"),
     ]
     rows = [[label, *map(value, stages)] for label, value in seen]
     rows += [[key, *(Path(stage.fact(key)).name for stage in stages)] for key in RECIPE_KEYS]

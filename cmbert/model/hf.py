@@ -187,6 +187,9 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
 def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str]) -> dict[str, float]:
     """Compare transformers' logits, padded, with ours, packed; raise CheckpointError above LOGIT_TOLERANCE."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
     if not texts:
         raise InputError("export needs at least one text to compare logits on")

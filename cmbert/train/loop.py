@@ -23,6 +23,7 @@ from cmbert.data.loader import (
     iterate_steps,
     open_reader,
 )
+from cmbert.data.packing import SPECIALS_PER_PIECE
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.progress import duration
@@ -171,8 +172,7 @@ def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
     engine, recipe = run.engine, run.recipe
-    counts = [sum(len(b.targets) for b in micro_batches), sum(len(b.input_ids) for b in micro_batches)]
-    masked_tokens, tokens = sum_over_ranks(counts, run.device)
+    masked_tokens, tokens, maskable_tokens = sum_over_ranks(count_tokens(micro_batches), run.device)
     # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
     scale = run.launch.world_size * len(micro_batches) / max(masked_tokens, 1.0)
     learning_rate = step_learning_rate(run.step, recipe)
@@ -199,11 +199,20 @@ def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
         "mask_rate": step_mask_rate(run.step, recipe),
         "masked_tokens": masked_tokens,
         "real_tokens": tokens,
+        "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "step_seconds": time.perf_counter() - started,
     }
     run.step += 1
     return record
+
+
+def count_tokens(micro_batches: list[PackedBatch]) -> list[int]:
+    """Return how many tokens are masked, how many there are, and how many of those are not [CLS] or [SEP]."""
+    masked = sum(len(batch.targets) for batch in micro_batches)
+    tokens = sum(len(batch.input_ids) for batch in micro_batches)
+    num_pieces = sum(len(batch.cu_seqlens) - 1 for batch in micro_batches)
+    return [masked, tokens, tokens - SPECIALS_PER_PIECE * num_pieces]
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers.utils import logging
 
 SENTENCES = (  # ours
     "这家酒店的[MASK]很好，下次还会来住。",
@@ -18,6 +19,7 @@ NUM_PREDICTIONS = 5
 
 def main(folder: str, output: str | None) -> None:
     """Print the best fillings of five sentences, and write them to `output`."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
     fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=NUM_PREDICTIONS)

@@ -52,6 +52,7 @@ def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
             "mask_rate": 0.3,
             "masked_tokens": 0.2 * tokens,
             "real_tokens": 0.8 * tokens,
+            "realised_mask_rate": 0.25,
             "grad_norm": 1.0,
             "step_seconds": 0.4,
             "data_wait_seconds": 0.1,
