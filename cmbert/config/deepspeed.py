@@ -50,10 +50,14 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
 
 
 def zero_stage(table: dict[str, Any], path: Path) -> int:
-    """Return the ZeRO stage of a DeepSpeed table. Raises ConfigError unless it is 0, 1, 2 or 3."""
-    stage = table.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage: {stage!r} is not 0, 1, 2 or 3")
+    """Return the ZeRO stage of a DeepSpeed table. Raises ConfigError unless it is 1, 2 or 3.
+
+    Stage 0 has another checkpoint layout; on one rank stage 1 partitions nothing and does the same.
+    """
+    section = table.get("zero_optimization", {})
+    stage = section.get("stage") if isinstance(section, dict) else section
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage: {stage!r} is not 1, 2 or 3; on one GPU use 1")
     return stage
 
 
