@@ -95,14 +95,18 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from cmbert.config.load import load_recipe
+    from cmbert.train.distributed import leave, read_launch
     from cmbert.train.loop import train
 
-    return train(
+    code = train(
         load_recipe(options.recipe, options.overrides),
         resume=options.resume,
         max_steps=options.max_steps,
         stop_after_seconds=options.stop_after_seconds,
     )
+    if read_launch(os.environ).world_size > 1:
+        leave(code)
+    return code
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -1,8 +1,12 @@
 """Who am I among the ranks, and how do we decide together. Under torchrun, deepspeed, srun, mpirun, or alone."""
 
+import logging
+import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed
@@ -90,3 +94,15 @@ def sum_over_ranks(values: Sequence[float | torch.Tensor], device: torch.device)
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set on at least one rank; every rank gets the same answer."""
     return sum_over_ranks([float(flag)], device)[0] > 0
+
+
+def leave(code: int) -> NoReturn:
+    """End a rank with `code`, without Python's finalisation.
+
+    A thread of gloo or NCCL that asks for the GIL meanwhile aborts the whole process ("terminate called without an
+    active exception"), and a finished run would count as failed: once in 17 runs of ZeRO-3 on two loaded cores.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
