@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cmbert.errors import run_command
+from cmbert.errors import ConfigError, run_command
 from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
@@ -109,8 +109,19 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     preprocess.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with tokenizer.json")
     _add_output(preprocess, "shard set to make")
     cores = len(os.sched_getaffinity(0))
-    preprocess.add_argument(
+    who = preprocess.add_mutually_exclusive_group()
+    who.add_argument(
         "--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+    )
+    who.add_argument("--mpi", action="store_true", help="started by mpiexec or srun: rank 0 deals tasks to the others")
+    preprocess.add_argument(
+        "--num-tasks", type=_positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
+    )
+    preprocess.add_argument(
+        "--task-index",
+        type=int,
+        metavar="I",
+        help="do share I of N, from 0; when all are done, the command without these two options joins them",
     )
     preprocess.add_argument(
         "--segmenter",
@@ -183,18 +194,25 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
-    from data_tools.preprocess import preprocess
+    from data_tools.preprocess import Share, preprocess
+    from data_tools.runner import local_workers, mpi_workers
 
-    preprocess(
-        options.inputs,
-        options.tokenizer,
-        options.output,
-        segmenter_name=options.segmenter,
-        text_key=options.text_key,
-        on_bad_line=options.on_bad_line,
-        num_workers=options.workers,
-        shard_tokens=options.shard_tokens,
-    )
+    if (options.num_tasks is None) != (options.task_index is None):
+        raise ConfigError("--num-tasks and --task-index: give both (a job of an array) or none")
+    with mpi_workers() if options.mpi else local_workers(options.workers) as workers:
+        if workers is None:
+            return  # an MPI rank that has served
+        preprocess(
+            options.inputs,
+            options.tokenizer,
+            options.output,
+            segmenter_name=options.segmenter,
+            text_key=options.text_key,
+            on_bad_line=options.on_bad_line,
+            shard_tokens=options.shard_tokens,
+            workers=workers,
+            share=None if options.num_tasks is None else Share(options.task_index, options.num_tasks),
+        )
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -1,106 +1,56 @@
-"""`preprocess`: documents -> shards of token ids with word units, the same bytes for any number of workers."""
+"""`preprocess`: documents -> shards of token ids with word units.
 
+The input is cut into tasks. A task's output, a part, appears by one rename in `.OUTPUT.parts`; kill anything at any
+moment, and the same command does only what is missing. The last step joins the parts into shards. The same bytes come
+out for any number of workers, MPI ranks or array jobs.
+"""
+
+import functools
 import json
 import os
+import shutil
+import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from cmbert.data.shards import MANIFEST_FILE, ShardWriter, token_dtype, write_manifest
-from cmbert.errors import InputError
+from cmbert.data.shards import MANIFEST_FILE, ShardSet, ShardWriter, token_dtype, write_manifest
+from cmbert.errors import ConfigError, InputError
+from cmbert.files import publish_directory
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from data_tools.align import align
+from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
-from data_tools.document import Document
+from data_tools.encode import Encoder, batches
 from data_tools.manifest import Tally, sealed
 from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
-from data_tools.runner import ordered_map
+from data_tools.runner import Workers
 from data_tools.segment import segmenter
+from data_tools.tasks import Task, plan_tasks
 
-BATCH_CHARACTERS = 400_000  # ours: about 1 MB of Chinese UTF-8, a fraction of a second of work
+PART_SHARD = "part"  # name of the one shard of a part
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """Documents as they are written, and their counts."""
+class Work:
+    """One task with all that a worker, perhaps on another machine, needs to do it."""
 
-    tokens: np.ndarray  # (tokens,) ids
-    lengths: np.ndarray  # (documents,) tokens, int64
-    unit_starts: np.ndarray  # (tokens,) bool
-    tally: Tally
-
-
-class Encoder:
-    """Turn a batch of documents into tokens and units; each worker process makes its own."""
-
-    def __init__(self, tokenizer_directory: Path, segmenter_name: str):
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism: one core each
-        self.tokenizer = load_tokenizer(tokenizer_directory)
-        self.segmenter = segmenter(segmenter_name)
-        self.token_bytes = self.tokenizer.token_byte_lengths()
-        self.dtype = token_dtype(self.tokenizer.vocab_size)
-
-    def __call__(self, documents: Sequence[Document]) -> EncodedBatch:
-        """Encode, segment and align. Raises ConfigError when the tokenizer is not lossless."""
-        texts = [self.tokenizer.normalize(document.text) for document in documents]
-        kept = [(document.source, text) for document, text in zip(documents, texts, strict=True) if text]
-        tally = Tally()
-        if len(kept) < len(texts):
-            tally.skipped["empty_text"] += len(texts) - len(kept)
-        if not kept:
-            return EncodedBatch(np.zeros(0, self.dtype), np.zeros(0, np.int64), np.zeros(0, bool), tally)
-        texts = [text for _, text in kept]
-        encoded = self.tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encoded]
-        lengths = np.array([len(part) for part in ids])
-        tokens = np.fromiter(chain.from_iterable(ids), dtype=self.dtype, count=lengths.sum())
-        words = [self.segmenter.cut(text) for text in texts]
-        word_lengths = np.fromiter(map(len, chain.from_iterable(words)), dtype=np.int64)
-        alignment = align("".join(texts), word_lengths, self.token_bytes[tokens])
-        tally.count_alignment(alignment, len(word_lengths), len(texts))
-        for (source, text), length in zip(kept, lengths.tolist(), strict=True):
-            tally.count_document(source, length, len(text.encode("utf-8")))
-        return EncodedBatch(tokens, lengths, alignment.unit_starts, tally)
+    task: Task
+    part: Path
+    tokenizer_directory: Path
+    segmenter_name: str
+    text_key: str
+    on_bad_line: str
 
 
-class ShardSetWriter:
-    """Write batches into shards of at most `shard_tokens` tokens; a longer document has a shard of its own."""
+class Share(NamedTuple):
+    """The tasks of one job of an array: job `number`, from 0, of `num_jobs`."""
 
-    def __init__(self, directory: Path, dtype: np.dtype, shard_tokens: int):
-        self.directory, self.dtype, self.shard_tokens = directory, dtype, shard_tokens
-        self.entries: list[dict] = []
-        self._shard: ShardWriter | None = None
-
-    def append(self, batch: EncodedBatch) -> None:
-        """Add the documents of a batch."""
-        ends = np.cumsum(batch.lengths)
-        first = first_token = 0
-        while first < len(ends):
-            shard = self._shard or ShardWriter(self.directory, f"{len(self.entries):05d}", self.dtype)
-            self._shard = shard
-            room = self.shard_tokens - shard.num_tokens
-            last = int(np.searchsorted(ends, first_token + room, side="right"))
-            if shard.num_tokens == 0:
-                last = max(last, first + 1)
-            if last <= first:
-                self.close()
-                continue
-            part = slice(first_token, int(ends[last - 1]))
-            shard.append(batch.tokens[part], batch.lengths[first:last], batch.unit_starts[part])
-            first, first_token = last, part.stop
-
-    def close(self) -> None:
-        """Finish the shard at hand and note its manifest entry."""
-        if self._shard is not None:
-            self.entries.append(self._shard.close())
-            self._shard = None
+    number: int
+    num_jobs: int
 
 
 def preprocess(
@@ -111,76 +61,138 @@ def preprocess(
     segmenter_name: str = "auto",
     text_key: str = "text",
     on_bad_line: str = "fail",
-    num_workers: int = 1,
     shard_tokens: int = SHARD_TOKENS,
+    workers: Workers | None = None,
+    share: Share | None = None,
 ) -> None:
-    """Make the shard set `output`, or say that it is there already.
+    """Make the shard set `output`, or say that it is there already; with `share`, only that share of its parts.
 
-    Raises InputError for unusable text, ConfigError for a wrong tokenizer or an output made with other settings.
+    Raises InputError for unusable text, ConfigError for a wrong tokenizer or an output made with other settings,
+    ShardError for a damaged part.
     """
+    if share and not 0 <= share.number < share.num_jobs:
+        raise ConfigError(f"--task-index {share.number}: --num-tasks {share.num_jobs} allows 0 to {share.num_jobs - 1}")
+    workers = workers or Workers()
     files = input_files(inputs)
     tokenizer = load_tokenizer(tokenizer_directory)
-    description = {"tokenizer": tokenizer_entry(tokenizer), "segmenter": segmenter(segmenter_name).describe()}
-    options = {"text_key": text_key, "on_bad_line": on_bad_line, "shard_tokens": shard_tokens}
-    settings = {"inputs": describe_inputs(files), **description, **options}
+    kind = describe(tokenizer, segmenter_name)
+    options = {"text_key": text_key, "on_bad_line": on_bad_line}
+    settings = {"inputs": describe_inputs(files), **kind, **options, "shard_tokens": shard_tokens}
     if is_done(output, MANIFEST_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
-    reader = DocumentReader(files, text_key=text_key, on_bad_line=on_bad_line)
-    started = time.monotonic()
+    parts_directory = output.with_name(f".{output.name}.parts")
+    name = kind["segmenter"]["name"]  # "auto" is settled once
+    work = [
+        Work(task, parts_directory / task.identity({**kind, **options}), tokenizer_directory, name, **options)
+        for task in plan_tasks(files)
+    ]
+    if share:
+        make_parts(work[share.number :: share.num_jobs], workers, output)
+        print(f"{output}: share {share.number} of {share.num_jobs} is done; when all are, run it without --task-index")
+        return
+    made = make_parts(work, workers, output)
+    tally, encoders = sum_parts([item.part for item in work])
+    if not tally.total("documents"):
+        shutil.rmtree(parts_directory)
+        raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
     with building(output) as aside:
-        writer = ShardSetWriter(aside, token_dtype(tokenizer.vocab_size), shard_tokens)
-        tally = Tally()
-        encoder_arguments = (tokenizer_directory, description["segmenter"]["name"])  # "auto" is settled once
-        for batch in encoded_batches(reader, encoder_arguments, num_workers):
-            writer.append(batch)
-            tally.add(batch.tally)
-        writer.close()
+        entries = assemble([item.part for item in work], aside, shard_tokens, workers)
+        counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
+        write_manifest(aside, sealed({**kind, **counts}))
+    shutil.rmtree(parts_directory)
+    print(f"{output}: {summary(tally, made)}")
+
+
+def describe(tokenizer: Tokenizer, segmenter_name: str) -> dict[str, Any]:
+    """Return the manifest's entries on what tokens and units mean. Raises ConfigError for an unknown segmenter."""
+    return {
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "segmenter": segmenter(segmenter_name).describe(),
+        "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
+    }
+
+
+class Made(NamedTuple):
+    """What this call did; what an earlier one had done is not in it."""
+
+    num_parts: int
+    num_tasks: int
+    text_bytes: int
+    seconds: float
+
+
+def make_parts(work: Sequence[Work], workers: Workers, output: Path) -> Made:
+    """Make the parts that are missing."""
+    if not work:
+        return Made(0, 0, 0, 0.0)
+    directory = work[0].part.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    there = set(os.listdir(directory))
+    missing = [item for item in work if item.part.name not in there]
+    total, left = (sum(item.task.num_bytes for item in items) / 1e6 for items in (work, missing))
+    if len(missing) < len(work):
+        print(f"{output}: going on, {len(work) - len(missing)} of {len(work)} parts are there")
+    started, text_bytes, tokens = time.monotonic(), 0, 0
+    progress = Progress("preprocess", total, "MB", done=total - left)
+    try:
+        for num_bytes, tally in workers.map_unordered(make_part, missing):
+            text_bytes += tally.total("text_bytes")
+            tokens += tally.total("tokens")
+            progress.advance(num_bytes / 1e6, note=f"{tokens:,} tokens")
+    finally:
+        progress.close()
+        if not any(directory.iterdir()):
+            directory.rmdir()
+    return Made(len(missing), len(work), text_bytes, time.monotonic() - started)
+
+
+def make_part(work: Work) -> tuple[int, Tally]:
+    """Do one task, publish its part; return the task's bytes and the part's counts."""
+    encoder = _encoder(work.tokenizer_directory, work.segmenter_name)
+    reader = DocumentReader(work.task.pieces, text_key=work.text_key, on_bad_line=work.on_bad_line)
+    # A name of this process's own: a job that was thought dead may still be at the same task.
+    aside = work.part.with_name(f".{work.part.name}.{socket.gethostname()}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
+        for batch in batches(reader):
+            encoded = encoder(batch)
+            writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
+            tally.add(encoded.tally)
         tally.skipped.update(reader.skipped)
-        if not writer.entries:
-            raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
-        normalizer = {"normalizer": json.loads(tokenizer.backend.to_str())["normalizer"]}
-        counts = tally.as_manifest()
-        write_manifest(
-            aside, sealed({**description, **normalizer, **counts, "shards": writer.entries, "settings": settings})
-        )
-    print(summary(output, tally, time.monotonic() - started))
+        kind = {**describe(encoder.tokenizer, work.segmenter_name), "encoder": encoder.encoder.name}
+        write_manifest(aside, sealed({**kind, **tally.as_manifest(), "shards": [writer.close()]}))
+        if not work.part.exists():  # else another worker was faster
+            publish_directory(aside, work.part)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return work.task.num_bytes, tally
 
 
-def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the manifest's entry of a tokenizer."""
-    return {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+@functools.lru_cache(maxsize=1)  # once per worker process: dictionaries take a second to load
+def _encoder(tokenizer_directory: Path, segmenter_name: str) -> Encoder:
+    return Encoder(tokenizer_directory, segmenter_name)
 
 
-def encoded_batches(reader: DocumentReader, arguments: tuple, num_workers: int) -> Iterator[EncodedBatch]:
-    """Yield the reader's documents encoded, in their order, showing progress."""
-    progress = Progress("preprocess", reader.total_bytes / 1e6, "MB")
-    for batch in ordered_map(Encoder, arguments, batches(reader), num_workers):
-        yield batch
-        progress.advance(reader.bytes_read / 1e6 - progress.done)
-    progress.close()
+def sum_parts(parts: Sequence[Path]) -> tuple[Tally, list[str]]:
+    """Return the counts of all parts together, and the encoders that made them."""
+    tally, encoders = Tally(), set()
+    for part in parts:
+        manifest = ShardSet(part).manifest
+        tally.add(Tally.from_manifest(manifest))
+        encoders.add(manifest["encoder"])
+    return tally, sorted(encoders)
 
 
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group documents by BATCH_CHARACTERS; the groups depend on the documents alone."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def summary(output: Path, tally: Tally, seconds: float) -> str:
+def summary(tally: Tally, made: Made) -> str:
     """Return one line on a finished set."""
-    tokens, text_bytes = tally.total("tokens"), tally.total("text_bytes")
+    tokens = tally.total("tokens")
     skipped = f", {tally.skipped.total():,} lines skipped" if tally.skipped else ""
+    rate = f"{made.text_bytes / 1e6 / made.seconds:.1f} MB/s, " if made.num_parts else ""
     return (
-        f"{output}: {tally.total('documents'):,} documents, {tokens:,} tokens{skipped}, "
-        f"{text_bytes / 1e6 / seconds:.1f} MB/s, {tally.characters / tokens:.2f} characters per token, "
+        f"{tally.total('documents'):,} documents, {tokens:,} tokens{skipped}, {rate}"
+        f"{tally.characters / tokens:.2f} characters per token, "
         f"{100 * tally.lost_boundaries() / max(tally.word_boundaries, 1):.1f} % of word boundaries inside a token"
     )

@@ -2,20 +2,19 @@
 
 import codecs
 import glob
-import gzip
-import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import InputError
 from data_tools.document import Document
+from data_tools.streams import READ_BYTES, damages, open_parquet, text_stream
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
+MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books have some 30 MB
 
 
 def input_files(paths: Sequence[str]) -> list[Path]:
@@ -43,6 +42,23 @@ def input_files(paths: Sequence[str]) -> list[Path]:
     return list(files)
 
 
+class Piece(NamedTuple):
+    """A part of a file: the records that begin in [start, end).
+
+    The unit is bytes of text (decompressed where the file is compressed), or row groups of parquet; `end` None is the
+    end of the file.
+    """
+
+    path: Path
+    start: int = 0
+    end: int | None = None
+
+
+def whole_files(files: Sequence[Path]) -> list[Piece]:
+    """Return one piece per file."""
+    return [Piece(path) for path in files]
+
+
 class _BadRecordError(Exception):
     """A record without usable text; `reason` is the word it is counted under."""
 
@@ -51,60 +67,56 @@ class _BadRecordError(Exception):
         self.reason = reason
 
 
+class _Record(NamedTuple):
+    """A line's bytes, or a row. `start`: byte where the line begins, or number of the row, in the whole file."""
+
+    start: int
+    value: bytes | dict[str, Any]
+
+
 class DocumentReader:
-    """Iterate over the documents of `files`.
+    """Iterate over the documents of `pieces`.
 
     JSON lines: one object a line, its text under `text_key`, "id" and "source" optional; blank lines are no records.
     parquet: the same names as columns. txt: each line that is not blank is a document.
-    A record that is not JSON or UTF-8, has no text, or holds a NUL or a lone surrogate raises InputError naming file
-    and line, or with on_bad_line="skip" is counted in `skipped` by reason.
+    A record that is not JSON or UTF-8, has no text, holds a NUL or a lone surrogate, or is longer than MAX_LINE_BYTES
+    raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason.
     """
 
-    def __init__(self, files: Sequence[Path], *, text_key: str = "text", on_bad_line: str = "fail"):
+    def __init__(self, pieces: Sequence[Piece], *, text_key: str = "text", on_bad_line: str = "fail"):
         assert on_bad_line in ("fail", "skip")
-        self.files, self.text_key, self.on_bad_line = files, text_key, on_bad_line
+        self.pieces, self.text_key, self.on_bad_line = pieces, text_key, on_bad_line
         self.skipped: Counter[str] = Counter()
-        self.total_bytes = sum(path.stat().st_size for path in files)
-        self.bytes_read = 0  # of total_bytes, as the files lie on disk: compressed where they are
+        self.total_bytes = sum(piece.path.stat().st_size for piece in pieces)
+        self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
 
     def __iter__(self) -> Iterator[Document]:
         finished = 0
-        for path in self.files:
-            with open(path, "rb") as raw:
-                for number, record in self._records(path, raw):
+        for piece in self.pieces:
+            with open(piece.path, "rb") as raw:
+                for record in _records(piece, raw, self.text_key):
                     self.bytes_read = finished + raw.tell()
                     try:
-                        yield self._document(path, number, record)
+                        yield self._document(piece.path, record)
                     except _BadRecordError as bad:
                         if self.on_bad_line == "fail":
-                            raise InputError(f"{path}:{number}: {bad} (--on-bad-line skip counts such lines)") from bad
+                            where = f"{piece.path}:{_record_number(piece.path, record)}"
+                            raise InputError(f"{where}: {bad} (--on-bad-line skip counts such lines)") from bad
                         self.skipped[bad.reason] += 1
-            finished += path.stat().st_size
+            finished += piece.path.stat().st_size
             self.bytes_read = finished
 
-    def _records(self, path: Path, raw: BinaryIO) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-        """Yield (line or row number, from 1; a line's bytes or a row)."""
-        if path.name.endswith(".parquet"):
-            yield from enumerate(_parquet_rows(path, raw, self.text_key), start=1)
-            return
-        lines: Iterator[bytes] = iter(raw)
-        if path.name.endswith(".gz"):
-            lines = _gzip_lines(path, raw)
-        elif path.name.endswith(".zst"):
-            lines = _zstd_lines(path, raw)
-        for number, line in enumerate(lines, start=1):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if line and not line.isspace():
-                yield number, line
-
-    def _document(self, path: Path, number: int, record: bytes | dict[str, Any]) -> Document:
-        if isinstance(record, bytes):
+    def _document(self, path: Path, record: _Record) -> Document:
+        value = record.value
+        if isinstance(value, bytes):
+            if len(value) > MAX_LINE_BYTES:
+                raise _BadRecordError("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes; cut the document")
             try:
-                line = record.decode("utf-8")
+                line = value.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise _BadRecordError("invalid_utf8", f"not valid UTF-8 at byte {error.start} of the line") from error
-            record = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else _json_object(line)
-        text = record.get(self.text_key)
+            value = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else _json_object(line)
+        text = value.get(self.text_key)
         if not isinstance(text, str):
             raise _BadRecordError("no_text", f"no text under {self.text_key!r} (see --text-key)")
         if "\0" in text:
@@ -113,9 +125,9 @@ class DocumentReader:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise _BadRecordError("lone_surrogate", "the text holds half of a surrogate pair, no character") from error
-        source, name = record.get("source"), record.get("id")
+        source, name = value.get("source"), value.get("id")
         return Document(
-            id=f"{path.name}:{number}" if name is None else str(name),
+            id=f"{path.name}:{record.start}" if name is None else str(name),
             source=source if isinstance(source, str) and source else path.name.split(".")[0],
             text=text,
         )
@@ -131,38 +143,81 @@ def _json_object(line: str) -> dict[str, Any]:
     return record
 
 
-def _gzip_lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+def _records(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    if piece.path.name.endswith(".parquet"):
+        yield from _parquet_rows(piece, raw, text_key)
+        return
     try:
-        yield from io.BufferedReader(gzip.GzipFile(fileobj=raw))  # type: ignore[arg-type]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged or truncated gzip ({error})") from error
+        yield from _lines(text_stream(piece.path, raw), piece)
+    except damages(piece.path) as error:
+        raise InputError(f"{piece.path}: damaged or truncated ({error})") from error
 
 
-def _zstd_lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise ConfigError(f"{path}: needs zstandard; pip install 'cmbert[data]'") from error
-    try:
-        yield from io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    except zstandard.ZstdError as error:
-        raise InputError(f"{path}: damaged or truncated zstd ({error})") from error
+def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
+    """Yield the lines of `piece` that are not blank. A line belongs to the piece in which its first byte lies."""
+    position = piece.start
+    if position:
+        _skip_bytes(stream, position - 1)
+        position += _skip_line(stream) - 1
+    while piece.end is None or position < piece.end:
+        line = stream.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        start, position = position, position + len(line)
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            position += _skip_line(stream)
+        if start == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line and not line.isspace():
+            yield _Record(start, line)
 
 
-def _parquet_rows(path: Path, raw: BinaryIO, text_key: str) -> Iterator[dict[str, Any]]:
+def _skip_bytes(stream: BinaryIO, count: int) -> None:
+    """Go `count` bytes on; a decompressing stream reads its way there."""
+    if stream.seekable():
+        stream.seek(count)
+        return
+    while count and (block := stream.read(min(count, READ_BYTES))):
+        count -= len(block)
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Read to the end of the line in bounded memory; return the bytes read."""
+    skipped = 0
+    while part := stream.readline(READ_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _record_number(path: Path, record: _Record) -> int:
+    """Return the line or row number of a record, from 1; counted only when something is wrong with it."""
+    if isinstance(record.value, dict):
+        return record.start + 1
+    with open(path, "rb") as raw:
+        stream, number, left = text_stream(path, raw), 1, record.start
+        while left and (block := stream.read(min(left, READ_BYTES))):
+            number += block.count(b"\n")
+            left -= len(block)
+    return number
+
+
+def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    file = open_parquet(piece.path, raw)
+    names = file.schema_arrow.names
+    if text_key not in names:
+        raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+    columns = [name for name in (text_key, "id", "source") if name in names]
+    sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+    number = sum(sizes[: piece.start])
+    import pyarrow
+
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(f"{path}: needs pyarrow; pip install 'cmbert[data]'") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(raw)
-        names = file.schema_arrow.names
-        if text_key not in names:
-            raise InputError(f"{path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
-        columns = [name for name in (text_key, "id", "source") if name in names]
-        for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist()
+        groups = range(piece.start, len(sizes) if piece.end is None else piece.end)
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=list(groups), columns=columns):
+            for row in batch.to_pylist():
+                yield _Record(number, row)
+                number += 1
     except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable parquet file ({reason})") from error
+        raise InputError(f"{piece.path}: damaged ({str(error).splitlines()[0]})") from error

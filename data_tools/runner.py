@@ -1,49 +1,64 @@
-"""A pool of worker processes whose results come back in the order of the work, a bounded number in flight."""
+"""Who does the tasks: this process, a pool of local processes, or MPI ranks. Results come as they are done."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
-from typing import Any
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any, cast
 
 from cmbert.errors import ConfigError
 
-IN_FLIGHT_PER_WORKER = 3  # ours: one at work, one waiting, one to be fetched
-
-_work: Callable[[Any], Any]  # of a worker process: set once by _start_worker
+IN_FLIGHT_PER_WORKER = 2  # ours: one at work, one waiting
 
 
-def ordered_map(
-    make: Callable[..., Callable[[Any], Any]], arguments: tuple, items: Iterable[Any], num_workers: int
-) -> Iterator[Any]:
-    """Yield `make(*arguments)(item)` for every item, in order.
+class Workers:
+    """Something that does tasks; `executor` None is this process itself."""
 
-    Each of `num_workers` processes calls `make` once; with one worker everything happens here. An error in a worker is
-    raised here. Raises ConfigError when a worker process dies.
-    """
-    if num_workers == 1:
-        yield from map(make(*arguments), items)
+    def __init__(self, executor: Executor | None = None, count: int = 1):
+        self.executor, self.count = executor, count
+
+    def map_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Yield `function(item)` for every item as it is done, a bounded number in flight.
+
+        `function` and the items are pickled. What a worker raises is raised here. Raises ConfigError when one dies.
+        """
+        if self.executor is None:
+            yield from map(function, items)
+            return
+        pending: set[Future] = set()
+        try:
+            for item in items:
+                pending.add(self.executor.submit(function, item))
+                if len(pending) >= self.count * IN_FLIGHT_PER_WORKER:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool as error:
+            raise ConfigError("a worker process was killed (out of memory?); run again with fewer --workers") from error
+
+
+@contextmanager
+def local_workers(count: int) -> Iterator[Workers]:
+    """Give `count` processes, or this one when `count` is 1. When the block is left by an error they die at once."""
+    if count == 1:
+        yield Workers()
         return
-    pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(make, arguments)
-    )
-    pending: deque[Future] = deque()
+    context = multiprocessing.get_context("spawn")
+    leave, stay = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(leave,))
     try:
         _launch(pool)
-        for item in items:
-            pending.append(pool.submit(_do, item))
-            if len(pending) >= num_workers * IN_FLIGHT_PER_WORKER:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise ConfigError("a worker process was killed (out of memory?); run again with fewer --workers") from error
+        yield Workers(pool, count)
+        pool.shutdown()
     finally:
+        stay.close()  # what is still at work now has no use
         pool.shutdown(cancel_futures=True)
 
 
@@ -60,18 +75,31 @@ def _launch(pool: ProcessPoolExecutor) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _start_worker(make: Callable[..., Callable[[Any], Any]], arguments: tuple) -> None:
-    global _work
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _work = make(*arguments)
+def _start_worker(leave: connection.Connection) -> None:
+    threading.Thread(target=_leave_with_parent, args=(leave,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(leave: connection.Connection) -> None:
+    """End this process when the parent says so, or when it is gone: a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])  # a killed parent cannot stop its workers
+    connection.wait([parent.sentinel, leave])
     os._exit(1)
 
 
-def _do(item: Any) -> Any:
-    return _work(item)
+@contextmanager
+def mpi_workers() -> Iterator[Workers | None]:
+    """Give, on rank 0, the other ranks as workers; on those, None once there is nothing left to do for them.
+
+    Source: mpi4py.futures.MPICommExecutor. Raises ConfigError without mpi4py, without an MPI library or on one rank.
+    """
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"--mpi: {error}; pip install 'cmbert[mpi]', or load your site's MPI module") from error
+    size = MPI.COMM_WORLD.Get_size()
+    if size == 1:
+        raise ConfigError("--mpi: only one rank; start it by mpiexec or srun with one more rank than workers")
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+        yield None if executor is None else Workers(cast(Executor, executor), size - 1)  # its stub says otherwise

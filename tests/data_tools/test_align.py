@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cmbert.errors import ConfigError
 from data_tools.align import align
 from data_tools.document import Document
-from data_tools.preprocess import Encoder
+from data_tools.encode import Encoder
 
 # (units, words inside a token: boundaries lost). The tokens are bytes and conftest's CHARACTERS and PAIRS.
 BY_HAND = (

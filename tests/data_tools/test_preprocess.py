@@ -1,6 +1,8 @@
-"""Shards: the same bytes for any worker count, opened by Megatron-Core, made once, whole or not at all."""
+"""Shards: the same bytes whoever makes them and however often they are killed; opened by Megatron-Core."""
 
+import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-import data_tools.preprocess
-from cmbert.data.shards import ShardSet, read_manifest
-from cmbert.errors import ConfigError, InputError
+import data_tools.tasks
+from cmbert.data.shards import ShardSet, ShardWriter, read_manifest
+from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
-from data_tools.preprocess import preprocess
+from data_tools.preprocess import Share, preprocess
+from data_tools.runner import local_workers
 from data_tools.verify import find_faults
 
 SENTENCE = "他在北京大学读书，今天天气很好。GPT-4v2.0的T恤衫😀\n"
+SMALL_TASKS = "import data_tools.tasks, sys; data_tools.tasks.SMALLEST_TASK_BYTES = {size}\n"
+PROGRAM = SMALL_TASKS + "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -30,18 +35,139 @@ def hashes(directory: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in sorted(directory.iterdir())}
 
 
-def test_worker_count_changes_nothing(
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut even the tests' input into several tasks."""
+    monkeypatch.setattr(data_tools.tasks, "SMALLEST_TASK_BYTES", 2_000)
+
+
+def test_workers_and_tasks_change_nothing(
     corpus: Path, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_tools.preprocess, "BATCH_CHARACTERS", 500)
-    for workers in (1, 2):
-        output = tmp_path / f"by{workers}"
-        preprocess([str(corpus)], tokenizer_directory, output, num_workers=workers, shard_tokens=2_000)
-        assert not list(find_faults(output, tokenizer=load_tokenizer(tokenizer_directory)))
-    assert hashes(tmp_path / "by1") == hashes(tmp_path / "by2")
-    shards = ShardSet(tmp_path / "by1")
+    for name, task_bytes, count in (("whole", 10**9, 1), ("small", 2_000, 1), ("tiny", 100, 2)):
+        monkeypatch.setattr(data_tools.tasks, "SMALLEST_TASK_BYTES", task_bytes)
+        with local_workers(count) as workers:
+            preprocess([str(corpus)], tokenizer_directory, tmp_path / name, shard_tokens=2_000, workers=workers)
+        assert not list(find_faults(tmp_path / name, tokenizer=load_tokenizer(tokenizer_directory)))
+    assert hashes(tmp_path / "whole") == hashes(tmp_path / "small") == hashes(tmp_path / "tiny")
+    shards = ShardSet(tmp_path / "whole")
     assert len(shards.prefixes) > 2
     assert max(shards.shard_tokens) <= 2_000
+    assert not list(tmp_path.glob(".*"))  # parts and partial files are gone
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_an_array_of_jobs(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
+    def run(name: str, share: Share | None = None) -> None:
+        preprocess([str(corpus)], tokenizer_directory, tmp_path / name, shard_tokens=2_000, share=share)
+
+    run("alone")
+    run("array", Share(2, 3))
+    run("array", Share(0, 3))
+    assert not (tmp_path / "array").exists()
+    run("array")  # the last step also does what job 1 did not
+    assert hashes(tmp_path / "array") == hashes(tmp_path / "alone")
+    with pytest.raises(ConfigError, match="allows 0 to 2"):
+        run("another", Share(3, 3))
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_only_what_changed_is_made_again(
+    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write_lines(f"{i}.jsonl", [{"text": SENTENCE * 9}] * 20) for i in range(2))
+    inputs, output = [str(first), str(second)], tmp_path / "shards"
+    preprocess(inputs, tokenizer_directory, output, share=Share(0, 1))
+    second.write_text(second.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")  # the same size
+    os.utime(second, ns=(0, 0))
+    capsys.readouterr()
+    preprocess(inputs, tokenizer_directory, output)
+    assert "going on, 3 of 7 parts are there" in capsys.readouterr().out
+    tokenizer = load_tokenizer(tokenizer_directory)
+    texts = [tokenizer.decode(ShardSet(output).read(i)[0].tolist()) for i in (0, 39)]
+    assert ["昨天" in text for text in texts] == [False, True]
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_a_damaged_part_is_made_again(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
+    part = sorted(tmp_path.glob(".shards.parts/*/part.bin"))[0]
+    raw = bytearray(part.read_bytes())
+    raw[5] ^= 4
+    part.write_bytes(raw)
+    with pytest.raises(ShardError, match="damaged since it was written"):
+        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "unbroken")
+    assert hashes(tmp_path / "shards") == hashes(tmp_path / "unbroken")
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_a_full_disk_is_one_error_and_no_loss(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appends = []
+
+    def full(self: ShardWriter, *arguments: object) -> None:
+        appends.append(self)
+        if len(appends) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        append(self, *arguments)
+
+    append = ShardWriter.append
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardWriter, "append", full)
+        with pytest.raises(OSError, match="No space left"):
+            preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    assert len(list((tmp_path / ".shards.parts").iterdir())) == 3  # the torn fourth is not there
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    assert not list(find_faults(tmp_path / "shards"))
+
+
+def test_killed_again_and_again(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{SENTENCE * 40}"} for i in range(4_000)])  # 11 MB, 58 tasks
+    options = ["--tokenizer", str(tokenizer_directory), "--input", str(corpus), "--shard-tokens", "500000"]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(size=200_000))
+    command = [sys.executable, str(program), "preprocess", "--workers", "2", *options, "--output"]
+    moments, parts_seen = random.Random(0), [0]
+    for _ in range(6):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moments.uniform(1.2, 2.6))
+        except subprocess.TimeoutExpired:
+            process.kill()  # its workers find out and leave
+            process.wait()
+        if (tmp_path / "killed").exists():
+            break
+        parts_seen.append(len(list(tmp_path.glob(".killed.parts/*/manifest.json"))))
+    assert parts_seen == sorted(parts_seen)
+    assert max(parts_seen) > 0, "killed before anything was done: the test shows nothing"
+    for name in ("killed", "unbroken"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "unbroken")
+    assert not list(find_faults(tmp_path / "killed"))
+
+
+@pytest.mark.mpi
+def test_mpi_ranks(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.is_file():
+        pytest.skip("no mpiexec beside Python (pip install mpich)")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(size=2_000))
+    options = ["--input", str(corpus), "--tokenizer", str(tokenizer_directory), "--shard-tokens", "2000"]
+    for ranks in (2, 3):
+        command = [mpiexec, "-n", str(ranks), sys.executable, program, "preprocess", "--mpi", *options]
+        subprocess.run([*command, "--output", tmp_path / f"mpi{ranks}"], check=True, timeout=120)
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone", shard_tokens=2_000)
+    assert hashes(tmp_path / "alone") == hashes(tmp_path / "mpi2") == hashes(tmp_path / "mpi3")
+    missing = [mpiexec, "-n", "2", sys.executable, program, "preprocess", "--mpi", *options[2:], "--input", "none"]
+    done = subprocess.run([*missing, "--output", tmp_path / "x"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("data_tools: error: none: no ") == 1
 
 
 def test_documents_come_back(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
@@ -56,6 +182,7 @@ def test_documents_come_back(corpus: Path, tokenizer_directory: Path, tmp_path: 
     assert manifest["tokenizer"] == {"fingerprint": tokenizer.fingerprint, "vocab_size": 384}
     assert manifest["normalizer"] == {"type": "NFC"}
     assert set(manifest["segmenter"]) == {"name", "version", "dictionary_hash"}
+    assert manifest["encoder"].split()[0] in ("fastokens", "tokenizers")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -82,7 +209,7 @@ def test_a_set_is_made_once(
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
     before = hashes(tmp_path / "shards")
     capsys.readouterr()
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", num_workers=2)
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
     assert "done already" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"other settings \(shard_tokens\)"):
         preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", shard_tokens=99)
@@ -96,7 +223,7 @@ def test_a_set_is_made_once(
 def test_bad_lines_are_counted_or_stop_it(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
     corpus = write_lines("corpus.jsonl", [{"text": SENTENCE}, b"{", {"body": ""}, b'{"text": "\xff"}'])
     with pytest.raises(InputError, match=r"corpus\.jsonl:2"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", num_workers=2)
+        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", on_bad_line="skip")
     counted = {"invalid_utf8": 1, "no_text": 1, "not_json": 1}
@@ -110,16 +237,16 @@ def test_no_text_at_all(write_lines: Callable, tokenizer_directory: Path, tmp_pa
     assert not (tmp_path / "shards").exists()
 
 
-def test_an_interrupt_leaves_nothing(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
-    corpus = write_lines("corpus.jsonl", [{"text": SENTENCE * 100}] * 3_000)  # a minute of work
+def test_an_interrupt_keeps_what_is_done(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
+    corpus = write_lines("corpus.jsonl", [{"text": SENTENCE * 100}] * 12_000)  # 80 MB, some ten seconds of work
     options = ["--tokenizer", str(tokenizer_directory), "--output", str(tmp_path / "shards"), "--workers", "2"]
     command = [sys.executable, "-m", "data_tools", "preprocess", "--input", str(corpus), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".shards.partial/*.bin")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".shards.parts/*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines() == ["data_tools: interrupted; run the same command again to continue"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
+    assert errors.splitlines()[-1] == "data_tools: interrupted; run the same command again to continue"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".shards.parts", "corpus.jsonl"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from cmbert.errors import InputError
 from data_tools.document import Document
-from data_tools.readers import DocumentReader, input_files
+from data_tools.readers import MAX_LINE_BYTES, DocumentReader, Piece, input_files, whole_files
 
 RECORDS = [{"id": "a", "source": "s", "text": "一\n二"}, {"id": "b", "source": "s", "text": "三 "}]
 DOCUMENTS = [Document(**record) for record in RECORDS]
@@ -26,15 +27,15 @@ def test_all_formats_agree(tmp_path: Path) -> None:
     (tmp_path / "3.jsonl.zst").write_bytes(compress(LINES[:20]) + compress(LINES[20:]))  # two frames
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "4.parquet")
     (tmp_path / "README.md").write_text("not read")
-    reader = DocumentReader(input_files([str(tmp_path)]))
+    reader = DocumentReader(whole_files(input_files([str(tmp_path)])))
     assert list(reader) == DOCUMENTS * 4
     assert reader.bytes_read == reader.total_bytes
 
 
 def test_a_text_line_is_a_document(tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(" 一行\n\n二行\r\n", encoding="utf-8", newline="")
-    documents = list(DocumentReader(input_files([str(tmp_path / "*.txt")])))
-    assert documents == [Document("novel.txt:1", "novel", " 一行"), Document("novel.txt:3", "novel", "二行")]
+    documents = list(DocumentReader(whole_files(input_files([str(tmp_path / "*.txt")]))))
+    assert documents == [Document("novel.txt:0", "novel", " 一行"), Document("novel.txt:9", "novel", "二行")]
 
 
 def test_files_come_in_a_stable_order_once(tmp_path: Path) -> None:
@@ -60,18 +61,52 @@ BAD_RECORDS = [
 def test_bad_records(write_lines: Callable, line: bytes, reason: str, message: str) -> None:
     path = write_lines("corpus.jsonl", [RECORDS[0], line, RECORDS[1]])
     with pytest.raises(InputError, match=rf"corpus\.jsonl:2: .*{message}"):
-        list(DocumentReader([path]))
-    reader = DocumentReader([path], on_bad_line="skip")
+        list(DocumentReader([Piece(path)]))
+    reader = DocumentReader([Piece(path)], on_bad_line="skip")
     assert list(reader) == DOCUMENTS
     assert reader.skipped == {reason: 1}
 
 
-@pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.parquet"])
-def test_torn_files(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.jsonl.zst", "torn.parquet"])
+@pytest.mark.parametrize("lost_bytes", [1, 12])
+def test_torn_files(tmp_path: Path, name: str, lost_bytes: int) -> None:
     pytest.importorskip("pyarrow")
-    (tmp_path / name).write_bytes(gzip.compress(LINES)[:-12])
+    zstandard = pytest.importorskip("zstandard")
+    compress = zstandard.ZstdCompressor().compress if name.endswith("zst") else gzip.compress
+    (tmp_path / name).write_bytes(compress(LINES * 9)[:-lost_bytes])
     with pytest.raises(InputError, match=name):
-        list(DocumentReader([tmp_path / name]))
+        list(DocumentReader([Piece(tmp_path / name)]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_an_endless_line_is_not_held_in_memory(tmp_path: Path, suffix: str) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / f"corpus{suffix}"
+    line = b'{"text": "' + b"a" * (4 * MAX_LINE_BYTES) + b'"}\n'
+    lines = LINES + line + LINES
+    compress = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor().compress}
+    path.write_bytes(compress[suffix](lines))
+    del line, lines
+    reader = DocumentReader([Piece(path)], on_bad_line="skip")
+    tracemalloc.start()
+    assert list(reader) == DOCUMENTS * 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reader.skipped == {"line_too_long": 1}
+    assert peak < 3.5 * MAX_LINE_BYTES
+    with pytest.raises(InputError, match=r":3: a line of more than 64000000 bytes"):
+        list(DocumentReader([Piece(path)]))
+
+
+def test_an_empty_parquet_column(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], pyarrow.string())}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet:1: no text"):
+        list(DocumentReader([Piece(tmp_path / "a.parquet")]))
+    reader = DocumentReader([Piece(tmp_path / "a.parquet")], on_bad_line="skip")
+    assert list(reader) == []
+    assert reader.skipped == {"no_text": 2}
 
 
 def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
@@ -79,8 +114,8 @@ def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"content": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no column 'text' among content"):
-        list(DocumentReader([tmp_path / "a.parquet"]))
-    assert [d.text for d in DocumentReader([tmp_path / "a.parquet"], text_key="content")] == ["x"]
+        list(DocumentReader([Piece(tmp_path / "a.parquet")]))
+    assert [d.text for d in DocumentReader([Piece(tmp_path / "a.parquet")], text_key="content")] == ["x"]
 
 
 def test_missing_and_empty_input(tmp_path: Path) -> None:
