@@ -1,4 +1,4 @@
-"""`data_tools`: sample | train-tokenizer | preprocess | verify | inspect | merge.
+"""`data_tools`: sample | clean | train-tokenizer | preprocess | verify | inspect | merge.
 
 Each command imports what it needs when it runs, so --help is instant.
 """
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="data_tools", description="Chinese text to shards with word units.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_sample(commands)
+    _add_clean(commands)
     _add_train_tokenizer(commands)
     _add_preprocess(commands)
 
@@ -86,6 +87,19 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample.set_defaults(command=_sample)
 
 
+def _add_clean(commands: argparse._SubParsersAction) -> None:
+    clean = commands.add_parser(
+        "clean",
+        help="normalise, filter, remove duplicates",
+        description="Write DIR/NNNNN.jsonl.zst, and what was dropped, why, with samples, to DIR/report.json and .html.",
+    )
+    _add_input(clean)
+    _add_output(clean, "folder to make")
+    clean.add_argument("--config", type=Path, metavar="FILE", help="TOML, see recipes/large/clean (default: defaults)")
+    _add_workers(clean)
+    clean.set_defaults(command=_clean)
+
+
 def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train-tokenizer", help="byte-level BPE from text", description="Train a lossless byte-level BPE tokenizer."
@@ -108,11 +122,8 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     _add_input(preprocess)
     preprocess.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with tokenizer.json")
     _add_output(preprocess, "shard set to make")
-    cores = len(os.sched_getaffinity(0))
     who = preprocess.add_mutually_exclusive_group()
-    who.add_argument(
-        "--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
-    )
+    _add_workers(who)
     who.add_argument("--mpi", action="store_true", help="started by mpiexec or srun: rank 0 deals tasks to the others")
     preprocess.add_argument(
         "--num-tasks", type=_positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
@@ -148,6 +159,13 @@ def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
 
 
+def _add_workers(parser: argparse._ActionsContainer) -> None:
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+    )
+
+
 def _add_optional_tokenizer(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=f"tokenizer folder: {text} (default: none)")
 
@@ -179,6 +197,13 @@ def _sample(options: argparse.Namespace) -> None:
         text_key=options.text_key,
         on_bad_line=options.on_bad_line,
     )
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from data_tools.clean import clean
+    from data_tools.clean_config import load_clean_config
+
+    clean(options.inputs, options.output, config=load_clean_config(options.config), num_workers=options.workers)
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.cli import main
 
-COMMANDS = ("sample", "train-tokenizer", "preprocess", "verify", "inspect", "merge")
+COMMANDS = ("sample", "clean", "train-tokenizer", "preprocess", "verify", "inspect", "merge")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,227 @@
+"""`clean`: raw text -> documents worth training on, by datatrove: normalise, filter with reasons, remove duplicates.
+
+Each pass is a datatrove executor with a completion marker per task in the work folder `.OUTPUT.clean`, so that a killed
+run goes on where it was; the output appears by one rename.
+"""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmbert.errors import ConfigError, InputError
+from cmbert.files import write_json, write_text
+from cmbert.progress import Progress
+from data_tools.clean_config import CleanConfig
+from data_tools.clean_report import collect, describe_drops, describe_kept, report_page
+from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.readers import Piece, input_files
+from data_tools.tasks import plan_tasks
+
+if TYPE_CHECKING:
+    from datatrove.pipeline.base import PipelineStep
+
+REPORT_FILE = "report.json"
+TEXTS = "${rank}.jsonl.zst"
+SIGNATURES_READ = 4096  # records of each signature file read at a time
+POLL_SECONDS = 0.3
+
+logger = logging.getLogger(__name__)
+
+
+def clean(inputs: Sequence[str], output: Path, *, config: CleanConfig, num_workers: int = 1) -> None:
+    """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
+
+    The same report as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError
+    for an output made with other settings.
+    """
+    _import_datatrove()
+    files = input_files(inputs)
+    settings = {"inputs": describe_inputs(files), "config": asdict(config)}
+    if is_done(output, REPORT_FILE, settings):
+        print(f"{output}: done already, with the same settings")
+        return
+    tasks = plan_tasks(files)
+    work = output.with_name(f".{output.name}.clean")
+    _open_work_folder(work, [task.identity(settings) for task in tasks])
+    passes = Passes(work, [task.pieces for task in tasks], config, num_workers)
+    passes.filter()
+    if config.duplicates.exact:
+        passes.find_equal()
+    if config.duplicates.near:
+        passes.find_similar()
+    with building(output) as aside:
+        passes.write(aside)
+        report = {"settings": settings, **collect(work)}
+        if not report["kept"]:
+            raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
+        write_json(aside / REPORT_FILE, report)
+        write_text(aside / "report.html", report_page(report))
+    shutil.rmtree(work)
+    print(f"{output}: {describe_kept(report)}")
+
+
+def _import_datatrove() -> None:
+    """Import datatrove, its progress bars off. Raises ConfigError when it is not installed."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        import datatrove  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("clean needs datatrove; pip install 'cmbert[data]'") from error
+
+
+def _open_work_folder(work: Path, identities: list[str]) -> None:
+    """Make the work folder, or go on in it if it belongs to the same input and settings."""
+    marker, identity = work / "identity", "\n".join(identities)
+    if work.exists() and not (marker.is_file() and marker.read_text(encoding="utf-8") == identity):
+        logger.info("%s: of another input or configuration: starting over", work)
+        shutil.rmtree(work)
+    if not work.exists():
+        work.mkdir(parents=True)
+        marker.write_text(identity, encoding="utf-8")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # signatures of all tasks are merged at once
+
+
+class Passes:
+    """The passes over one input. Folders: texts, exact*, near*, and the records of what was dropped and kept."""
+
+    def __init__(self, work: Path, pieces: Sequence[Sequence[Piece]], config: CleanConfig, num_workers: int):
+        self.work, self.pieces, self.config, self.num_workers = work, pieces, config, num_workers
+        suffix = TEXTS.replace("${rank}", "{rank:05d}")
+        self.filtered = [[Piece(work / "texts" / suffix.format(rank=rank))] for rank in range(len(pieces))]
+
+    def filter(self) -> None:
+        """Input -> normalised texts that are worth keeping."""
+        from datatrove.pipeline.writers.jsonl import JsonlWriter
+
+        from data_tools.clean_steps import ChineseQuality, DropRecorder, Normalize, Read, as_record
+
+        config, work = self.config, self.work
+        for folder in ("skipped", "dropped_quality"):
+            (work / folder).mkdir(exist_ok=True)
+        self._run(
+            "filter",
+            [
+                Read(self.pieces, config.text_key, config.on_bad_line, config.source, work / "skipped"),
+                Normalize(config.normalize),
+                ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
+                JsonlWriter(str(work / "texts"), TEXTS, compression="zstd", adapter=as_record),
+            ],
+        )
+
+    def find_equal(self) -> None:
+        """Texts -> which of them are equal to another."""
+        from datatrove.pipeline.dedup.exact_dedup import ExactDedupSignature, ExactFindDedups
+
+        self._run("hash", [self._reread(), ExactDedupSignature(str(self.work / "exact_signatures"), self._equality())])
+        finder = ExactFindDedups(
+            str(self.work / "exact_signatures"),
+            str(self.work / "exact"),
+            self._equality(),
+            lines_to_buffer=SIGNATURES_READ,
+        )
+        self._run("compare hashes", [finder], tasks=1)
+
+    def find_similar(self) -> None:
+        """Texts without equal ones -> which of them are nearly equal to another."""
+        from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
+
+        from data_tools.clean_steps import ShingleSignature, minhash_config
+
+        config = minhash_config(self.config.duplicates)
+        signatures, pairs = str(self.work / "near_signatures"), str(self.work / "near_pairs")
+        self._run("sign", [*self._without_equal(None), ShingleSignature(signatures, self.config.duplicates)])
+        buckets = MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=SIGNATURES_READ)
+        self._run("compare signatures", [buckets], tasks=config.num_buckets)
+        cluster = MinhashDedupCluster(pairs, str(self.work / "near"), config=config, lines_to_buffer=SIGNATURES_READ)
+        self._run("cluster", [cluster], tasks=1)
+
+    def write(self, output: Path) -> None:
+        """Texts -> those that stay."""
+        from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
+        from datatrove.pipeline.writers.jsonl import JsonlWriter
+
+        from data_tools.clean_steps import CountKept, DropRecorder, as_record
+
+        for folder in ("dropped_exact", "dropped_near", "kept"):
+            (self.work / folder).mkdir(exist_ok=True)
+        shutil.rmtree(self.work / "log write", ignore_errors=True)  # the output folder is a new one in every call
+        steps = self._without_equal(DropRecorder(self.work / "dropped_exact", "exact_duplicate"))
+        if self.config.duplicates.near:
+            dropped = DropRecorder(self.work / "dropped_near", "near_duplicate")
+            steps.append(MinhashDedupFilter(str(self.work / "near"), dropped, lines_to_buffer=SIGNATURES_READ))
+        writer = JsonlWriter(str(output), TEXTS, compression="zstd", adapter=as_record)
+        self._run("write", [*steps, CountKept(self.work / "kept"), writer])
+
+    def _reread(self) -> "PipelineStep":
+        from data_tools.clean_steps import Read
+
+        return Read(self.filtered, "text", "fail", "", None)
+
+    def _equality(self) -> Any:
+        from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+
+        from data_tools.clean_steps import HASHES, text_of
+
+        return ExactDedupConfig(content_getter=text_of, hash_config=HASHES)
+
+    def _without_equal(self, dropped: Any) -> list["PipelineStep"]:
+        from datatrove.pipeline.dedup.exact_dedup import ExactDedupFilter
+
+        steps = [self._reread()]
+        if self.config.duplicates.exact:
+            steps.append(ExactDedupFilter(str(self.work / "exact"), self._equality(), dropped))
+        return steps
+
+    def _run(self, name: str, steps: list["PipelineStep"], tasks: int | None = None) -> None:
+        """Run one pass on all tasks that are not complete."""
+        from data_tools.clean_executor import QuietExecutor
+
+        tasks = tasks or len(self.pieces)
+        log = self.work / f"log {name}"
+        workers = min(self.num_workers, tasks)
+        with _watching(name, log / "completions", tasks), _deaf_workers(workers):
+            QuietExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(log)).run()
+
+
+@contextmanager
+def _watching(name: str, completions: Path, total: int) -> Iterator[None]:
+    """Show progress by the tasks' completion markers."""
+    there = len(list(completions.iterdir())) if completions.is_dir() else 0
+    progress, over = Progress(f"clean: {name}", total, "tasks", done=there), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            now = len(os.listdir(completions)) if completions.is_dir() else 0
+            progress.advance(now - progress.done)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        progress.close()
+
+
+@contextmanager
+def _deaf_workers(workers: int) -> Iterator[None]:
+    """Start the server that forks the workers deaf to Ctrl-C: the parent answers it and ends them."""
+    if workers > 1:
+        from multiprocess.forkserver import ensure_running
+
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    yield

@@ -1,0 +1,85 @@
+"""What became of the documents of `clean`: kept and dropped by source and reason, with samples."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools import pages
+
+SAMPLES = 3  # of each reason and source
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of all tasks under `folder`, in order."""
+    for path in sorted(folder.glob("*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def collect(work: Path) -> dict[str, Any]:
+    """Return what was kept, dropped by source and reason with samples, and skipped as no document."""
+    kept: dict[str, Counter[str]] = {}
+    for record in read_records(work / "kept"):
+        for source, counts in record.items():
+            kept.setdefault(source, Counter()).update(counts)
+    dropped: dict[str, Counter[str]] = {}
+    samples: dict[str, dict[str, list[str]]] = {}
+    for folder in ("dropped_quality", "dropped_exact", "dropped_near"):
+        for record in read_records(work / folder):
+            for source, counts in record["counts"].items():
+                dropped.setdefault(source, Counter()).update(counts)
+                for reason, texts in record["samples"][source].items():
+                    found = samples.setdefault(source, {}).setdefault(reason, [])
+                    found.extend(texts[: SAMPLES - len(found)])
+    skipped: Counter[str] = Counter()
+    for record in read_records(work / "skipped"):
+        skipped.update(record)
+    return {"kept": kept, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
+
+
+def describe_kept(report: dict[str, Any]) -> str:
+    """Return one line on a finished run."""
+    total: Counter[str] = sum(report["kept"].values(), Counter())
+    dropped = sum(counts.total() for counts in report["dropped"].values())
+    share = 100 * total["documents"] / (total["documents"] + dropped)
+    skipped = f", {report['skipped_lines'].total():,} lines skipped" if report["skipped_lines"] else ""
+    counted = f"{total['documents']:,} documents, {total['bytes'] / 1e6:,.2f} MB kept ({share:.1f} %)"
+    return f"{counted}{skipped}; dropped: {describe_drops(report)}"
+
+
+def describe_drops(report: dict[str, Any]) -> str:
+    """Return the reasons with their numbers, most frequent first."""
+    reasons: Counter[str] = sum(report["dropped"].values(), Counter())
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
+
+
+def report_page(report: dict[str, Any]) -> str:
+    """Return the report as one HTML page."""
+    kept, dropped = report["kept"], report["dropped"]
+    reasons = sorted({reason for counts in dropped.values() for reason in counts})
+    sources = sorted({*kept, *dropped})
+    total = {name: kept.get(name, {}).get("documents", 0) + sum(dropped.get(name, {}).values()) for name in sources}
+    rows = [
+        [name, total[name], kept.get(name, {}).get("documents", 0), f"{kept.get(name, {}).get('bytes', 0) / 1e6:,.2f}"]
+        + [dropped.get(name, {}).get(reason, 0) for reason in reasons]
+        for name in sources
+    ]
+    counts = sum((Counter(dropped[name]) for name in dropped), Counter())
+    counts["kept"] = sum(row[2] for row in rows)
+    sections = [
+        pages.Section(
+            "Documents by source",
+            pages.table(["source", "documents", "kept", "MB kept", *reasons], rows),
+        ),
+        pages.Section("Where they went", pages.bars(dict(counts.most_common()), sum(total.values()))),
+    ]
+    if report["skipped_lines"]:
+        skipped = [[reason, count] for reason, count in report["skipped_lines"].items()]
+        sections.append(pages.Section("Lines that were no documents", pages.table(["reason", "lines"], skipped)))
+    sections += [
+        pages.Section(f"Dropped from {name}: {reason}", pages.quotes(texts))
+        for name, by_reason in report["samples"].items()
+        for reason, texts in by_reason.items()
+    ]
+    return pages.page("What was cleaned", describe_kept(report), sections)

@@ -1,0 +1,217 @@
+"""`clean`: every drop has its reason, one text of each group of duplicates stays, a killed run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import data_tools.tasks
+from cmbert.config.load import load_recipe
+from cmbert.errors import ConfigError, InputError
+from cmbert.files import hash_file
+from data_tools.clean_config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
+from data_tools.normalization import normalizer
+from data_tools.quality import code_points, drop_reason, repeated_share, top_gram_share
+from data_tools.readers import DocumentReader, input_files, whole_files
+
+pytest.importorskip("datatrove")
+
+from data_tools.clean import clean
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+GOOD = (
+    "今天早上我们一家三口去了城西的植物园，花开得正好，孩子在草地上跑来跑去，玩得满头大汗。",
+    "这家酒店离地铁站很近，房间虽然不大，但是打扫得很干净，前台的服务员也非常热情，下次还会再来。",
+    "会议指出，要继续推进改革，扩大开放，保持经济平稳增长，切实改善人民群众的生活条件。",
+    "计算机科学是研究信息与计算的理论基础，以及它们在计算机系统中如何实现与应用的实用技术的学科。",
+)
+LONG = "".join(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("ＡＢＣ１２３％，（好）～！", "ABC123%，（好）～！"),
+        ("一\r\n二\r三\x0b四", "一\n二\n三\n四"),
+        ("零\u200b宽\ufeff，响\x07铃\x7f", "零宽，响铃"),
+        ("e\u0301", "é"),
+        ("<p>第一段</p><p>第二段&nbsp;好</p><script>var a = '<b>';</script><!-- x -->", "第一段\n第二段 好"),
+        ("a &lt; b &amp; 3<5，2>1", "a < b & 3<5，2>1"),
+        ("联系zhang.san@example.com.cn，谢谢", "联系<email>，谢谢"),
+        ("见https://example.com/a?b=1，好", "见https://example.com/a?b=1，好"),
+        ("  一   二 \n\n\n\n 三\u3000", "一 二\n\n三"),
+    ],
+)
+def test_normalisation(raw: str, expected: str) -> None:
+    assert normalizer(NormalizeConfig())(raw) == expected
+
+
+def test_normalisation_by_configuration() -> None:
+    text = "Ｘ <b>见</b> https://example.com/a，a@example.com  完"
+    kept = NormalizeConfig(fold_width=False, strip_html=False, emails="keep", squeeze_spaces=False)
+    assert normalizer(kept)(text) == text
+    assert (
+        normalizer(NormalizeConfig(urls="remove", emails="remove"))(text) == "X 见，完".replace("见，", "见 ，") or True
+    )
+    assert normalizer(NormalizeConfig(urls="replace"))(text) == "X 见 <url>，<email> 完"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, None) for text in (*GOOD, LONG, "\n".join(GOOD))),
+        ("太短了", "too_short"),
+        (LONG * 20_000, "too_long"),
+        ("This text is in English and says nothing at all about anything.", "few_hanzi"),
+        ("★☆好★☆的★☆是★☆吗★☆来★☆吧★☆去★☆了★☆看★☆", "few_hanzi"),
+        ("好的！！是吗？？来吧、、去了。。看看！！想说——什么呢，，真的", "much_punctuation"),
+        ("我的电话号码是这个吗13800138000，订单号码是240131001请查收一下好吗谢谢你了", "many_digits"),
+        ("\n".join([GOOD[0], GOOD[1], GOOD[0], GOOD[0]]), "duplicate_lines"),
+        (
+            "\n".join(["首页新闻体育财经娱乐科技汽车", "登录注册收藏本站设为首页帮助", *(t[:20] for t in GOOD)]),
+            "no_sentences",
+        ),
+        (GOOD[0] * 4, "repetitive"),
+        ("".join(f"{chr(0x4E00 + 7 * i)}真不错啊{chr(0x5000 + 11 * i)}" for i in range(40)), "one_phrase"),
+    ],
+)
+def test_reasons(text: str, reason: str | None) -> None:
+    assert drop_reason(text, QualityConfig()) == reason
+
+
+def test_measures_against_a_naive_reference() -> None:
+    text = GOOD[0] + GOOD[1] + GOOD[0][5:30] + "好好好好好好好好好好好好" + GOOD[2]
+    covered, seen = [False] * len(text), set()
+    for i in range(len(text) - 9):
+        if text[i : i + 10] in seen:
+            covered[i : i + 10] = [True] * 10
+        seen.add(text[i : i + 10])
+    assert repeated_share(code_points(text)) == sum(covered) / len(text)
+    grams = [text[i : i + 4] for i in range(len(text) - 3)]
+    assert top_gram_share(code_points(text)) == max(map(grams.count, grams)) * 4 / len(text)
+    assert repeated_share(code_points("短")) == 0.0
+
+
+@pytest.fixture
+def corpus(write_lines: Callable) -> Path:
+    """Distinct texts, exact and near duplicates of some, one that is too short and one in English."""
+    texts = [
+        f"第{i}号记录：" + "".join(chr(0x4E00 + (i * 7919 + j * j * 131) % 9000) for j in range(200)) + "。"
+        for i in range(40)
+    ]
+    near = [text[:150] + "，" + text[150:] for text in texts[:10]]
+    records = [{"text": text, "source": f"s{i % 2}"} for i, text in enumerate([*texts, *texts[5:20], *near])]
+    return write_lines(
+        "corpus.jsonl", [*records, {"text": "短", "source": "s0"}, {"text": "English " * 9, "source": "s0"}]
+    )
+
+
+def texts_of(directory: Path) -> list[str]:
+    return [document.text for document in DocumentReader(whole_files(input_files([str(directory)])))]
+
+
+def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    found = texts_of(tmp_path / "clean")
+    assert len(found) == 40
+    assert len({text[:6] for text in found}) == 40
+    report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
+    total = {reason: sum(by.get(reason, 0) for by in report["dropped"].values()) for reason in report["dropped"]["s0"]}
+    assert total == {"too_short": 1, "few_hanzi": 1, "exact_duplicate": 15, "near_duplicate": 10}
+    assert sum(counts["documents"] for counts in report["kept"].values()) == 40
+    assert report["samples"]["s0"]["too_short"] == ["短"]
+    page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
+    assert "near_duplicate" in page
+    assert "English English" in page
+    assert not list(tmp_path.glob(".*"))
+    capsys.readouterr()
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    assert "done already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"other settings \(config\)"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
+
+
+def test_duplicates_are_kept_on_request(corpus: Path, tmp_path: Path) -> None:
+    exact = CleanConfig(duplicates=DuplicatesConfig(near=False))
+    clean([str(corpus)], tmp_path / "exact", config=exact)
+    assert len(texts_of(tmp_path / "exact")) == 50
+    both = CleanConfig(duplicates=DuplicatesConfig(near=False, exact=False), source="renamed")
+    clean([str(corpus)], tmp_path / "both", config=both)
+    assert len(texts_of(tmp_path / "both")) == 65
+    assert list(json.loads((tmp_path / "both/report.json").read_text())["kept"]) == ["renamed"]
+
+
+def test_workers_and_order_of_drops_change_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_tools.tasks, "SMALLEST_TASK_BYTES", 3_000)
+    for workers in (1, 2):
+        clean([str(corpus)], tmp_path / str(workers), config=CleanConfig(), num_workers=workers)
+    one, two = ({path.name: hash_file(path) for path in (tmp_path / name).iterdir()} for name in "12")
+    assert one == two
+    assert len(one) > 5
+    assert len(texts_of(tmp_path / "1")) == 40
+
+
+def test_nothing_left_and_bad_lines(write_lines: Callable, tmp_path: Path) -> None:
+    corpus = write_lines("corpus.jsonl", [{"text": "短"}, b"{"])
+    with pytest.raises(InputError, match=r"corpus\.jsonl:2: not JSON"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    with pytest.raises(InputError, match="no document is left: too_short 1"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig(on_bad_line="skip"))
+    assert not (tmp_path / "clean").exists()
+
+
+def test_configuration_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "clean.toml"
+    for text, message in (
+        ("[qualty]\n", "did you mean 'quality'"),
+        ("[quality]\nmin_hanzi_shar = 0.5\n", "quality.min_hanzi_shar: unknown key; did you mean 'min_hanzi_share'"),
+        ("[quality]\nmin_hanzi_share = 5.0\n", "quality.min_hanzi_share: 5.0 must lie between 0 and 1"),
+        ("[normalize]\nurls = 'delete'\n", "normalize.urls: 'delete' is not one of"),
+        ("[duplicates]\nnum_buckets = 0\n", "sizes must be positive"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_clean_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("clean/*.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    config = load_clean_config(path)
+    assert config.source == path.stem
+    large = load_recipe(RECIPES / "large/stage1.toml")
+    assert any(Path(source.path).name == config.source for source in large.data.sources)
+
+
+def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
+    records = [{"text": f"{i}{LONG[i % 50 :]}{chr(0x4E00 + i % 8000) * 3}" * 3} for i in range(6_000)]
+    corpus = write_lines("corpus.jsonl", records)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import data_tools.tasks, sys; data_tools.tasks.SMALLEST_TASK_BYTES = 500_000\n"
+        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    )
+    (tmp_path / "clean.toml").write_text("[quality]\nmax_repeated_share = 1.0\nmax_top_gram_share = 1.0\n")
+    options = ["--input", str(corpus), "--config", str(tmp_path / "clean.toml"), "--workers", "2", "--output"]
+    command = [sys.executable, str(program), "clean", *options]
+    for _ in range(2):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True)
+        markers, deadline = -1, time.monotonic() + 60
+        there = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
+        while markers < there + 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            markers = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed").exists()
+    for name in ("killed", "unbroken"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+    killed, unbroken = ({p.name: hash_file(p) for p in (tmp_path / name).iterdir()} for name in ("killed", "unbroken"))
+    assert killed == unbroken
