@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbert.config.deepspeed import resolve_deepspeed
+from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.errors import ConfigError
-from cmbert.model.cost import FlopsPerToken, Parameters, count_flops, count_parameters, estimate_activations
+from cmbert.model.cost import FlopsPerToken, count_flops, estimate_activations
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from cmbert.train.schedule import learning_rate, mask_rate, num_steps, step_tokens
 

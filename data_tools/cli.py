@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.errors import ConfigError, run_command
-from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, VOCAB_SIZE
+from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
 EXIT_FAULTS = 1
@@ -108,6 +108,24 @@ def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     _add_output(train, "folder to make; AutoTokenizer.from_pretrained loads it")
     train.add_argument(
         "--vocab-size", type=int, default=VOCAB_SIZE, metavar="N", help=f"ids, a multiple of 64 (default {VOCAB_SIZE})"
+    )
+    train.add_argument(
+        "--boundaries",
+        choices=["clause", "word"],
+        default="clause",
+        help="merges may cross words within a clause (default), or are learnt within words only",
+    )
+    train.add_argument(
+        "--sample-size",
+        type=_positive,
+        default=TOKENIZER_SAMPLE_BYTES,
+        metavar="N",
+        help=f"learn from at most N bytes of UTF-8, of every source its share (default {TOKENIZER_SAMPLE_BYTES}: 3 GB "
+        "of memory)",
+    )
+    train.add_argument("--report", type=Path, metavar="FILE", help="also write a report: FILE.html, or FILE.json")
+    train.add_argument(
+        "--against", type=Path, metavar="VOCAB.txt", help="compare with a WordPiece vocabulary, one token a line"
     )
     _add_text_options(train)
     train.set_defaults(command=_train_tokenizer)
@@ -213,6 +231,10 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
         options.inputs,
         options.output,
         vocab_size=options.vocab_size,
+        boundaries=options.boundaries,
+        sample_bytes=options.sample_size,
+        report=options.report,
+        against=options.against,
         text_key=options.text_key,
         on_bad_line=options.on_bad_line,
     )

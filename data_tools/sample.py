@@ -128,6 +128,30 @@ def choose(documents: Iterable[Document], size_bytes: int) -> list[Document]:
     return [document for _, _, document in sorted(heap, key=lambda entry: -entry[0])]
 
 
+def stratified(documents: Iterable[Document], size_bytes: int) -> list[Document]:
+    """Return documents of at most about `size_bytes`, of every source the same share of its bytes, equal texts once.
+
+    One pass, in memory bounded by 1.5 times `size_bytes`; the documents with the smallest hashes are taken, so the
+    sample does not depend on their order.
+    """
+    totals: Counter[str] = Counter()
+
+    def counted() -> Iterator[Document]:
+        for document in documents:
+            totals[document.source] += len(document.text.encode("utf-8"))
+            yield document
+
+    candidates = choose(counted(), size_bytes * 3 // 2)
+    share = min(1.0, size_bytes / max(totals.total(), 1))
+    left = {source: share * total for source, total in totals.items()}
+    chosen = []
+    for document in candidates:
+        if left[document.source] > 0:
+            left[document.source] -= len(document.text.encode("utf-8"))
+            chosen.append(document)
+    return chosen
+
+
 def count(documents: Iterable[Document]) -> dict[str, dict[str, int]]:
     """Return documents and UTF-8 bytes of text by source."""
     counts: dict[str, dict[str, int]] = {}

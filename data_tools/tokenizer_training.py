@@ -1,32 +1,42 @@
-"""`train-tokenizer`: lossless byte-level BPE on documents, saved as transformers' AutoTokenizer loads it."""
+"""`train-tokenizer`: lossless byte-level BPE from a stratified sample, saved as AutoTokenizer loads it."""
 
-import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json
+from cmbert.files import write_json, write_text
 from cmbert.progress import Progress
-from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE
-from data_tools.defaults import VOCAB_SIZE
+from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
+from data_tools.bpe import learn_merges
+from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 from data_tools.document import Document
 from data_tools.outputs import building, describe_inputs, is_done
-from data_tools.readers import DocumentReader, input_files, whole_files
+from data_tools.readers import DocumentReader, input_files
+from data_tools.sample import count, stratified, text_hash
+from data_tools.segment import segmenter
+from data_tools.tasks import plan_tasks
+from data_tools.tokenizer_report import measure, report_page
+from data_tools.tokenizer_report import report as report_values
 
 RECORD_FILE = "training.json"
 VOCAB_MULTIPLE = 64  # ours: keeps the embedding's rows aligned for tensor cores and ZeRO shards
 SMALLEST_VOCAB_SIZE = 320  # the next multiple of 64 after 256 bytes and the special tokens
 MIN_PAIR_COUNT = 2  # ours: a pair seen once is no pattern
+MOST_UNITS = 8_000_000  # ours: beyond, the rarest are forgotten while counting; some 1 GB
 MODEL_MAX_LENGTH = 8_192  # tokens, the long stage of the paper
-BATCH_DOCUMENTS = 256
-MEASURED_CHARACTERS = 2_000_000  # ours: enough for three digits of characters per token
+READ_FACTOR = 16  # of a corpus larger than this many samples, evenly spread tasks are read instead of everything
+MEASURED_SHARE = 0.02  # ours: of the sample's documents, kept from training to measure on
+MEASURED_BYTES = 8_000_000  # ours: enough for three digits
 
+Boundaries = Literal["clause", "word"]
+WORD_BREAK = "\0"  # no document holds it
 # Written as ranges: \p{Han} takes in 。 and 《 in some regular-expression libraries (PCRE2) and not in others.
 HANZI = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # What BPE may merge within; every character matches exactly one alternative. Ours: merges may cross words inside a
@@ -41,39 +51,7 @@ PATTERN = "|".join(
         r"[^\S\r\n]+",
     )
 )
-
-
-@dataclass
-class TextSample:
-    """What passed on its way to the trainer, and a spread of it to measure on."""
-
-    documents: int = 0
-    text_bytes: int = 0
-    characters: int = 0
-    kept: list[str] = field(default_factory=list)
-    kept_characters: int = 0
-
-    def count(self, documents: Iterator[Document], reader: DocumentReader) -> Iterator[list[str]]:
-        """Yield the texts in batches, counting them and showing progress."""
-        progress = Progress("read", reader.total_bytes / 1e6, "MB")
-        batch: list[str] = []
-        for document in documents:
-            self._count(document.text)
-            batch.append(document.text)
-            if len(batch) == BATCH_DOCUMENTS:
-                yield batch
-                batch = []
-                progress.advance(reader.bytes_read / 1e6 - progress.done)
-        yield batch
-        progress.close()
-
-    def _count(self, text: str) -> None:
-        self.documents += 1
-        self.text_bytes += len(text.encode("utf-8"))
-        self.characters += len(text)
-        if self.kept_characters < MEASURED_CHARACTERS:
-            self.kept.append(text)
-            self.kept_characters += len(text)
+WORD_PATTERN = f"{WORD_BREAK}|" + PATTERN.replace(r"[^\s\p{L}\p{N}", rf"[^\s\p{{L}}\p{{N}}{WORD_BREAK}")
 
 
 def train_tokenizer(
@@ -81,41 +59,60 @@ def train_tokenizer(
     output: Path,
     *,
     vocab_size: int = VOCAB_SIZE,
+    boundaries: Boundaries = "clause",
+    sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
     text_key: str = "text",
     on_bad_line: str = "fail",
+    report: Path | None = None,
+    against: Path | None = None,
 ) -> None:
-    """Train on all documents of `inputs` and save to the directory `output`, or say that it is there already.
+    """Train on a sample of `inputs` and save to the directory `output`, or say that it is there already.
 
-    Raises ConfigError for a vocabulary size that is no multiple of 64 or more than the text can fill, InputError for
-    unusable text.
+    boundaries: merges may cross words inside a clause, or are learnt inside words only. report: page to write;
+    against: a WordPiece vocabulary to compare with. Raises ConfigError for a vocabulary size that is no multiple of 64
+    or more than the text can fill, InputError for unusable text.
     """
     check_vocab_size(vocab_size)
     files = input_files(inputs)
     settings = {
         "inputs": describe_inputs(files),
         "vocab_size": vocab_size,
+        "boundaries": boundaries,
+        "sample_bytes": sample_bytes,
         "text_key": text_key,
         "on_bad_line": on_bad_line,
         "pattern": PATTERN,
         "min_pair_count": MIN_PAIR_COUNT,
     }
-    if is_done(output, RECORD_FILE, settings):
+    done = is_done(output, RECORD_FILE, settings)
+    if done and (report is None or report.is_file()):
         print(f"{output}: done already, with the same settings")
         return
     started = time.monotonic()
-    reader, sample = DocumentReader(whole_files(files), text_key=text_key, on_bad_line=on_bad_line), TextSample()
-    backend = untrained()
-    backend.train_from_iterator(sample.count(iter(reader), reader), trainer(vocab_size))
-    check_filled(backend, vocab_size, sample)
-    backend.post_processor = special_tokens_around()
-    per_token = characters_per_token(backend, sample.kept)
-    with building(output) as aside:
-        backend.save(str(aside / TOKENIZER_FILE))
-        write_json(aside / "tokenizer_config.json", tokenizer_config())
-        write_json(aside / RECORD_FILE, record(settings, sample, dict(reader.skipped), per_token))
-    rate = sample.text_bytes / 1e6 / (time.monotonic() - started)
-    counted = f"{vocab_size:,} ids from {sample.documents:,} documents"
-    print(f"{output}: {counted}, {rate:.1f} MB/s, {per_token:.2f} characters per token")
+    sample, skipped = read_sample(files, sample_bytes, text_key, on_bad_line)
+    if not sample:
+        raise InputError("the input has no document with text")
+    training, measured = hold_out(sample)
+    if not done:
+        units, forgotten = count_units([document.text for document in training], boundaries)
+        num_units = len(units)
+        backend = learn(units, vocab_size)
+        with building(output) as aside:
+            backend.save(str(aside / TOKENIZER_FILE))
+            write_json(aside / "tokenizer_config.json", tokenizer_config())
+            write_json(aside / RECORD_FILE, record(settings, training, skipped, num_units, forgotten))
+    seconds = time.monotonic() - started
+    measures = measure(load_tokenizer(output), measured or training, against)
+    text_bytes = sum(len(document.text.encode("utf-8")) for document in training)
+    counted = f"{vocab_size:,} ids from {len(training):,} documents, {text_bytes / 1e6:,.1f} MB in {seconds:.0f} s"
+    print(f"{output}: {counted}; {measures.headline()}")
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        if report.suffix == ".json":
+            write_json(report, report_values(measures, settings, held_out=bool(measured)))
+        else:
+            write_text(report, report_page(measures, settings, held_out=bool(measured)))
+        print(f"report {report}")
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -128,9 +125,108 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ConfigError(f"--vocab-size {vocab_size}: must be a multiple of {VOCAB_MULTIPLE}; nearest: {nearest}")
 
 
-def untrained() -> tokenizers.Tokenizer:
-    """Return the tokenizer without its merges: NFC, our pattern, bytes; nothing it does loses a character."""
-    backend = tokenizers.Tokenizer(models.BPE())
+def read_sample(
+    files: Sequence[Path], sample_bytes: int, text_key: str, on_bad_line: str
+) -> tuple[list[Document], Counter[str]]:
+    """Return about `sample_bytes` of documents, of every source the same share, and the lines that were none.
+
+    Memory follows `sample_bytes`, not the corpus; of a very large corpus evenly spread tasks are read.
+    """
+    tasks = plan_tasks(files)
+    total = sum(task.num_bytes for task in tasks)
+    stride = max(1, total // (READ_FACTOR * sample_bytes))
+    pieces = [piece for task in tasks[::stride] for piece in task.pieces]
+    reader = DocumentReader(pieces, text_key=text_key, on_bad_line=on_bad_line)
+    progress = Progress("read", total / stride / 1e6, "MB")
+
+    def reading() -> Iterator[Document]:
+        for document in reader:
+            progress.advance(len(document.text.encode("utf-8")) / 1e6)
+            yield document
+
+    sample = stratified(reading(), sample_bytes)
+    progress.close()
+    return sample, reader.skipped
+
+
+def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """Return what to train on and what to measure on; a sample too small to spare a document is all for training."""
+    training, measured, size = [], [], 0
+    for document in sample:
+        if text_hash(document.text, b"measure") < MEASURED_SHARE * 2**64 and size < MEASURED_BYTES:
+            measured.append(document)
+            size += len(document.text.encode("utf-8"))
+        else:
+            training.append(document)
+    return (training, measured) if training else (measured, [])
+
+
+def count_units(texts: Sequence[str], boundaries: Boundaries) -> tuple[Counter[str], int]:
+    """Count what merges happen within. Returns the units, and how many rare ones were forgotten to stay in bounds."""
+    pattern = WORD_PATTERN if boundaries == "word" else PATTERN
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+    cut = segmenter().cut if boundaries == "word" else None
+    normalize = normalizers.NFC().normalize_str
+    units: Counter[str] = Counter()
+    forgotten, rare = 0, 1
+    progress = Progress("count units", len(texts), "documents")
+    for text in texts:
+        text = normalize(text)
+        text = WORD_BREAK.join(cut(text)) if cut else text
+        units.update(piece for piece, _ in split.pre_tokenize_str(text))
+        while len(units) > MOST_UNITS:
+            kept = Counter({unit: count for unit, count in units.items() if count > rare})
+            forgotten, rare, units = forgotten + len(units) - len(kept), rare + 1, kept
+        progress.advance(1)
+    progress.close()
+    del units[WORD_BREAK]
+    return units, forgotten
+
+
+def learn(units: Counter[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Return the tokenizer of `vocab_size` ids: the special tokens, a token for every byte, the merges in their order.
+
+    Empties `units`. Raises ConfigError when they cannot fill it.
+    """
+    of_byte = byte_spellings()
+    spellings, merges = sorted(of_byte), list[tuple[str, str]]()
+    ranks = np.array([spellings.index(spelling) for spelling in of_byte])
+    num_symbols = vocab_size - len(SPECIAL_TOKENS)
+    progress = Progress("merge", num_symbols, "symbols", done=len(spellings))
+    texts = [unit.encode("utf-8") for unit in units]
+    counts = np.fromiter(units.values(), dtype=np.int64, count=len(units))
+    units.clear()  # room for the merges
+    for merge in learn_merges(
+        texts,
+        counts,
+        ranks,
+        num_symbols=num_symbols,
+        min_count=MIN_PAIR_COUNT,
+        advance=lambda: progress.advance(1),
+    ):
+        merges.append((spellings[merge.left], spellings[merge.right]))
+        if merge.symbol == len(spellings):
+            spellings.append(spellings[merge.left] + spellings[merge.right])
+    progress.close()
+    if len(spellings) < num_symbols:
+        found = len(spellings) + len(SPECIAL_TOKENS)
+        largest = found - found % VOCAB_MULTIPLE
+        remedy = f"the largest that works is {largest}" if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
+        raise ConfigError(f"--vocab-size {vocab_size}: the text gives only {found} ids; {remedy}")
+    return assembled({spelling: index for index, spelling in enumerate([*SPECIAL_TOKENS, *spellings])}, merges)
+
+
+def byte_spellings() -> list[str]:
+    """Return the character that stands for each byte in a byte-level vocabulary (GPT-2's): itself where it prints."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    others = iter(sorted(character for character in alphabet if ord(character) > 255))
+    return [chr(byte) if chr(byte) in alphabet else next(others) for byte in range(256)]
+
+
+def assembled(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """Return the tokenizer around a vocabulary: NFC, our pattern, bytes; nothing it does loses a character."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -139,45 +235,12 @@ def untrained() -> tokenizers.Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def trainer(vocab_size: int) -> trainers.BpeTrainer:
-    """Return a trainer that gives the special tokens ids 0 to 4 and every byte a token of its own."""
-    return trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=MIN_PAIR_COUNT,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=sys.stderr.isatty(),
-    )
-
-
-def special_tokens_around() -> processors.TemplateProcessing:
-    """Return `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
-    return processors.TemplateProcessing(
+    backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
     )
-
-
-def check_filled(backend: tokenizers.Tokenizer, vocab_size: int, sample: TextSample) -> None:
-    """Raise InputError when there was no text, ConfigError when it was too little for `vocab_size`."""
-    if not sample.characters:
-        raise InputError("the input has no document with text")
-    found = backend.get_vocab_size()
-    if found < vocab_size:
-        largest = found - found % VOCAB_MULTIPLE
-        remedy = f"the largest that works is {largest}" if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
-        counted = f"{sample.text_bytes:,} bytes of text give only {found} ids"
-        raise ConfigError(f"--vocab-size {vocab_size}: {counted}; {remedy}")
-
-
-def characters_per_token(backend: tokenizers.Tokenizer, texts: list[str]) -> float:
-    """Return characters per token over `texts`, special tokens not counted."""
-    encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
-    return sum(map(len, texts)) / sum(map(len, encoded))
+    return backend
 
 
 def tokenizer_config() -> dict[str, Any]:
@@ -192,17 +255,15 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def record(settings: dict, sample: TextSample, skipped: dict[str, int], per_token: float) -> dict[str, Any]:
-    """Return training.json: how the tokenizer was made, and what it does on the text it was made from."""
-    embedding = f"{settings['vocab_size']:,} x hidden size parameters, shared by the embedding and the MLM head"
+def record(
+    settings: dict[str, Any], training: Sequence[Document], skipped: Counter[str], num_units: int, forgotten: int
+) -> dict[str, Any]:
+    """Return training.json: how the tokenizer was made."""
     return {
         "settings": settings,
-        "documents": sample.documents,
-        "text_bytes": sample.text_bytes,
-        "characters": sample.characters,
-        "skipped_lines": skipped,
-        "characters_per_token": round(per_token, 3),
-        "characters_per_token_measured_on": f"the first {sample.kept_characters:,} characters of the training text",
-        "embedding": embedding,
+        "sources": count(training),
+        "skipped_lines": dict(skipped),
+        "units": num_units,
+        "rare_units_forgotten": forgotten,
         "tokenizers_version": tokenizers.__version__,
     }

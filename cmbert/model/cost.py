@@ -1,24 +1,12 @@
-"""What a model costs in closed form: parameters by part, operations per token, activations. Torch-free."""
+"""What a model costs in closed form: operations per token, activations. Torch-free."""
 
 from dataclasses import dataclass
 
+from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig, Recipe
 
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 LOGIT_BYTES = 14  # per logit held at the end of the forward: bf16, fp32, its log-softmax, and the gradient of that
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Parameters by part. The decoder shares the embedding's weight, so `head` has its bias only."""
-
-    embedding: int
-    attention: int
-    mlp: int
-    norms: int
-    head: int
-    total: int
-    embedding_share: float
 
 
 @dataclass(frozen=True)
@@ -34,18 +22,6 @@ class FlopsPerToken:
     """Prediction head and decoder, evaluated at masked positions only, at the stage's mean mask rate."""
     training: float
     """Three times (forward + head)."""
-
-
-def count_parameters(model: ModelConfig) -> Parameters:
-    """Return the parameters by part, in closed form; equal to those of MaskedLanguageModel(model)."""
-    width, layers = model.hidden_size, model.num_layers
-    embedding = model.vocab_size * width
-    attention = layers * 4 * width**2  # query, key, value, output
-    mlp = layers * 3 * width * model.intermediate_size  # both halves of the GeGLU input, output
-    norms = (2 * layers + 1) * width  # two a layer, but one in the first; after the embedding; at the end
-    head = width**2 + width + model.vocab_size  # dense, norm, decoder bias
-    total = embedding + attention + mlp + norms + head
-    return Parameters(embedding, attention, mlp, norms, head, total, embedding / total)
 
 
 def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsPerToken:

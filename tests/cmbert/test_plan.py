@@ -9,11 +9,12 @@ import torch
 
 from cmbert.accel import AttentionBackend
 from cmbert.config.load import load_recipe
+from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import MaskConfig, ModelConfig
 from cmbert.data.shards import MANIFEST_FILE
 from cmbert.errors import ConfigError, ShardError
 from cmbert.model import encoder
-from cmbert.model.cost import count_flops, count_parameters, estimate_activations
+from cmbert.model.cost import count_flops, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.plan import count_memory, describe, make_plan, mean_mask_rate, print_plan
 from cmbert.train.schedule import mask_rate

