@@ -64,9 +64,8 @@ class Measures:
         return f"{line}, {100 * self.straddle_rate:.1f} % of word boundaries inside a token"
 
 
-def measure(tokenizer: Tokenizer, documents: Sequence[Document], against: Path | None) -> Measures:
-    """Measure a tokenizer on documents. Raises ConfigError when `against` is not a WordPiece vocabulary."""
-    legacy = _legacy(against) if against else None
+def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokenizers.Tokenizer | None) -> Measures:
+    """Measure a tokenizer on documents, beside a legacy one if there is one."""
     by_source: dict[str, list[str]] = {}
     for document in documents:
         by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
@@ -87,7 +86,8 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], against: Path |
     )
 
 
-def _legacy(path: Path) -> tokenizers.Tokenizer:
+def read_wordpiece(path: Path) -> tokenizers.Tokenizer:
+    """Return BERT's tokenizer of a vocabulary file, one token a line. Raises ConfigError when it is none."""
     try:
         words = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from data_tools.readers import DocumentReader, input_files
 from data_tools.sample import count, stratified, text_hash
 from data_tools.segment import segmenter
 from data_tools.tasks import plan_tasks
-from data_tools.tokenizer_report import measure, report_page
+from data_tools.tokenizer_report import measure, read_wordpiece, report_page
 from data_tools.tokenizer_report import report as report_values
 
 RECORD_FILE = "training.json"
@@ -74,6 +74,7 @@ def train_tokenizer(
     """
     check_vocab_size(vocab_size)
     files = input_files(inputs)
+    legacy = read_wordpiece(against) if against else None
     settings = {
         "inputs": describe_inputs(files),
         "vocab_size": vocab_size,
@@ -101,11 +102,11 @@ def train_tokenizer(
             backend.save(str(aside / TOKENIZER_FILE))
             write_json(aside / "tokenizer_config.json", tokenizer_config())
             write_json(aside / RECORD_FILE, record(settings, training, skipped, num_units, forgotten))
-    seconds = time.monotonic() - started
-    measures = measure(load_tokenizer(output), measured or training, against)
+    measures = measure(load_tokenizer(output), measured or training, legacy)
     text_bytes = sum(len(document.text.encode("utf-8")) for document in training)
-    counted = f"{vocab_size:,} ids from {len(training):,} documents, {text_bytes / 1e6:,.1f} MB in {seconds:.0f} s"
-    print(f"{output}: {counted}; {measures.headline()}")
+    counted = f"{vocab_size:,} ids from {len(training):,} documents, {text_bytes / 1e6:,.1f} MB"
+    taken = "" if done else f", in {time.monotonic() - started:.0f} s"
+    print(f"{output}: {counted}{taken}; {measures.headline()}")
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         if report.suffix == ".json":
