@@ -60,17 +60,19 @@ def report_page(report: dict[str, Any]) -> str:
     reasons = sorted({reason for counts in dropped.values() for reason in counts})
     sources = sorted({*kept, *dropped})
     total = {name: kept.get(name, {}).get("documents", 0) + sum(dropped.get(name, {}).values()) for name in sources}
-    rows = [
-        [name, total[name], kept.get(name, {}).get("documents", 0), f"{kept.get(name, {}).get('bytes', 0) / 1e6:,.2f}"]
-        + [dropped.get(name, {}).get(reason, 0) for reason in reasons]
-        for name in sources
-    ]
+    lines = {
+        "documents": total,
+        "kept": {name: counts["documents"] for name, counts in kept.items()},
+        "MB kept": {name: f"{counts['bytes'] / 1e6:,.2f}" for name, counts in kept.items()},
+        **{reason: {name: counts.get(reason, 0) for name, counts in dropped.items()} for reason in reasons},
+    }
+    rows = [[line, *(numbers.get(name, 0) for name in sources)] for line, numbers in lines.items()]
     counts = sum((Counter(dropped[name]) for name in dropped), Counter())
-    counts["kept"] = sum(row[2] for row in rows)
+    counts["kept"] = sum(lines["kept"].values())
     sections = [
         pages.Section(
             "Documents by source",
-            pages.table(["source", "documents", "kept", "MB kept", *reasons], rows),
+            pages.table(["", *sources], rows),
         ),
         pages.Section("Where they went", pages.bars(dict(counts.most_common()), sum(total.values()))),
     ]

@@ -41,7 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("directory", type=Path, metavar="DIR", help="shard set")
     verify.add_argument("--quick", action="store_true", help="skip the hashes (default: compute them)")
-    _add_optional_tokenizer(verify, "compare its fingerprint and re-encode sampled documents")
+    _add_optional_tokenizer(verify, "compare its fingerprint, encode and segment sampled documents again")
+    verify.add_argument(
+        "--input", dest="inputs", nargs="+", default=[], metavar="PATH", help="what it was made from: compare documents"
+    )
     verify.set_defaults(command=_verify)
 
     inspect = commands.add_parser(
@@ -268,7 +271,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     num_faults = 0
-    for fault in find_faults(options.directory, quick=options.quick, tokenizer=tokenizer):
+    for fault in find_faults(options.directory, quick=options.quick, tokenizer=tokenizer, source=options.inputs):
         print(fault)
         num_faults += 1
     print(f"{options.directory}: {num_faults} faults" if num_faults else f"{options.directory}: sound")

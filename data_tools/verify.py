@@ -1,6 +1,7 @@
 """`verify`: every fault of a shard set. With the hashes, a flipped bit in any of its files is found."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,32 @@ from cmbert.data.shards import (
     read_manifest,
     token_dtype,
 )
-from cmbert.errors import ShardError
+from cmbert.errors import ConfigError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from data_tools.document import Document
+from data_tools.encode import Encoder
+from data_tools.encoders import normalize
 from data_tools.manifest import SEAL, Tally, seal
+from data_tools.readers import DocumentReader, input_files, whole_files
 
 SAMPLED_DOCUMENTS = 64  # ours: decoded and encoded again when the tokenizer is given
 FEWEST_TOKENS_TO_JUDGE = 1_000  # ours: in less text every token may be a unit honestly
 
+logger = logging.getLogger(__name__)
 
-def find_faults(directory: Path, *, quick: bool = False, tokenizer: Tokenizer | None = None) -> Iterator[str]:
+
+def find_faults(
+    directory: Path, *, quick: bool = False, tokenizer: Tokenizer | None = None, source: Sequence[str] = ()
+) -> Iterator[str]:
     """Yield every fault of the shard set, one line each; none if it is sound.
 
-    quick: sizes instead of hashes. tokenizer: also compare its fingerprint and re-encode sampled documents. Memory is
-    bounded by one shard's index.
+    quick: sizes instead of hashes. tokenizer: also compare its fingerprint, and encode and segment sampled documents
+    again. source: the input it was made from, to compare sampled documents with; needs the tokenizer. Memory is bounded
+    by one shard's index. Raises ConfigError for a source without a tokenizer, InputError for a source that is unusable.
     """
+    if source and tokenizer is None:
+        raise ConfigError("--input: give the --tokenizer too: documents are compared as text")
     try:
         manifest = read_manifest(directory)
     except ShardError as error:
@@ -47,8 +59,12 @@ def find_faults(directory: Path, *, quick: bool = False, tokenizer: Tokenizer | 
         yield from faults
     yield from stray_file_faults(directory, manifest)
     yield from count_faults(directory, manifest)
-    if tokenizer is not None:
-        yield from tokenizer_faults(directory, manifest, tokenizer, sample=not torn)
+    if tokenizer is None:
+        return
+    if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
+        yield f"{directory}: made with tokenizer {manifest['tokenizer']['fingerprint']}, not {tokenizer.fingerprint}"
+    elif not torn:
+        yield from document_faults(directory, manifest, tokenizer, source)
 
 
 def shard_faults(directory: Path, shard: dict[str, Any], vocab_size: int, quick: bool) -> Iterator[str]:
@@ -159,16 +175,42 @@ def count_faults(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
         yield f"{path}: word ids silently one per token: every token begins a unit in spite of the word segmenter"
 
 
-def tokenizer_faults(directory: Path, manifest: dict[str, Any], tokenizer: Tokenizer, sample: bool) -> Iterator[str]:
-    """Yield what shows that the shards were not made with this tokenizer."""
-    if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
-        yield f"{directory}: made with tokenizer {manifest['tokenizer']['fingerprint']}, not {tokenizer.fingerprint}"
-        return
-    if not sample:
-        return
+def document_faults(
+    directory: Path, manifest: dict[str, Any], tokenizer: Tokenizer, source: Sequence[str]
+) -> Iterator[str]:
+    """Yield sampled documents whose tokens or units are not those of their text, or whose text is not the source's."""
     shards = ShardSet(directory)
-    chosen = np.linspace(0, shards.num_documents - 1, SAMPLED_DOCUMENTS, dtype=np.int64)
-    for document in np.unique(chosen).tolist():
-        tokens = shards.read(document)[0].tolist()
-        if tokenizer.encode(tokenizer.decode(tokens)) != tokens:
+    sampled = np.unique(np.linspace(0, shards.num_documents - 1, SAMPLED_DOCUMENTS, dtype=np.int64)).tolist()
+    encoder = Encoder(tokenizer.directory, "auto")
+    same_words = encoder.segmenter.describe()["dictionary_hash"] == manifest["segmenter"]["dictionary_hash"]
+    if not same_words:
+        logger.info("%s: its words come from another dictionary than the one installed: units not compared", directory)
+    texts: dict[int, str] = {}
+    for document in sampled:
+        tokens, unit_starts = shards.read(document)
+        texts[document] = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        again = encoder([Document("", "", texts[document])])
+        if not np.array_equal(again.tokens, tokens):
             yield f"{directory}: document {document} does not come back from its text: not this tokenizer's tokens"
+        elif same_words and not np.array_equal(again.unit_starts, unit_starts):
+            yield f"{directory}: document {document}: its units are not those of its words"
+    if source:
+        yield from source_faults(directory, manifest, tokenizer, source, texts)
+
+
+def source_faults(
+    directory: Path, manifest: dict[str, Any], tokenizer: Tokenizer, source: Sequence[str], texts: dict[int, str]
+) -> Iterator[str]:
+    """Yield documents (by number, in `texts`) that differ from the source's, and a difference in their number."""
+    how = {key: manifest["settings"][key] for key in ("text_key", "on_bad_line") if key in manifest["settings"]}
+    reader = DocumentReader(whole_files(input_files(source)), **how)
+    number = 0
+    for document in reader:
+        text = normalize(tokenizer, document.text)
+        if not text:
+            continue  # preprocess counts it and leaves it out
+        if number in texts and texts[number] != text:
+            yield f"{directory}: document {number} is not the source's {document.id}"
+        number += 1
+    if number != manifest["totals"]["documents"]:
+        yield f"{directory}: {manifest['totals']['documents']} documents, the source has {number}"

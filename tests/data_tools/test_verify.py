@@ -1,13 +1,16 @@
 """`verify`: sound sets pass; any flipped bit, any disagreement is named."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cmbert.data.shards import ShardWriter, token_dtype, write_idx, write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_idx, write_manifest
+from cmbert.errors import ConfigError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
 from data_tools.manifest import Tally, sealed
@@ -130,3 +133,43 @@ def test_histograms_must_add_up(directory: Path) -> None:
 def test_another_tokenizer_is_noticed(directory: Path, known_tokenizer_directory: Path) -> None:
     faults = list(find_faults(directory, tokenizer=load_tokenizer(known_tokenizer_directory)))
     assert ["made with tokenizer" in fault for fault in faults] == [True]
+
+
+def test_units_that_are_not_the_words(directory: Path, tokenizer_directory: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_directory)
+    shards = ShardSet(directory)
+    starts = np.concatenate([shards.read(index)[1] for index in range(3)])
+    inside = np.flatnonzero(~starts)[:1]
+    moved = starts.copy()
+    moved[inside] = True  # one more unit, one fewer elsewhere: every count still agrees
+    moved[np.setdiff1d(np.flatnonzero(starts), shards._shard(0).starts)[:1]] = False
+    change(directory, "00000.words", np.packbits(moved, bitorder="little").tobytes())
+    assert not list(find_faults(directory))
+    assert any("units are not those of its words" in fault for fault in find_faults(directory, tokenizer=tokenizer))
+
+
+def test_the_source_is_compared(directory: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
+    tokenizer, corpus = load_tokenizer(tokenizer_directory), tmp_path / "corpus.jsonl"
+    compared = {"tokenizer": tokenizer, "source": [str(corpus)]}
+    assert not list(find_faults(directory, **compared))
+    text = corpus.read_text(encoding="utf-8")
+    corpus.write_text(text.replace("北京", "南京"), encoding="utf-8")
+    assert list(find_faults(directory, **compared)) == [f"{directory}: document 0 is not the source's corpus.jsonl:0"]
+    corpus.write_text(text + json.dumps({"text": "多了一篇"}) + "\n" + json.dumps({"text": ""}), encoding="utf-8")
+    assert list(find_faults(directory, **compared)) == [f"{directory}: 3 documents, the source has 4"]
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        list(find_faults(directory, source=[str(corpus)]))
+
+
+def test_more_shards_than_file_handles(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{TEXTS[1]}"} for i in range(200)])
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", shard_tokens=20)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))\n"
+        "from pathlib import Path; from cmbert.data.shards import ShardSet; from data_tools.cli import main\n"
+        "shards = ShardSet(Path(sys.argv[1])); assert len(shards.prefixes) == 200\n"
+        "assert sum(len(shards.read(i)[0]) for i in range(200)) == shards.num_tokens\n"
+        "sys.exit(main(['verify', sys.argv[1]]) or main(['inspect', sys.argv[1]])\n"
+        "    or main(['merge', sys.argv[1], sys.argv[1], '--output', sys.argv[1] + '2']))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "shards")], check=True)
