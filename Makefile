@@ -1,10 +1,11 @@
 # make demo   the whole recipe, small, on real Chinese text     make demo FRESH=1   the same from the start
-# make test   the test suite     make check   lint and types     All of them make .venv first.
+# make test   the test suite     make check   lint and types     make bench   side-by-side benchmarks
+# All of them make .venv first.
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
-.PHONY: demo test check
+.PHONY: demo test check bench
 demo: $(READY)
 	@$(VENV)/bin/python recipes/quickstart/demo.py $(if $(filter-out 0,$(FRESH)),--fresh)
 
@@ -15,6 +16,9 @@ check: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+bench: $(READY)
+	@$(VENV)/bin/python -m data_tools.bench $(ARGS)
 
 # megatron-core comes without its dependencies: the tests only open shards with its reader.
 $(READY): constraints.txt pyproject.toml

@@ -15,6 +15,7 @@ from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, ShardWri
 from cmbert.errors import ShardError
 from cmbert.files import hash_file
 from data_tools.manifest import SEAL, seal
+from data_tools.outputs import naming
 from data_tools.runner import Workers
 
 COPY_TOKENS = 1 << 22  # ours: what an assembling worker holds at a time
@@ -75,16 +76,17 @@ def plan_shards(parts: Sequence[Path], shard_tokens: int) -> Iterator[tuple[Span
 def write_shard(plan: ShardPlan) -> dict[str, Any]:
     """Write one shard and return its manifest entry. Raises ShardError for a damaged part."""
     writer: ShardWriter | None = None
-    for part, first, last in plan.spans:
-        check_part(part)
-        shards = ShardSet(part)
-        writer = writer or ShardWriter(plan.directory, plan.name, shards.token_dtype)
-        while first < last:
-            tokens, lengths, unit_starts = shards.read_documents(first, last, COPY_TOKENS)
-            writer.append(tokens, lengths, unit_starts)
-            first += len(lengths)
-    assert writer is not None
-    return writer.close()
+    with naming(plan.directory):
+        for part, first, last in plan.spans:
+            check_part(part)
+            shards = ShardSet(part)
+            writer = writer or ShardWriter(plan.directory, plan.name, shards.token_dtype)
+            while first < last:
+                tokens, lengths, unit_starts = shards.read_documents(first, last, COPY_TOKENS)
+                writer.append(tokens, lengths, unit_starts)
+                first += len(lengths)
+        assert writer is not None
+        return writer.close()
 
 
 def check_part(part: Path) -> None:

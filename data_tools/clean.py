@@ -21,7 +21,7 @@ from cmbert.files import write_json, write_text
 from cmbert.progress import Progress
 from data_tools.clean_config import CleanConfig
 from data_tools.clean_report import collect, describe_drops, describe_kept, report_page
-from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.outputs import building, describe_inputs, is_done, naming
 from data_tools.readers import Piece, input_files
 from data_tools.tasks import plan_tasks
 
@@ -188,7 +188,7 @@ class Passes:
         tasks = tasks or len(self.pieces)
         log = self.work / f"log {name}"
         workers = min(self.num_workers, tasks)
-        with _watching(name, log / "completions", tasks), _deaf_workers(workers):
+        with naming(self.work), _watching(name, log / "completions", tasks), _deaf_workers(workers):
             QuietExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(log)).run()
 
 

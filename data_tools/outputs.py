@@ -22,6 +22,16 @@ def building(final: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names nothing: a failed write does not know its file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def describe_inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Return name and size in bytes of each input file: how a second run knows its inputs again."""
     return [{"name": path.name, "bytes": path.stat().st_size} for path in files]

@@ -25,7 +25,7 @@ from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
 from data_tools.encode import Encoder, batches
 from data_tools.manifest import Tally, sealed
-from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.outputs import building, describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
 from data_tools.runner import Workers
 from data_tools.segment import segmenter
@@ -156,16 +156,20 @@ def make_part(work: Work) -> tuple[int, Tally]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
-        for batch in batches(reader):
-            encoded = encoder(batch)
-            writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
-            tally.add(encoded.tally)
-        tally.skipped.update(reader.skipped)
-        kind = {**describe(encoder.tokenizer, work.segmenter_name), "encoder": encoder.encoder.name}
-        write_manifest(aside, sealed({**kind, **tally.as_manifest(), "shards": [writer.close()]}))
-        if not work.part.exists():  # else another worker was faster
-            publish_directory(aside, work.part)
+        with naming(work.part.parent):
+            writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
+            for batch in batches(reader):
+                encoded = encoder(batch)
+                writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
+                tally.add(encoded.tally)
+            tally.skipped.update(reader.skipped)
+            kind = {**describe(encoder.tokenizer, work.segmenter_name), "encoder": encoder.encoder.name}
+            write_manifest(aside, sealed({**kind, **tally.as_manifest(), "shards": [writer.close()]}))
+            try:
+                publish_directory(aside, work.part)
+            except OSError:
+                if not work.part.exists():  # else another worker was faster
+                    raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return work.task.num_bytes, tally

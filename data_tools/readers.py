@@ -158,14 +158,14 @@ def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
     position = piece.start
     if position:
         _skip_bytes(stream, position - 1)
-        position += _skip_line(stream) - 1
+        position += _skip_line(stream, None if piece.end is None else piece.end - position + 1) - 1
     while piece.end is None or position < piece.end:
         line = stream.readline(MAX_LINE_BYTES + 1)
         if not line:
             return
         start, position = position, position + len(line)
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            position += _skip_line(stream)
+            position += _skip_line(stream, None)
         if start == 0:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line and not line.isspace():
@@ -181,12 +181,13 @@ def _skip_bytes(stream: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _skip_line(stream: BinaryIO) -> int:
-    """Read to the end of the line in bounded memory; return the bytes read."""
+def _skip_line(stream: BinaryIO, most: int | None) -> int:
+    """Read to the end of the line, or `most` bytes, in bounded memory; return the bytes read."""
     skipped = 0
-    while part := stream.readline(READ_BYTES):
+    while most is None or skipped < most:
+        part = stream.readline(READ_BYTES if most is None else min(READ_BYTES, most - skipped))
         skipped += len(part)
-        if part.endswith(b"\n"):
+        if not part or part.endswith(b"\n"):
             break
     return skipped
 

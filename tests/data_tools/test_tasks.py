@@ -4,6 +4,7 @@ import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -106,3 +107,28 @@ def test_identity_follows_input_and_settings(tmp_path: Path) -> None:
     assert before != Task((Piece(path, 0, 9),), 1).identity({"a": 1})
     path.write_bytes(path.read_bytes() + b"\n")
     assert before != task.identity({"a": 1})
+
+
+def test_a_line_longer_than_its_task_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "corpus.txt", ["一", "长" * 100_000, "二"])
+    monkeypatch.setattr(data_tools.tasks, "SMALLEST_TASK_BYTES", 1_000)
+    tasks = plan_tasks([path])
+    assert len(tasks) > 100
+    read = []
+    monkeypatch.setattr("data_tools.readers.text_stream", lambda _, raw: Counting(raw, read))
+    found = [document.text for task in tasks for document in DocumentReader(task.pieces)]
+    assert [len(text) for text in found] == [1, 100_000, 1]
+    assert sum(read) < 3 * path.stat().st_size  # and not once for every task that begins inside it
+
+
+class Counting:
+    """A file that notes how much is read from it."""
+
+    def __init__(self, raw: BinaryIO, read: list[int]):
+        self.raw, self.read_bytes = raw, read
+        self.seek, self.seekable, self.tell = raw.seek, raw.seekable, raw.tell
+
+    def readline(self, most: int) -> bytes:
+        line = self.raw.readline(most)
+        self.read_bytes.append(len(line))
+        return line
