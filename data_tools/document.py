@@ -1,10 +1,9 @@
 """Document: what readers give and every tool takes."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One source text."""
 
     id: str

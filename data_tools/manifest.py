@@ -39,7 +39,10 @@ class Tally:
 
     def count_document(self, source: str, tokens: int, text_bytes: int) -> None:
         """Count one document under its source."""
-        self.sources.setdefault(source, Counter()).update(documents=1, tokens=tokens, text_bytes=text_bytes)
+        counts = self.sources.setdefault(source, Counter())
+        counts["documents"] += 1
+        counts["tokens"] += tokens
+        counts["text_bytes"] += text_bytes
 
     def count_alignment(self, alignment: Alignment, num_words: int, num_documents: int) -> None:
         """Count the tokens, units and words of a batch."""

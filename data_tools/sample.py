@@ -4,7 +4,6 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 
@@ -166,4 +165,4 @@ def write_documents(path: Path, documents: Iterable[Document]) -> None:
     """Write one JSON object a line."""
     with open(path, "w", encoding="utf-8") as file:
         for document in documents:
-            file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
+            file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
