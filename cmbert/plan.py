@@ -208,7 +208,8 @@ def _look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         from cmbert.data.loader import check_epochs, open_reader
 
         found = dataclasses.replace(data, sources=tuple(there))
-        blend = open_reader(found, recipe.mask, tokenizer, recipe.train.seed).blend
+        reader = open_reader(found, recipe.mask, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step)
+        blend = reader.blend
         epochs: list[float | None] = [None] * len(there)  # a blend with a source missing says nothing
         if found == data:
             num_rows = num_steps(recipe) * recipe.train.rows_per_step

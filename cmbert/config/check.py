@@ -47,6 +47,16 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "data.sources",
             "give every source a weight or none (0 = in proportion to its tokens)",
         ),
+        (
+            any(len(c.weights) != len(data.sources) or min(c.weights) < 0 or not any(c.weights) for c in data.changes),
+            "data.changes",
+            "give one weight for each of data.sources, none negative, not all zero",
+        ),
+        (
+            [c.at_tokens for c in data.changes] != sorted({c.at_tokens for c in data.changes if c.at_tokens > 0}),
+            "data.changes",
+            "at_tokens must be positive and rise",
+        ),
         (data.context_tokens < 8, "data.context_tokens", "must be at least 8"),
         (
             data.context_tokens > recipe.model.max_length,

@@ -52,6 +52,16 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlendChange:
+    """New weights of all sources from a token count on, without a new preprocessing: a curriculum."""
+
+    at_tokens: int
+    """Where they begin; row positions of this stage, rounded up to a whole step."""
+    weights: tuple[float, ...]
+    """One weight per source, in the order of data.sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where rows come from."""
 
@@ -59,6 +69,8 @@ class DataConfig:
     """Directory with tokenizer.json; its fingerprint must equal the shards'."""
     sources: tuple[SourceConfig, ...]
     """The blend, as [[data.sources]] tables."""
+    changes: tuple[BlendChange, ...] = ()
+    """Later weights, as [[data.changes]] tables in order of at_tokens."""
     context_tokens: int
     """Length of a row (P: 1,024 in stage 1, 8,192 in stage 2); tokens."""
     window_rows: int = 512

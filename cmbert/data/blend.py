@@ -1,4 +1,4 @@
-"""Sources with weights -> one endless sequence of rows, a pure function of (sources, weights, seed)."""
+"""Sources with weights -> one endless sequence of rows, a pure function of sources and weights."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cmbert.data.packing import SourceRows
-from cmbert.seeding import generator
 
-BLOCK_ROWS = 4096  # ours: every block of this many rows holds each source's share exactly, to within one row
+BLOCK_ROWS = 16_384  # ours: the pattern of sources repeats after this many rows; shares are multiples of 1 / BLOCK_ROWS
 
 
 class RowAddress(NamedTuple):
@@ -19,36 +18,85 @@ class RowAddress(NamedTuple):
     row: int
 
 
-class Blend:
-    """Rows of several sources mixed by weight.
+class Phase(NamedTuple):
+    """From row `first_row` of the run on, rows come in proportion to `weights`, one per source.
 
-    weights: shares of the rows, normalised here; all zero = in proportion to the rows, so that all end together.
+    All weights zero = in proportion to the sources' rows, so that all end together.
     """
 
-    def __init__(self, sources: Sequence[SourceRows], weights: Sequence[float], seed: int):
-        self.sources, self.seed = sources, seed
-        shares = np.array([s.num_rows for s in sources] if not any(weights) else weights, dtype=np.float64)
-        self.shares = shares / shares.sum()
-        self.block = apportion(self.shares, BLOCK_ROWS)
-        self._order: tuple[int, np.ndarray] | None = None
+    first_row: int
+    weights: tuple[float, ...]
+
+
+class _Pattern(NamedTuple):
+    """A phase worked out."""
+
+    first_row: int
+    order: np.ndarray  # (BLOCK_ROWS,) source of each row of a block
+    nth: np.ndarray  # (BLOCK_ROWS,) how many rows of the same source come before it in the block
+    block: np.ndarray  # (sources,) rows of each source in a block
+    before: np.ndarray  # (sources,) rows of each source before the phase
+
+    def consumed(self, rows: int) -> np.ndarray:
+        """Return how many rows of each source have come once the phase is `rows` rows old, earlier phases included."""
+        blocks, rest = divmod(rows, BLOCK_ROWS)
+        return self.before + blocks * self.block + np.bincount(self.order[:rest], minlength=len(self.block))
+
+
+class Blend:
+    """Rows of several sources mixed by weight, each source in its own order.
+
+    Sources alternate as evenly as whole rows allow: in any stretch of the run a source is within two rows of its share.
+    phases: in order, the first from row 0.
+    """
+
+    def __init__(self, sources: Sequence[SourceRows], phases: Sequence[Phase]):
+        assert phases[0].first_row == 0
+        self.sources = sources
+        self.patterns: list[_Pattern] = []
+        before = np.zeros(len(sources), np.int64)
+        for number, phase in enumerate(phases):
+            if number:
+                before = self.patterns[-1].consumed(phase.first_row - phases[number - 1].first_row)
+            self.patterns.append(self._pattern(phase, before))
+
+    def _pattern(self, phase: Phase, before: np.ndarray) -> _Pattern:
+        sizes = [source.num_rows for source in self.sources]
+        shares = np.array(phase.weights if any(phase.weights) else sizes, dtype=np.float64)
+        block = apportion(shares / shares.sum(), BLOCK_ROWS)
+        order = alternate(block)
+        nth = np.empty(BLOCK_ROWS, np.int64)
+        for source in range(len(block)):
+            here = order == source
+            nth[here] = np.arange(np.count_nonzero(here))
+        return _Pattern(phase.first_row, order, nth, block, before)
+
+    def _pattern_at(self, row: int) -> _Pattern:
+        return next(pattern for pattern in reversed(self.patterns) if pattern.first_row <= row)
 
     def address(self, row: int) -> RowAddress:
         """Return source, epoch and row in that epoch of the run's row number `row`."""
-        block, place = divmod(row, BLOCK_ROWS)
-        if self._order is None or self._order[0] != block:
-            order = np.repeat(np.arange(len(self.block)), self.block)
-            self._order = (block, generator(self.seed, "blend", block).permutation(order))
-        order = self._order[1]
-        source = int(order[place])
-        nth = block * int(self.block[source]) + int(np.count_nonzero(order[:place] == source))
+        pattern = self._pattern_at(row)
+        block, place = divmod(row - pattern.first_row, BLOCK_ROWS)
+        source = int(pattern.order[place])
+        nth = int(pattern.before[source]) + block * int(pattern.block[source]) + int(pattern.nth[place])
         return RowAddress(source, *divmod(nth, self.sources[source].num_rows))
 
     def epochs(self, num_rows: int) -> list[float]:
         """Return how often a run of `num_rows` rows passes over each source."""
-        return [
-            num_rows * count / BLOCK_ROWS / source.num_rows
-            for count, source in zip(self.block, self.sources, strict=True)
-        ]
+        pattern = self._pattern_at(num_rows)
+        consumed = pattern.consumed(num_rows - pattern.first_row)
+        return [float(count / source.num_rows) for count, source in zip(consumed, self.sources, strict=True)]
+
+
+def alternate(counts: np.ndarray) -> np.ndarray:
+    """Return a sequence with `counts[s]` times s, spread so that every start of it holds each within one of its share.
+
+    Every occurrence has a place where it would ideally stand; they are sorted by it (Webster's method).
+    """
+    ideal = np.concatenate([(np.arange(count) + 0.5) / count for count in counts if count])
+    source = np.repeat(np.arange(len(counts)), counts)
+    return source[np.argsort(ideal, kind="stable")]
 
 
 def apportion(shares: np.ndarray, total: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Rows -> micro-batches. Step s holds the same rows and masks at any world size, micro-batch size and worker count."""
 
+import heapq
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cmbert.config.schema import DataConfig, MaskConfig
-from cmbert.data.blend import Blend, RowAddress
-from cmbert.data.masking import MaskedRow, mask_row
-from cmbert.data.packing import SPECIALS_PER_PIECE, SourceRows
+from cmbert.data.blend import Blend, Phase, RowAddress
+from cmbert.data.kernels import SPECIALS_PER_PIECE, frame_pieces
+from cmbert.data.masking import mask_batch
+from cmbert.data.packing import SourceRows
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError, ShardError
-from cmbert.seeding import generator
-from cmbert.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
 
 PREFETCH_STEPS = 2  # steps each loader process keeps ready
 
@@ -34,20 +35,52 @@ class PackedBatch(NamedTuple):
     targets: torch.Tensor  # (M,) int64
 
 
+class AssembledRows(NamedTuple):
+    """Rows before they are masked."""
+
+    ids: np.ndarray  # (T,) int64
+    unit_starts: np.ndarray  # (T,) bool
+    piece_bounds: np.ndarray  # (pieces + 1,) int64
+    row_bounds: np.ndarray  # (rows + 1,) int64
+
+
 @dataclass(frozen=True)
 class BatchGeometry:
-    """Which rows of a step one rank takes: micro-batches of `micro_batch_rows`, dealt to the ranks in turn."""
+    """How the rows of a step are dealt to ranks and micro-batches."""
 
     rows_per_step: int
     micro_batch_rows: int
     rank: int
     world_size: int
 
-    def micro_batches(self, step: int) -> list[range]:
-        """Return this rank's micro-batches of a step as ranges of run-wide row numbers."""
-        first = step * self.rows_per_step
-        starts = range(first, first + self.rows_per_step, self.micro_batch_rows)
-        return [range(start, start + self.micro_batch_rows) for start in starts[self.rank :: self.world_size]]
+    def rows(self, step: int) -> range:
+        """Return the run-wide numbers of the rows of a step, over all ranks."""
+        return range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+
+    def micro_batches(self, rows: range, work: Sequence[int]) -> list[list[int]]:
+        """Return this rank's micro-batches of a step's `rows`; `work`: attention work of each row.
+
+        Rows are dealt to the ranks, then to each rank's micro-batches, so that none waits long for another; the loss
+        does not depend on who has which row.
+        """
+        mine = deal(work, self.world_size)[self.rank]
+        own_work = [work[index] for index in mine]
+        parts = deal(own_work, self.rows_per_step // (self.micro_batch_rows * self.world_size))
+        return [sorted(rows[mine[index]] for index in part) for part in parts]
+
+
+def deal(work: Sequence[int], num_hands: int) -> list[list[int]]:
+    """Deal items of the given work to hands of equal size: the heaviest left to the hand with the least work."""
+    size, left = divmod(len(work), num_hands)
+    assert not left
+    hands: list[list[int]] = [[] for _ in range(num_hands)]
+    lightest = [(0, hand) for hand in range(num_hands)]  # a heap
+    for item in sorted(range(len(work)), key=lambda i: (-work[i], i)):
+        load, hand = heapq.heappop(lightest)
+        hands[hand].append(item)
+        if len(hands[hand]) < size:
+            heapq.heappush(lightest, (load + work[item], hand))
+    return hands
 
 
 class RowReader:
@@ -56,44 +89,51 @@ class RowReader:
     def __init__(self, blend: Blend, mask: MaskConfig, vocab_size: int, seed: int):
         self.blend, self.mask, self.vocab_size, self.seed = blend, mask, vocab_size, seed
 
-    def row(self, number: int, mask_rate: float) -> tuple[MaskedRow, list[int]]:
-        """Return row `number` masked at `mask_rate`, and the lengths of its pieces with [CLS] and [SEP], in tokens."""
-        address = self.blend.address(number)
-        tokens, unit_starts, maskable, lengths = self.assemble(address)
-        random = generator(self.seed, "mask", *address)
-        masked = mask_row(
-            tokens, unit_starts, maskable, rate=mask_rate, config=self.mask, vocab_size=self.vocab_size, random=random
-        )
-        return masked, lengths
+    def work(self, row: int) -> int:
+        """Return the attention work of a row: the sum of its pieces' squared lengths, tokens^2."""
+        source, epoch, index = self.blend.address(row)
+        table, place = self.blend.sources[source].find(epoch, index)
+        return int(table.work[place])
 
-    def assemble(self, address: RowAddress) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """Lay out a row as `[CLS] tokens [SEP]` per piece: tokens int64, unit_starts, maskable bool, lengths."""
-        source = self.blend.sources[address.source]
-        pieces = source.row(address.epoch, address.row)
-        lengths = [length + SPECIALS_PER_PIECE for _, _, length in pieces]
-        tokens = np.empty(sum(lengths), dtype=np.int64)
-        unit_starts = np.zeros(len(tokens), dtype=bool)
-        maskable = np.ones(len(tokens), dtype=bool)
-        place = 0
-        for (document, start, count), length in zip(pieces, lengths, strict=True):
-            inside = slice(place + 1, place + 1 + count)
-            tokens[inside], unit_starts[inside] = source.shards.read(document, start, count)
-            tokens[place], tokens[place + length - 1] = CLS_ID, SEP_ID
-            maskable[place] = maskable[place + length - 1] = False
-            place += length
-        return tokens, unit_starts, maskable, lengths
+    def assemble(self, addresses: Sequence[RowAddress]) -> AssembledRows:
+        """Lay rows back to back, `[CLS] tokens [SEP]` per piece."""
+        found = [self.blend.sources[address.source].find(address.epoch, address.row) for address in addresses]
+        parts = [slice(table.row_bounds[row], table.row_bounds[row + 1]) for table, row in found]
+        lengths = [table.lengths[part] for (table, _), part in zip(found, parts, strict=True)]
+        bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths) + SPECIALS_PER_PIECE)])
+        piece_bounds = np.cumsum([0, *map(len, lengths)])
+        ids, unit_starts = np.empty(int(bounds[-1]), np.int64), np.empty(int(bounds[-1]), bool)
+        for number, ((table, _), part) in enumerate(zip(found, parts, strict=True)):
+            places = bounds[piece_bounds[number] : piece_bounds[number + 1]]
+            shards = table.shards[part]
+            set_of_source = self.blend.sources[addresses[number].source].shards
+            for shard in np.unique(shards).tolist():
+                here = shards == shard
+                tokens, words = set_of_source.shard_arrays(shard)
+                frame_pieces(
+                    tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts
+                )
+        return AssembledRows(ids, unit_starts, bounds, bounds[piece_bounds])
 
     def micro_batch(self, rows: Sequence[int], mask_rate: float) -> PackedBatch:
         """Join rows into one packed micro-batch."""
-        masked_rows, piece_lengths = zip(*(self.row(number, mask_rate) for number in rows), strict=True)
-        offsets = np.cumsum([0, *(len(row.input_ids) for row in masked_rows)])
-        bounds = np.cumsum([0, *(length for lengths in piece_lengths for length in lengths)], dtype=np.int32)
-        positions = [row.positions + offset for row, offset in zip(masked_rows, offsets[:-1], strict=True)]
+        addresses = [self.blend.address(row) for row in rows]
+        assembled = self.assemble(addresses)
+        positions, targets = mask_batch(
+            assembled.ids,
+            assembled.unit_starts,
+            assembled.row_bounds,
+            rate=mask_rate,
+            config=self.mask,
+            vocab_size=self.vocab_size,
+            seed=self.seed,
+            indexes=addresses,
+        )
         return PackedBatch(
-            input_ids=torch.from_numpy(np.concatenate([row.input_ids for row in masked_rows])),
-            cu_seqlens=torch.from_numpy(bounds),
-            masked_positions=torch.from_numpy(np.concatenate(positions)),
-            targets=torch.from_numpy(np.concatenate([row.targets for row in masked_rows])),
+            input_ids=torch.from_numpy(assembled.ids),
+            cu_seqlens=torch.from_numpy(assembled.piece_bounds.astype(np.int32)),
+            masked_positions=torch.from_numpy(positions),
+            targets=torch.from_numpy(targets),
         )
 
 
@@ -104,8 +144,9 @@ class StepBatches(Dataset):
         self.reader, self.geometry, self.mask_rate = reader, geometry, mask_rate
 
     def __getitem__(self, step: int) -> list[PackedBatch]:
-        rate = self.mask_rate(step)
-        return [self.reader.micro_batch(rows, rate) for rows in self.geometry.micro_batches(step)]
+        rate, rows = self.mask_rate(step), self.geometry.rows(step)
+        work = [self.reader.work(row) for row in rows]
+        return [self.reader.micro_batch(part, rate) for part in self.geometry.micro_batches(rows, work)]
 
 
 def iterate_steps(
@@ -132,9 +173,20 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def open_reader(data: DataConfig, mask: MaskConfig, tokenizer: Tokenizer, seed: int) -> RowReader:
-    """Open the recipe's shard sets and plan their rows. Raises ShardError when a set belongs to another tokenizer."""
-    sources = []
+def open_reader(
+    data: DataConfig,
+    mask: MaskConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    *,
+    rows_per_step: int = 1,
+    plan_folder: Path | None = None,
+) -> RowReader:
+    """Open the recipe's shard sets and plan their rows, or read the plans from `plan_folder`.
+
+    rows_per_step: changes of the blend begin with a step. Raises ShardError when a set belongs to another tokenizer.
+    """
+    sources, ends = [], tokenizer.sentence_end_tokens()
     for index, source in enumerate(data.sources):
         shards = ShardSet(Path(source.path))
         if shards.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
@@ -148,14 +200,18 @@ def open_reader(data: DataConfig, mask: MaskConfig, tokenizer: Tokenizer, seed: 
             SourceRows(
                 shards,
                 context=data.context_tokens,
-                sentence_ends=tokenizer.sentence_end_tokens(),
+                sentence_ends=ends,
                 window_rows=data.window_rows,
                 group_windows=data.group_windows,
                 seed=seed,
                 source=index,
+                plan_folder=plan_folder,
             )
         )
-    blend = Blend(sources, [source.weight for source in data.sources], seed)
+    step_tokens = rows_per_step * data.context_tokens
+    phases = [Phase(0, tuple(source.weight for source in data.sources))]
+    phases += [Phase(-(-change.at_tokens // step_tokens) * rows_per_step, change.weights) for change in data.changes]
+    blend = Blend(sources, phases)
     return RowReader(blend, mask, tokenizer.vocab_size, seed)
 
 

@@ -5,18 +5,32 @@ from document lengths alone, so the plan needs only the .idx files; which pieces
 when a window is first read. An epoch shuffles the windows, and the rows across a group of them.
 """
 
-import itertools
+import hashlib
+import os
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cmbert.data.kernels import SPECIALS_PER_PIECE, best_fit, cut_document
 from cmbert.data.shards import ShardSet
 from cmbert.seeding import generator
 
-SPECIALS_PER_PIECE = 2  # [CLS] and [SEP]
 CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of the piece
 LOST_PER_ROW = 4  # positions: the specials of a filler piece, and a gap too small to hold one (< 3 positions)
+PLAN_VERSION = 1  # raise it when a plan or what is made of it changes: a cached plan of another version is not used
+PLAN_DOCUMENTS = 1 << 20  # lengths planned at a time
+GROUPS_KEPT = 2  # groups of windows whose order is in memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows of a shard set: window w is documents [starts[w], starts[w + 1]) and makes rows[w] rows."""
+
+    starts: np.ndarray  # (windows + 1,) int64
+    rows: np.ndarray  # (windows,) int32
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,10 @@ class PieceTable:
     documents: np.ndarray  # (pieces,) int64
     starts: np.ndarray  # (pieces,) int64, tokens
     lengths: np.ndarray  # (pieces,) int64, tokens without [CLS] and [SEP]
+    shards: np.ndarray  # (pieces,) int64, number of the shard
+    firsts: np.ndarray  # (pieces,) int64, first token of the piece in its shard
     row_bounds: np.ndarray  # (rows + 1,) int64, into the arrays above
+    work: np.ndarray  # (rows,) int64, sum of the squared lengths of the pieces, specials included
 
     def row(self, index: int) -> list[tuple[int, int, int]]:
         """Return (document, start, length) of every piece of one row."""
@@ -40,7 +57,7 @@ class SourceRows:
     """All rows of one shard set at one context length, for any epoch.
 
     shards: the set. context: row length, tokens. sentence_ends: shape (vocab_size,), bool, tokens that end a sentence.
-    source: index of the set in the blend, part of every random key.
+    source: index of the set in the blend, part of every random key. plan_folder: where `keep_plan` keeps the plan.
     """
 
     def __init__(
@@ -53,128 +70,157 @@ class SourceRows:
         group_windows: int,
         seed: int,
         source: int = 0,
+        plan_folder: Path | None = None,
     ):
         self.shards, self.context, self.sentence_ends = shards, context, sentence_ends
         self.group_windows, self.seed, self.source = group_windows, seed, source
-        self.document_lengths = shards.document_lengths()
-        self.window_starts, self.window_rows = plan_windows(self.document_lengths, context, window_rows)
-        self.num_rows = int(self.window_rows.sum())  # the same in every epoch
+        self.plan_path = plan_path(plan_folder, shards, context, window_rows) if plan_folder else None
+        self.plan = read_or_make_plan(self.plan_path, shards, context, window_rows)
+        self.num_rows = int(self.plan.rows.sum(dtype=np.int64))  # the same in every epoch
         self._tables: OrderedDict[tuple[int, int], PieceTable] = OrderedDict()
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._groups: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        """Loader processes make their own tables."""
+        return {**self.__dict__, "_tables": OrderedDict(), "_groups": OrderedDict(), "_epoch": None}
+
+    def keep_plan(self) -> None:
+        """Write the plan to its place, whole or not at all, for the next run to read."""
+        assert self.plan_path is not None
+        if self.plan_path.is_file():
+            return
+        self.plan_path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.plan_path.with_name(f".{os.getpid()}{self.plan_path.name}")
+        np.savez(aside, starts=self.plan.starts, rows=self.plan.rows)
+        os.replace(aside, self.plan_path)
 
     def row(self, epoch: int, index: int) -> list[tuple[int, int, int]]:
         """Return the pieces (document, start, length) of row `index` (0 <= index < num_rows) of an epoch."""
+        table, place = self.find(epoch, index)
+        return table.row(place)
+
+    def find(self, epoch: int, index: int) -> tuple[PieceTable, int]:
+        """Return the table that holds row `index` of an epoch, and the row's number in it."""
         order, group_ends = self._epoch_order(epoch)
         group = int(np.searchsorted(group_ends, index, side="right"))
         before = int(group_ends[group - 1]) if group else 0
-        windows = order[group * self.group_windows : (group + 1) * self.group_windows]
-        ends = np.cumsum(self.window_rows[windows])
-        shuffled = generator(self.seed, "rows", self.source, epoch, group).permutation(int(ends[-1]))
+        windows, ends, shuffled = self._group_order(epoch, group, order)
         place = int(shuffled[index - before])
         slot = int(np.searchsorted(ends, place, side="right"))
-        return self._table(epoch, int(windows[slot])).row(place - (int(ends[slot - 1]) if slot else 0))
+        return self._table(epoch, int(windows[slot])), place - (int(ends[slot - 1]) if slot else 0)
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the shuffled windows of an epoch, and the number of rows up to the end of each group of them."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = generator(self.seed, "windows", self.source, epoch).permutation(len(self.window_rows))
+            order = generator(self.seed, "windows", self.source, epoch).permutation(len(self.plan.rows))
             firsts = np.arange(0, len(order), self.group_windows)
-            self._epoch = (epoch, order, np.cumsum(np.add.reduceat(self.window_rows[order], firsts)))
+            rows = np.add.reduceat(self.plan.rows[order], firsts, dtype=np.int64)
+            self._epoch = (epoch, order, np.cumsum(rows))
         return self._epoch[1], self._epoch[2]
+
+    def _group_order(self, epoch: int, group: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the windows of a group, where the rows of each end, and the shuffled rows of the group."""
+        key = (epoch, group)
+        if key not in self._groups:
+            windows = order[group * self.group_windows : (group + 1) * self.group_windows]
+            ends = np.cumsum(self.plan.rows[windows], dtype=np.int64)
+            shuffled = generator(self.seed, "rows", self.source, epoch, group).permutation(int(ends[-1]))
+            self._groups[key] = (windows, ends, shuffled)
+            if len(self._groups) > GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        return self._groups[key]
 
     def _table(self, epoch: int, window: int) -> PieceTable:
         key = (epoch, window)
         if key not in self._tables:
             self._tables[key] = self._pack_window(epoch, window)
-            if len(self._tables) > 2 * self.group_windows:
+            if len(self._tables) > GROUPS_KEPT * self.group_windows:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return self._tables[key]
 
     def _pack_window(self, epoch: int, window: int) -> PieceTable:
-        first, last = self.window_starts[window : window + 2]
-        documents = first + generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
+        first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
+        order = generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
+        documents, starts, lengths = self._pieces(first + order, self.shards.document_lengths(first, last)[order])
+        by_length = np.argsort(-lengths, kind="stable")
+        documents, starts, lengths = documents[by_length], starts[by_length], lengths[by_length]
+        num_rows = int(self.plan.rows[window])
+        rows, pieces, offsets, placed = best_fit(lengths, num_rows, self.context)
+        by_row = np.argsort(rows, kind="stable")
+        rows, pieces, placed = rows[by_row], pieces[by_row], placed[by_row]
+        documents, starts = documents[pieces], starts[pieces] + offsets[by_row]
+        shards, firsts = self.shards.locate(documents)
+        row_bounds = np.searchsorted(rows, np.arange(num_rows + 1))
+        work = np.bincount(rows, weights=(placed + SPECIALS_PER_PIECE) ** 2.0, minlength=num_rows).astype(np.int64)
+        return PieceTable(documents, starts, placed, shards, firsts + starts, row_bounds, work)
+
+    def _pieces(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cut what is longer than a row; return document, first token and length of every piece, in order."""
         capacity = self.context - SPECIALS_PER_PIECE
-        pieces: list[tuple[int, int, int]] = []
-        for document, length in zip(documents.tolist(), self.document_lengths[documents].tolist(), strict=True):
-            if length <= capacity:
-                pieces.append((document, 0, length))
-            else:
-                tokens, _ = self.shards.read(document)
-                bounds = cut_document(self.sentence_ends[tokens], capacity)
-                pieces.extend((document, start, end - start) for start, end in itertools.pairwise(bounds))
-        return best_fit(pieces, num_rows=int(self.window_rows[window]), context=self.context)
+        long = np.flatnonzero(lengths > capacity)
+        if not len(long):
+            return documents, np.zeros(len(documents), np.int64), lengths
+        starts, sizes = [], []
+        counts = np.ones(len(documents), np.int64)
+        for index in long.tolist():
+            tokens = self.shards.document_tokens(int(documents[index]))
+            bounds = cut_document(tokens, self.sentence_ends, capacity, capacity // CUT_SEARCH_SHARE)
+            starts.append(bounds[:-1])
+            sizes.append(np.diff(bounds))
+            counts[index] = len(bounds) - 1
+        piece_lengths = np.repeat(lengths, counts)
+        piece_starts = np.zeros(len(piece_lengths), np.int64)
+        cut = np.repeat(lengths > capacity, counts)
+        piece_starts[cut], piece_lengths[cut] = np.concatenate(starts), np.concatenate(sizes)
+        return np.repeat(documents, counts), piece_starts, piece_lengths
 
 
-def plan_windows(lengths: np.ndarray, context: int, window_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split documents into windows and say how many rows each makes, from lengths (tokens, shape (documents,)) alone.
+def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) -> Path:
+    """Return where the plan of a shard set is kept; another name as soon as anything that it follows from changes."""
+    described = f"{PLAN_VERSION} {shards.fingerprint} {context} {window_rows} {CUT_SEARCH_SHARE} {LOST_PER_ROW}"
+    return folder / f"{hashlib.blake2b(described.encode(), digest_size=12).hexdigest()}.npz"
 
-    Returns (window_starts (windows + 1,), rows (windows,)), int64. The row count leaves room for what `best_fit` may
-    lose: LOST_PER_ROW positions a row, and the most pieces that `cut_document` can make of a document.
+
+def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> Plan:
+    """Return the plan kept at `path`, or make it from the lengths of all documents."""
+    if path and path.is_file():
+        with np.load(path) as arrays:
+            return Plan(arrays["starts"], arrays["rows"])
+    return plan_windows(document_chunks(shards), context, window_rows)
+
+
+def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:
+    """Yield the lengths of all documents in bounded pieces."""
+    for first in range(0, shards.num_documents, PLAN_DOCUMENTS):
+        yield shards.document_lengths(first, min(first + PLAN_DOCUMENTS, shards.num_documents))
+
+
+def plan_windows(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> Plan:
+    """Split documents into windows and say how many rows each makes, from lengths alone, in one pass.
+
+    chunks: document lengths, tokens, (documents,) int64 each. The row count leaves room for what `best_fit` may lose:
+    LOST_PER_ROW positions a row, and the most pieces that `cut_document` can make of a document.
     """
     capacity = context - SPECIALS_PER_PIECE
     shortest_cut = capacity - capacity // CUT_SEARCH_SHARE
-    most_pieces = np.where(lengths <= capacity, 1, -(-lengths // shortest_cut))
-    cost = lengths + SPECIALS_PER_PIECE * most_pieces
-    ends = np.cumsum(cost)
-    window_of_document = (ends - cost) // (window_rows * context)
-    window_starts = np.flatnonzero(np.diff(window_of_document, prepend=-1))
-    window_starts = np.append(window_starts, len(lengths)).astype(np.int64)
-    window_cost = np.diff(np.concatenate([[0], ends])[window_starts])
-    return window_starts, -(-window_cost // (context - LOST_PER_ROW))
-
-
-def cut_document(ends_sentence: np.ndarray, capacity: int) -> list[int]:
-    """Cut a document longer than `capacity` tokens; return the bounds of its pieces, first 0, last the length.
-
-    ends_sentence: shape (length,), bool. A cut follows the last sentence end in the last eighth of the piece, if any.
-    The last piece is at least an eighth of the capacity, so no scrap of a few tokens is left.
-    """
-    length, search = len(ends_sentence), capacity // CUT_SEARCH_SHARE
-    bounds = [0]
-    while length - bounds[-1] > capacity:
-        start = bounds[-1]
-        latest = min(start + capacity, length - search)
-        earliest = start + capacity - search
-        found = np.flatnonzero(ends_sentence[earliest - 1 : latest])
-        bounds.append(earliest + int(found[-1]) if len(found) else latest)
-    return [*bounds, length]
-
-
-def best_fit(pieces: list[tuple[int, int, int]], *, num_rows: int, context: int) -> PieceTable:
-    """Place every token of `pieces` (document, start, length) into exactly `num_rows` rows of `context` positions.
-
-    Longest piece first, into the fullest row that still takes it; what fits nowhere is chopped into the widest gaps.
-    """
-    rows_by_space: list[list[int]] = [[] for _ in range(context + 1)]
-    rows_by_space[context] = list(range(num_rows))
-    occupied = 1 << context  # bit s: some row has s free positions
-    placed: list[tuple[int, int, int, int]] = []  # row, document, start, length
-
-    def put(space: int, document: int, start: int, length: int) -> None:
-        nonlocal occupied
-        row = rows_by_space[space].pop()
-        if not rows_by_space[space]:
-            occupied ^= 1 << space
-        left = space - length - SPECIALS_PER_PIECE
-        rows_by_space[left].append(row)
-        occupied |= 1 << left
-        placed.append((row, document, start, length))
-
-    leftover = []
-    for document, start, length in sorted(pieces, key=lambda piece: -piece[2]):
-        fitting = occupied >> (length + SPECIALS_PER_PIECE)
-        if fitting:
-            put((fitting & -fitting).bit_length() - 1 + length + SPECIALS_PER_PIECE, document, start, length)
-        else:
-            leftover.append((document, start, length))
-    for document, start, length in leftover:
-        while length:
-            widest = occupied.bit_length() - 1
-            part = min(length, widest - SPECIALS_PER_PIECE)
-            assert part > 0, "plan_windows left too little room"
-            put(widest, document, start, part)
-            start, length = start + part, length - part
-    table = np.array(sorted(placed, key=lambda piece: piece[0]), dtype=np.int64).reshape(-1, 4)
-    row_bounds = np.searchsorted(table[:, 0], np.arange(num_rows + 1))
-    return PieceTable(documents=table[:, 1], starts=table[:, 2], lengths=table[:, 3], row_bounds=row_bounds)
+    starts, costs_before = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    num_documents, total, window = 0, 0, -1
+    for lengths in chunks:
+        cost = lengths + SPECIALS_PER_PIECE
+        long = lengths > capacity
+        if long.any():
+            cost[long] = lengths[long] + SPECIALS_PER_PIECE * -(-lengths[long] // shortest_cut)
+        ends = total + np.cumsum(cost)
+        before = ends - cost
+        window_of_document = before // (window_rows * context)
+        opens = np.flatnonzero(np.diff(window_of_document, prepend=window))
+        starts.append(num_documents + opens)
+        costs_before.append(before[opens])
+        num_documents += len(lengths)
+        if len(lengths):
+            total, window = int(ends[-1]), int(window_of_document[-1])
+    window_cost = np.diff(np.concatenate([*costs_before, [total]]))
+    rows = -(-window_cost // (context - LOST_PER_ROW))
+    return Plan(np.concatenate([*starts, [num_documents]]), rows.astype(np.int32))

@@ -27,7 +27,7 @@ CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 SHARD_SUFFIXES = ("bin", "idx", "words")
 COUNT_BLOCK_TOKENS = 1 << 24
 IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is written in blocks: 40 million short documents take 800 MB of it
-OPEN_SHARDS = 64  # ours: memory maps held at a time, far below Linux's default of 65,530 maps and 1,024 files
+OPEN_SHARDS = 32  # ours: three maps and file handles each, far below Linux's default of 1,024
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -129,14 +129,18 @@ class _Shard:
     """Memory maps of one open shard."""
 
     tokens: np.ndarray  # (n,) ids
-    lengths: np.ndarray  # (documents,) int64, tokens
-    starts: np.ndarray  # (documents,) int64, first token of each document
-    words: np.ndarray | None  # (ceil(n / 8),) uint8, or None: one unit per token
+    lengths: np.ndarray  # (documents,) int32 or int64, tokens
+    pointers: np.ndarray  # (documents,) int64, first byte of each document in .bin
+    words: np.ndarray  # (ceil(n / 8),) uint8, or empty: one unit per token
+
+    def first_tokens(self, documents: np.ndarray | int) -> np.ndarray:
+        """Return where documents begin in `tokens`, int64, shape of `documents`."""
+        return self.pointers[documents] // self.tokens.itemsize
 
 
 def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
     """Return where units begin among tokens [start, start + count) of a shard, shape (count,), bool."""
-    if shard.words is None:
+    if not len(shard.words):
         return np.ones(count, dtype=bool)
     bits = np.unpackbits(shard.words[start // 8 : (start + count + 7) // 8], bitorder="little")
     return bits[start % 8 : start % 8 + count].astype(bool)
@@ -193,9 +197,9 @@ class ShardSet:
             return self._open[index]
         prefix = self.prefixes[index]
         file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
-        lengths, starts, dtype = read_idx(file["idx"])
-        words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else None
-        shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, starts=starts, words=words)
+        lengths, pointers, dtype = map_idx(file["idx"])
+        words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else np.zeros(0, np.uint8)
+        shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, pointers=pointers, words=words)
         self._open[index] = shard
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -206,7 +210,7 @@ class ShardSet:
             raise ShardError(f"{path}: missing; preprocess again")
         if path.stat().st_size == 0:
             return np.zeros(0, dtype)
-        return np.memmap(path, dtype=dtype, mode="r") if self.mmap else np.fromfile(path, dtype=dtype)
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if self.mmap else np.fromfile(path, dtype=dtype)
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -215,25 +219,60 @@ class ShardSet:
 
     def shard_lengths(self, index: int) -> np.ndarray:
         """Return the tokens of every document of one shard, shape (documents,), int64."""
-        return self._shard(index).lengths
+        return self._shard(index).lengths.astype(np.int64)
 
-    def document_lengths(self) -> np.ndarray:
-        """Return the tokens of every document of the set, shape (num_documents,), int64."""
-        return np.concatenate([np.zeros(0, np.int64), *(self.shard_lengths(i) for i in range(len(self.prefixes)))])
+    def document_lengths(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Return the tokens of documents [first, last) of the set, shape (last - first,), int64."""
+        last = self.num_documents if last is None else last
+        parts = [np.zeros(0, np.int64)]
+        while first < last:
+            index = self.shard_of(first)
+            before, end = int(self.documents_before[index]), min(last, int(self.documents_before[index + 1]))
+            parts.append(self._shard(index).lengths[first - before : end - before].astype(np.int64))
+            first = end
+        return np.concatenate(parts)
+
+    def shard_of(self, document: int) -> int:
+        """Return the number of the shard that holds a document."""
+        return int(np.searchsorted(self.documents_before, document, side="right")) - 1
+
+    def locate(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shard of each document and its first token there, shape (documents,), int64 each."""
+        shards = np.searchsorted(self.documents_before, documents, side="right") - 1
+        firsts = np.empty(len(documents), np.int64)
+        for index in np.unique(shards).tolist():
+            here = shards == index
+            firsts[here] = self._shard(index).first_tokens(documents[here] - int(self.documents_before[index]))
+        return shards, firsts
+
+    def shard_arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return all tokens of a shard and its unit bits as they are stored; the bits are empty for one unit per token.
+
+        tokens: shape (n,). bits: shape (ceil(n / 8),), uint8. Memory maps, not to be written to.
+        """
+        shard = self._shard(index)
+        return shard.tokens, shard.words
+
+    def document_tokens(self, document: int) -> np.ndarray:
+        """Return the ids of a document, shape (length,), a view of the shard."""
+        index = self.shard_of(document)
+        shard, local = self._shard(index), document - int(self.documents_before[index])
+        first = int(shard.first_tokens(local))
+        return shard.tokens[first : first + int(shard.lengths[local])]
 
     def read(self, document: int, start: int = 0, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens [start, start + count) of a document, and where its maskable units begin.
 
         tokens: shape (count,), the stored dtype. unit_starts: shape (count,), bool; the first is always set.
         """
-        index = int(np.searchsorted(self.documents_before, document, side="right")) - 1
+        index = self.shard_of(document)
         shard = self._shard(index)
         local = document - int(self.documents_before[index])
         length = int(shard.lengths[local]) - start
         count = length if count is None else count
         assert start >= 0
         assert 0 < count <= length
-        first = int(shard.starts[local]) + start
+        first = int(shard.first_tokens(local)) + start
         unit_starts = _unit_starts(shard, first, count)
         unit_starts[0] = True
         return shard.tokens[first : first + count], unit_starts
@@ -243,12 +282,12 @@ class ShardSet:
 
         tokens: shape (n,), the stored dtype. lengths: shape (documents,), int64, tokens. unit_starts: shape (n,), bool.
         """
-        index = int(np.searchsorted(self.documents_before, first, side="right")) - 1
+        index = self.shard_of(first)
         shard, before = self._shard(index), int(self.documents_before[index])
-        lengths = shard.lengths[first - before : last - before]
+        lengths = shard.lengths[first - before : last - before].astype(np.int64)
         fitting = int(np.searchsorted(np.cumsum(lengths), most_tokens, side="right"))
         lengths = lengths[: max(fitting, 1)]
-        start, count = int(shard.starts[first - before]), int(lengths.sum())
+        start, count = int(shard.first_tokens(first - before)), int(lengths.sum())
         return shard.tokens[start : start + count], lengths, _unit_starts(shard, start, count)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
@@ -272,25 +311,35 @@ def check_size(path: Path, expected_bytes: int) -> None:
         )
 
 
-def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-    """Read a Megatron-Core index: (document lengths, first tokens, id dtype); the first two int64, shape (documents,).
+def map_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Map a Megatron-Core index: (document lengths in tokens, first bytes, id dtype), shape (documents,) each.
 
     Documents of several sequences (Megatron's sentence splitting) are joined. Raises ShardError on a torn file.
     """
-    raw = path.read_bytes()
-    if len(raw) < IDX_HEADER.size:
-        raise ShardError(f"{path}: {len(raw)} bytes, too short for a header: truncated; preprocess again")
-    magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack_from(raw)
+    size = path.stat().st_size if path.is_file() else 0
+    if size < IDX_HEADER.size:
+        raise ShardError(f"{path}: {size} bytes, too short for a header: truncated; preprocess again")
+    with open(path, "rb") as file:
+        magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack(file.read(IDX_HEADER.size))
     if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE:
         raise ShardError(f"{path}: not a Megatron-Core index of 16- or 32-bit ids")
     expected = IDX_HEADER.size + 12 * num_sequences + 8 * num_bounds
-    if len(raw) != expected:
-        raise ShardError(f"{path}: {len(raw)} bytes, its header says {expected}: truncated; preprocess again")
-    lengths = np.frombuffer(raw, "<i4", num_sequences, IDX_HEADER.size).astype(np.int64)
+    if size != expected:
+        raise ShardError(f"{path}: {size} bytes, its header says {expected}: truncated; preprocess again")
+    raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    lengths = np.frombuffer(raw, "<i4", num_sequences, IDX_HEADER.size)
     pointers = np.frombuffer(raw, "<i8", num_sequences, IDX_HEADER.size + 4 * num_sequences)
-    bounds = np.frombuffer(raw, "<i8", num_bounds, IDX_HEADER.size + 12 * num_sequences)
-    dtype = DTYPE_BY_CODE[code]
     if num_bounds and num_bounds != num_sequences + 1:
-        lengths = np.add.reduceat(lengths, bounds[:-1])
+        bounds = np.frombuffer(raw, "<i8", num_bounds, IDX_HEADER.size + 12 * num_sequences)
+        lengths = np.add.reduceat(lengths, bounds[:-1], dtype=np.int64)
         pointers = pointers[bounds[:-1]]
-    return lengths, pointers // dtype.itemsize, dtype
+    return lengths, pointers, DTYPE_BY_CODE[code]
+
+
+def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    """Read a Megatron-Core index: (document lengths, first tokens, id dtype); the first two int64, shape (documents,).
+
+    Raises ShardError on a torn file.
+    """
+    lengths, pointers, dtype = map_idx(path)
+    return lengths.astype(np.int64), pointers // dtype.itemsize, dtype

@@ -14,6 +14,7 @@ import torch.distributed
 
 from cmbert.config.deepspeed import resolve_deepspeed
 from cmbert.config.schema import Recipe
+from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.loader import (
     BatchGeometry,
     PackedBatch,
@@ -23,7 +24,6 @@ from cmbert.data.loader import (
     iterate_steps,
     open_reader,
 )
-from cmbert.data.packing import SPECIALS_PER_PIECE
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.progress import duration
@@ -37,6 +37,8 @@ from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run_directory import find_resume, open_run_directory
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
+
+PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,14 @@ def check_start(recipe: Recipe, resume: str, world_size: int) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, world_size)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
-    reader = open_reader(recipe.data, recipe.mask, tokenizer, recipe.train.seed)
+    reader = open_reader(
+        recipe.data,
+        recipe.mask,
+        tokenizer,
+        recipe.train.seed,
+        rows_per_step=recipe.train.rows_per_step,
+        plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
+    )
     check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
     checkpoint, state = find_resume(recipe, resume, tokenizer, reader, world_size)
     return Start(deepspeed_config, tokenizer, reader, checkpoint, state.step if state else 0)
@@ -126,6 +135,9 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
     device = select_device(launch)
     start_distributed(launch, device)
     directory = open_run_directory(recipe, start.deepspeed_config, launch.rank)
+    if launch.rank == 0:
+        for source in start.reader.blend.sources:
+            source.keep_plan()
     model = MaskedLanguageModel(recipe.model)
     if start.checkpoint is None:
         initialise(model, recipe.train.seed)

@@ -10,7 +10,7 @@ import torch
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import BatchGeometry, PackedBatch, StepBatches, check_epochs, iterate_steps, open_reader
 from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID, Tokenizer, load_tokenizer
 
 ROWS_PER_STEP = 24
 
@@ -25,9 +25,11 @@ def data(tokenizer_directory: Path, shards: Path) -> DataConfig:
     return DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
 
 
-def batches(data: DataConfig, tokenizer: Tokenizer, rank: int, world: int, rows: int) -> StepBatches:
+def batches(
+    data: DataConfig, tokenizer: Tokenizer, rank: int, world: int, rows: int, rows_per_step: int = ROWS_PER_STEP
+) -> StepBatches:
     reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
-    geometry = BatchGeometry(rows_per_step=ROWS_PER_STEP, micro_batch_rows=rows, rank=rank, world_size=world)
+    geometry = BatchGeometry(rows_per_step=rows_per_step, micro_batch_rows=rows, rank=rank, world_size=world)
     return StepBatches(reader, geometry, partial(rate_of, start=0.15))
 
 
@@ -53,6 +55,19 @@ def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Token
             found += [piece for batch in micro_batches for piece in pieces(batch)]
         expected = expected or sorted(found)
         assert sorted(found) == expected
+
+
+def test_ranks_have_equal_attention_work(data: DataConfig, tokenizer: Tokenizer) -> None:
+    for world, rows in ((2, 12), (4, 3), (8, 1)):
+        datasets = [batches(data, tokenizer, rank, world, rows, rows_per_step=96) for rank in range(world)]
+        uneven = []
+        for step in range(5):
+            bounds = [[batch.cu_seqlens.long() for batch in dataset[step]] for dataset in datasets]
+            work = np.array([sum(int((b.diff() ** 2).sum()) for b in rank) for rank in bounds])
+            uneven.append(np.abs(work / work.mean() - 1).mean())
+            reader = datasets[0].reader
+            assert work.sum() == sum(reader.work(row) for row in datasets[0].geometry.rows(step))
+        assert np.mean(uneven) < 0.05
 
 
 def test_workers_and_restarts_change_nothing(data: DataConfig, tokenizer: Tokenizer) -> None:
@@ -83,8 +98,8 @@ def test_an_epoch_reads_every_token_once(data: DataConfig, tokenizer: Tokenizer)
     source = reader.blend.sources[0]
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for row in range(source.num_rows):
-        tokens, _, maskable, _ = reader.assemble(reader.blend.address(row))
-        counts += np.bincount(tokens[maskable], minlength=tokenizer.vocab_size)
+        ids = reader.assemble([reader.blend.address(row)]).ids
+        counts += np.bincount(ids[ids >= NUM_SPECIAL_TOKENS], minlength=tokenizer.vocab_size)
     assert (counts == source.shards.token_counts(tokenizer.vocab_size)).all()
 
 

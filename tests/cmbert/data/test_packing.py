@@ -5,26 +5,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cmbert.data.blend import BLOCK_ROWS, Blend, apportion
-from cmbert.data.packing import SPECIALS_PER_PIECE, SourceRows, cut_document, plan_windows
+from cmbert.data.blend import BLOCK_ROWS, Blend, Phase, apportion
+from cmbert.data.kernels import SPECIALS_PER_PIECE, best_fit, cut_document
+from cmbert.data.packing import SourceRows, plan_windows
 from cmbert.data.shards import ShardSet
 from cmbert.tokenizer import Tokenizer
 
 
 class Documents:
-    """A shard set in memory: token 1 ends a sentence."""
+    """A shard set in memory, of one shard: token 1 ends a sentence."""
 
     def __init__(self, lengths: np.ndarray, seed: int = 0):
         random = np.random.default_rng(seed)
-        self.tokens = [(random.random(length) < 1 / 30).astype(np.int64) for length in lengths]
-        self.lengths = lengths
+        self.tokens = [(random.random(length) < 1 / 30).astype(np.uint16) for length in lengths]
+        self.lengths, self.num_documents, self.fingerprint = lengths, len(lengths), f"{seed} {lengths.sum()}"
 
-    def document_lengths(self) -> np.ndarray:
-        return self.lengths
+    def document_lengths(self, first: int, last: int) -> np.ndarray:
+        return self.lengths[first:last]
 
-    def read(self, document: int, start: int = 0, count: int | None = None) -> tuple[np.ndarray, None]:
-        return self.tokens[document], None
+    def document_tokens(self, document: int) -> np.ndarray:
+        return self.tokens[document]
+
+    def locate(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(documents), np.int64), (np.cumsum(self.lengths) - self.lengths)[documents]
 
 
 def make_rows(documents: Documents, context: int, seed: int = 0, window_rows: int = 512) -> SourceRows:
@@ -90,22 +96,96 @@ def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
 
 def test_row_counts_follow_from_lengths_alone() -> None:
     lengths = CORPORA["news"](np.random.default_rng(2))
-    starts, rows = plan_windows(lengths, 1024, 64)
-    assert starts[0] == 0
-    assert starts[-1] == len(lengths)
-    assert (np.diff(starts) > 0).all()
-    assert make_rows(Documents(lengths, seed=9), 1024, window_rows=64).num_rows == rows.sum()
+    plan = plan_windows([lengths], 1024, 64)
+    assert plan.starts[0] == 0
+    assert plan.starts[-1] == len(lengths)
+    assert (np.diff(plan.starts) > 0).all()
+    assert make_rows(Documents(lengths, seed=9), 1024, window_rows=64).num_rows == plan.rows.sum()
+    for cuts in ([1], [100, 100, 2000], [3999]):  # however the lengths come in
+        again = plan_windows(np.split(lengths, cuts), 1024, 64)
+        assert np.array_equal(again.starts, plan.starts)
+        assert np.array_equal(again.rows, plan.rows)
+
+
+def test_a_plan_is_kept_and_read(tmp_path: Path) -> None:
+    lengths = CORPORA["news"](np.random.default_rng(2))
+    documents, ends = Documents(lengths), np.array([False, True])
+
+    def rows(documents: Documents, context: int) -> SourceRows:
+        made = SourceRows(
+            documents,
+            context=context,
+            sentence_ends=ends,
+            window_rows=64,
+            group_windows=4,
+            seed=0,
+            plan_folder=tmp_path,
+        )
+        made.keep_plan()
+        return made
+
+    first = rows(documents, 1024)
+    documents.document_lengths, lengths_of = None, documents.document_lengths  # the plan is not made again
+    assert np.array_equal(rows(documents, 1024).plan.rows, first.plan.rows)
+    assert len(list(tmp_path.iterdir())) == 1
+    documents.document_lengths = lengths_of
+    rows(documents, 512)
+    rows(Documents(lengths, seed=1), 512)
+    assert len(list(tmp_path.iterdir())) == 3  # another context, another set: other plans
+
+
+def cut(ends: np.ndarray, capacity: int) -> list[int]:
+    """Cut a document whose token i ends a sentence where `ends` says so."""
+    return cut_document(ends.astype(np.uint16), np.array([False, True]), capacity, capacity // 8).tolist()
 
 
 def test_cuts_prefer_the_last_sentence_end() -> None:
     ends = np.zeros(250, dtype=bool)
     ends[[89, 93, 99]] = True  # capacity 100: the last eighth is 88..100
-    assert cut_document(ends, 100)[1] == 100
+    assert cut(ends, 100)[1] == 100
     ends[99] = False
-    assert cut_document(ends, 100)[1] == 94
+    assert cut(ends, 100)[1] == 94
     ends[:] = False
-    assert cut_document(ends, 100) == [0, 100, 200, 250]
-    assert cut_document(np.zeros(101, dtype=bool), 100) == [0, 89, 101]  # no scrap of one token
+    assert cut(ends, 100) == [0, 100, 200, 250]
+    assert cut(np.zeros(101, dtype=bool), 100) == [0, 89, 101]  # no scrap of one token
+
+
+def naive_best_fit(lengths: list[int], num_rows: int, context: int) -> list[tuple[int, int, int, int]]:
+    """(row, piece, start, length): the reference, with lists and searches instead of bits and stacks."""
+    room = [context] * num_rows
+    last_touched = list(range(num_rows))  # of rows with equal room the one touched last is taken
+    placed, left, clock = [], [], num_rows
+
+    def put(row: int, piece: int, start: int, length: int) -> None:
+        nonlocal clock
+        room[row] -= length + SPECIALS_PER_PIECE
+        last_touched[row], clock = clock, clock + 1
+        placed.append((row, piece, start, length))
+
+    for piece, length in enumerate(lengths):
+        fitting = [row for row in range(num_rows) if room[row] >= length + SPECIALS_PER_PIECE]
+        if fitting:
+            put(min(fitting, key=lambda row: (room[row], -last_touched[row])), piece, 0, length)
+        else:
+            left.append((piece, length))
+    for piece, length in left:
+        start = 0
+        while length:
+            row = max(range(num_rows), key=lambda row: (room[row], last_touched[row]))
+            part = min(length, room[row] - SPECIALS_PER_PIECE)
+            put(row, piece, start, part)
+            start, length = start + part, length - part
+    return placed
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 126), min_size=1, max_size=60), st.sampled_from([128, 200]))
+def test_best_fit_is_the_naive_one(lengths: list[int], context: int) -> None:
+    lengths = sorted(lengths, reverse=True)
+    plan = plan_windows([np.array(lengths)], context, 10**6)
+    num_rows = int(plan.rows[0])
+    found = best_fit(np.array(lengths), num_rows, context)
+    assert list(zip(*(array.tolist() for array in found), strict=True)) == naive_best_fit(lengths, num_rows, context)
 
 
 def test_real_shards_make_rows(shards: Path, tokenizer: Tokenizer) -> None:
@@ -117,19 +197,41 @@ def test_real_shards_make_rows(shards: Path, tokenizer: Tokenizer) -> None:
     assert tokens == opened.num_tokens
 
 
-def test_blend_holds_its_shares_and_reads_each_source_in_order() -> None:
+@pytest.mark.parametrize("weights", [(0.25, 0.75), (0.9, 0.1), (0.001, 0.999)])
+def test_blend_holds_its_shares_in_every_window(weights: tuple[float, float]) -> None:
     small, large = (make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s)) * s), 256) for s in (1, 3))
-    blend = Blend([small, large], [0.25, 0.75], seed=0)
+    blend = Blend([small, large], [Phase(0, weights)])
     addresses = [blend.address(row) for row in range(2 * BLOCK_ROWS)]
-    for source, share in ((0, 0.25), (1, 0.75)):
-        mine = [address for address in addresses if address.source == source]
-        assert len(mine) == 2 * BLOCK_ROWS * share
-        order = [address.epoch * blend.sources[source].num_rows + address.row for address in mine]
-        assert order == list(range(len(mine)))
+    for source, share in enumerate(weights):
+        here = np.array([address.source == source for address in addresses])
+        order = [a.epoch * blend.sources[source].num_rows + a.row for a in addresses if a.source == source]
+        assert order == list(range(len(order)))  # each source is read in its own order
+        seen = np.cumsum(np.concatenate([[0], here]))
+        for window in (1000, 5000, BLOCK_ROWS):
+            counts = seen[window:] - seen[:-window]
+            assert abs(counts - share * window).max() <= 2 + window / BLOCK_ROWS
     assert blend.address(5000) == addresses[5000]
-    by_size = Blend([small, large], [0.0, 0.0], seed=0)
-    epochs = by_size.epochs(small.num_rows + large.num_rows)
-    assert epochs == pytest.approx([1, 1], rel=1e-2)
+
+
+def test_blend_without_weights_ends_all_sources_together() -> None:
+    small, large = (make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s)) * s), 256) for s in (1, 3))
+    by_size = Blend([small, large], [Phase(0, (0.0, 0.0))])
+    assert by_size.epochs(small.num_rows + large.num_rows) == pytest.approx([1, 1], rel=1e-2)
+
+
+def test_blend_changes_its_weights_and_loses_no_row() -> None:
+    sources = [make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s))), 256) for s in (1, 2)]
+    change = BLOCK_ROWS + 777  # in the middle of a block
+    blend = Blend(sources, [Phase(0, (0.8, 0.2)), Phase(change, (0.1, 0.9)), Phase(change + 5000, (0.0, 1.0))])
+    addresses = [blend.address(row) for row in range(change + 9000)]
+    for source in (0, 1):
+        order = [a.epoch * sources[source].num_rows + a.row for a in addresses if a.source == source]
+        assert order == list(range(len(order)))
+    share = np.mean([address.source == 0 for address in addresses[change : change + 5000]])
+    assert share == pytest.approx(0.1, abs=0.001)
+    assert not any(address.source == 0 for address in addresses[change + 5000 :])
+    counted = [sum(a.source == s for a in addresses) / sources[s].num_rows for s in (0, 1)]
+    assert blend.epochs(len(addresses)) == pytest.approx(counted)
 
 
 def test_apportion_is_exact() -> None:

@@ -1,0 +1,279 @@
+"""The loops over tokens, compiled by numba; the only home of numba. Plain arrays in, plain arrays out, no state.
+
+They are compiled once per machine (some ten seconds) and kept in __pycache__.
+"""
+
+import numpy as np
+from numba import njit
+
+from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID
+
+SPECIALS_PER_PIECE = 2  # [CLS] and [SEP]
+MASKED, REPLACED, KEPT = 1, 2, 3  # what becomes of a chosen token
+
+# Philox4x64-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405); the numbers are numpy.random.Philox's.
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+_WEYL_0, _WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
+_ROUNDS = 10
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_SHIFT_53, _TO_UNIT = np.uint64(11), 1.0 / (1 << 53)
+_ONE = np.uint64(1)
+
+
+@njit(cache=True)
+def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
+    """Upper half of the 128-bit product."""
+    a_low, a_high, b_low, b_high = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
+    middle = a_high * b_low + ((a_low * b_low) >> _HALF)
+    other = a_low * b_high + (middle & _LOW)
+    return a_high * b_high + (middle >> _HALF) + (other >> _HALF)
+
+
+@njit(cache=True)
+def _refill(stream: np.ndarray) -> None:
+    """Next four numbers of a stream: [0:4] counter, [4:6] key, [6:10] numbers, [10] how many of them are used."""
+    for word in range(4):  # the counter is one number of 256 bits
+        stream[word] += _ONE
+        if stream[word] != 0:
+            break
+    c0, c1, c2, c3 = stream[0], stream[1], stream[2], stream[3]
+    k0, k1 = stream[4], stream[5]
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply_high(_MULTIPLIER_0, c0), _MULTIPLIER_0 * c0
+        high1, low1 = _multiply_high(_MULTIPLIER_1, c2), _MULTIPLIER_1 * c2
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + _WEYL_0, k1 + _WEYL_1
+    stream[6], stream[7], stream[8], stream[9], stream[10] = c0, c1, c2, c3, np.uint64(0)
+
+
+@njit(cache=True)
+def _draw(stream: np.ndarray) -> np.uint64:
+    if stream[10] == np.uint64(4):
+        _refill(stream)
+    number = stream[6 + np.int64(stream[10])]
+    stream[10] += _ONE
+    return number
+
+
+@njit(cache=True)
+def _below(stream: np.ndarray, limit: int) -> int:
+    """A number in [0, limit); the bias of multiplying instead of rejecting is below limit / 2^32."""
+    return np.int64(((_draw(stream) >> _HALF) * np.uint64(limit)) >> _HALF)  # type: ignore[return-value]
+
+
+@njit(cache=True)
+def _uniform(stream: np.ndarray) -> float:
+    return (_draw(stream) >> _SHIFT_53) * _TO_UNIT
+
+
+@njit(cache=True)
+def random_numbers(key: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` numbers of stream `key` (2,) uint64 at `index` (3,) uint64, as (count,) uint64; for tests."""
+    stream = _open_stream(key, index)
+    numbers = np.empty(count, np.uint64)
+    for i in range(count):
+        numbers[i] = _draw(stream)
+    return numbers
+
+
+@njit(cache=True)
+def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
+    stream = np.zeros(11, np.uint64)
+    stream[1], stream[2], stream[3] = index[0], index[1], index[2]
+    stream[4], stream[5], stream[10] = key[0], key[1], np.uint64(4)
+    return stream
+
+
+@njit(cache=True)
+def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, search: int) -> np.ndarray:
+    """Bounds of the pieces of a document longer than `capacity`: int64, first 0, last the length.
+
+    tokens: (length,) ids. sentence_ends: (vocab_size,) bool. A cut follows the last sentence end among the last
+    `search` tokens of the piece, if any. The last piece has at least `search` tokens: no scrap is left.
+    """
+    length = len(tokens)
+    bounds = np.empty(length // max(capacity - search, 1) + 2, np.int64)
+    bounds[0] = 0
+    count = 1
+    while length - bounds[count - 1] > capacity:
+        start = bounds[count - 1]
+        latest = min(start + capacity, length - search)
+        earliest = start + capacity - search
+        cut = latest
+        for place in range(latest, earliest - 1, -1):
+            if sentence_ends[tokens[place - 1]]:
+                cut = place
+                break
+        bounds[count] = cut
+        count += 1
+    bounds[count] = length
+    return bounds[: count + 1]
+
+
+@njit(cache=True)
+def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Put pieces, longest first, each into the row with the least room that holds it.
+
+    lengths: (pieces,) int64, descending, tokens without specials. Returns row, piece, first token within the piece and
+    length of what was placed, int64 each, in the order of placing. A piece that fits nowhere is chopped into the
+    widest gaps at the end. Needs enough rows: see `cmbert.data.packing.plan_windows`.
+    """
+    num_pieces = len(lengths)
+    rows, pieces = np.empty(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
+    starts, placed = np.zeros(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
+    first_row = np.full(context + 1, -1, np.int64)  # rows by free positions, a stack for each
+    next_row = np.empty(num_rows, np.int64)
+    words = np.zeros(context // 64 + 1, np.uint64)  # bit s: some row has s free positions
+    for row in range(num_rows):
+        next_row[row] = first_row[context]
+        first_row[context] = row
+    words[context // 64] |= _ONE << np.uint64(context % 64)
+    left_over = np.empty(num_pieces, np.int64)
+    num_left = count = 0
+    for piece in range(num_pieces):
+        space = _least_space(words, lengths[piece] + SPECIALS_PER_PIECE)
+        if space < 0:
+            left_over[num_left] = piece
+            num_left += 1
+            continue
+        rows[count] = _take_space(first_row, next_row, words, space, lengths[piece])
+        pieces[count], placed[count] = piece, lengths[piece]
+        count += 1
+    for piece in left_over[:num_left]:
+        start, length = 0, lengths[piece]
+        while length > 0:
+            space = _most_space(words)
+            part = min(length, space - SPECIALS_PER_PIECE)
+            assert part > 0, "plan_windows left too little room"
+            rows[count] = _take_space(first_row, next_row, words, space, part)
+            pieces[count], starts[count], placed[count] = piece, start, part
+            start, length, count = start + part, length - part, count + 1
+    return rows[:count], pieces[:count], starts[:count], placed[:count]
+
+
+@njit(cache=True)
+def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, space: int, length: int) -> int:
+    """Move a row from its stack to that of what it has left once `length` tokens are in it; return the row."""
+    row = first_row[space]
+    first_row[space] = next_row[row]
+    if first_row[space] < 0:
+        words[space // 64] &= ~(_ONE << np.uint64(space % 64))
+    left = space - length - SPECIALS_PER_PIECE
+    next_row[row] = first_row[left]
+    first_row[left] = row
+    words[left // 64] |= _ONE << np.uint64(left % 64)
+    return row
+
+
+@njit(cache=True)
+def _least_space(words: np.ndarray, needed: int) -> int:
+    """The smallest set bit from `needed` on, or -1."""
+    index = needed // 64
+    if index >= len(words):
+        return -1
+    word = words[index] >> np.uint64(needed % 64) << np.uint64(needed % 64)
+    while word == 0:
+        index += 1
+        if index == len(words):
+            return -1
+        word = words[index]
+    bit = 0
+    while (word >> np.uint64(bit)) & np.uint64(0xFF) == 0:
+        bit += 8
+    while (word >> np.uint64(bit)) & _ONE == 0:
+        bit += 1
+    return index * 64 + bit
+
+
+@njit(cache=True)
+def _most_space(words: np.ndarray) -> int:
+    """The largest set bit, or -1."""
+    for index in range(len(words) - 1, -1, -1):
+        if words[index] != 0:
+            bit = 63
+            while (words[index] >> np.uint64(bit)) & _ONE == 0:
+                bit -= 1
+            return index * 64 + bit
+    return -1
+
+
+@njit(cache=True)
+def frame_pieces(
+    tokens: np.ndarray, words: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, places: np.ndarray,
+    ids: np.ndarray, unit_starts: np.ndarray,
+) -> None:  # fmt: skip
+    """Write `[CLS] tokens [SEP]` of every piece into a batch, and where units begin.
+
+    tokens: a shard's ids. words: its unit bits, or empty for one unit per token. firsts: (pieces,) first token of each
+    piece in the shard. places: (pieces,) where each begins in ids (T,) int64 and unit_starts (T,) bool, both written.
+    """
+    for piece in range(len(firsts)):
+        place, first, length = places[piece], firsts[piece], lengths[piece]
+        ids[place], ids[place + length + 1] = CLS_ID, SEP_ID
+        unit_starts[place] = unit_starts[place + length + 1] = True
+        for i in range(length):
+            ids[place + 1 + i] = tokens[first + i]
+        if len(words) == 0:
+            unit_starts[place + 1 : place + 1 + length] = True
+        else:
+            for i in range(length):
+                bit = first + i
+                unit_starts[place + 1 + i] = (words[bit >> 3] >> (bit & 7)) & 1
+            unit_starts[place + 1] = True  # a piece may have been cut inside a unit
+
+
+@njit(cache=True)
+def mask_rows(
+    ids: np.ndarray, unit_starts: np.ndarray, row_bounds: np.ndarray, key: np.ndarray, index: np.ndarray,
+    rate: float, mask_share: float, random_share: float, vocab_size: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Mask whole units of every row of a batch; return (positions, targets), int64, positions ascending.
+
+    ids: (T,) int64, changed in place. unit_starts: (T,) bool. row_bounds: (rows + 1,) int64. key: (2,) uint64 and
+    index: (rows, 3) uint64 name the random stream of each row. rate: share of the row's ordinary tokens to predict.
+    Special tokens are never chosen. Units come in random order until the row's budget is spent; a unit longer than what
+    is left of it is passed over. The fraction of a token in the budget is rounded at random, so that the rate is right
+    on average for rows of any length. 80/10/10 is drawn once per unit.
+    """
+    positions, targets = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+    fate, others = np.zeros(len(ids), np.uint8), np.empty(len(ids), np.int64)
+    firsts = np.empty(len(ids), np.int64)  # of the row's units
+    for row in range(len(row_bounds) - 1):
+        start, end = row_bounds[row], row_bounds[row + 1]
+        stream = _open_stream(key, index[row])
+        num_units = num_tokens = 0
+        for place in range(start, end):
+            if ids[place] >= NUM_SPECIAL_TOKENS:
+                num_tokens += 1
+                if unit_starts[place] or ids[place - 1] < NUM_SPECIAL_TOKENS:
+                    firsts[num_units] = place
+                    num_units += 1
+        left = int(rate * num_tokens + _uniform(stream))
+        for drawn in range(num_units):
+            if left == 0:
+                break
+            other = drawn + _below(stream, num_units - drawn)
+            first = firsts[other]
+            firsts[other] = firsts[drawn]
+            last = first + 1
+            while last < end and ids[last] >= NUM_SPECIAL_TOKENS and not unit_starts[last]:
+                last += 1
+            if last - first > left:
+                continue
+            left -= last - first
+            share = _uniform(stream)
+            kind = MASKED if share < mask_share else (REPLACED if share < mask_share + random_share else KEPT)
+            for place in range(first, last):
+                fate[place] = kind
+                if kind == REPLACED:
+                    others[place] = NUM_SPECIAL_TOKENS + _below(stream, vocab_size - NUM_SPECIAL_TOKENS)
+    count = 0
+    for place in range(len(ids)):
+        if fate[place] != 0:
+            positions[count], targets[count] = place, ids[place]
+            count += 1
+            if fate[place] == MASKED:
+                ids[place] = MASK_ID
+            elif fate[place] == REPLACED:
+                ids[place] = others[place]
+    return positions[:count].copy(), targets[:count].copy()
