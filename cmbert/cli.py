@@ -1,4 +1,4 @@
-"""`cmbert`: plan | train | eval | export | report. Each command imports what it needs, so --help is instant."""
+"""`cmbert`: plan | train | eval | bench | export | report. Each command imports what it needs, so --help is instant."""
 
 import argparse
 import logging
@@ -71,6 +71,21 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=["hf", "hf-modernbert"], default="hf", help="default hf")
     export.set_defaults(command=_export)
 
+    bench = commands.add_parser(
+        "bench", help="side-by-side benchmarks", description="Time us and a peer in one run; rows to runs/bench/."
+    )
+    bench.add_argument("what", choices=["loader"], help="loader: shards to packed, whole-word-masked tensors, one core")
+    bench.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
+    bench.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
+    bench.add_argument(
+        "--lengths", type=_lengths, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+    )
+    bench.add_argument(
+        "--plan-documents", type=int, default=0, metavar="N", help="also plan N synthetic documents (default 0: do not)"
+    )
+    bench.add_argument("--json", action="store_true", help="print the rows as JSON")
+    bench.set_defaults(command=_bench)
+
     report = commands.add_parser("report", help="one HTML page about a run", description="Curves and figures of a run.")
     report.add_argument("run", type=Path, help="run directory, or a folder of stages")
     report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="page to write")
@@ -128,6 +143,18 @@ def _export(options: argparse.Namespace) -> int:
     from cmbert.train.release import export
 
     export(options.model, options.output, options.format)
+    return 0
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.loader_throughput import bench_loader, print_rows
+
+    rows = bench_loader(options.data, options.tokenizer, options.lengths, options.plan_documents)
+    print_rows(rows, as_json=options.json)
     return 0
 
 
