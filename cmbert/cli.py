@@ -1,4 +1,4 @@
-"""`cmbert`: plan | train | eval | bench | export | report. Each command imports what it needs, so --help is instant."""
+"""`cmbert`: plan | train | eval | ledger | bench | export | report. Each imports what it needs: --help is instant."""
 
 import argparse
 import logging
@@ -32,7 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="cmbert", description="Pretrain, evaluate and export Chinese ModernBERT.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_plan, _add_train, _add_eval, _add_ledger, _add_bench, _add_export, _add_report):
+        add(commands)
+    return parser
 
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser(
         "plan", help="what a recipe costs, before it runs", description="Parameters, memory, steps, disk."
     )
@@ -41,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     plan.set_defaults(command=_plan)
 
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         help="train one stage",
@@ -52,8 +59,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps of this call")
     train.add_argument("--stop-after-seconds", type=float, metavar="S", help="save and stop after S seconds")
+    train.add_argument(
+        "--skip-steps",
+        type=_step_range,
+        metavar="A:B",
+        help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
+    )
     train.set_defaults(command=_train)
 
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
     evaluate = commands.add_parser(
         "eval", help="held-out loss of a model", description="Masked loss in nats, accuracy."
     )
@@ -65,12 +80,26 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
     evaluate.set_defaults(command=_eval)
 
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser("export", help="a folder that transformers loads", description="Export and check it.")
     export.add_argument("model", type=Path, help="run directory or checkpoint")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     export.add_argument("--format", choices=["hf", "hf-modernbert"], default="hf", help="default hf")
     export.set_defaults(command=_export)
 
+
+def _add_ledger(commands: argparse._SubParsersAction) -> None:
+    ledger = commands.add_parser(
+        "ledger", help="what a step saw", description="Which documents a step saw; the decoded batch with its masks."
+    )
+    ledger.add_argument("run", type=Path, help="run directory")
+    ledger.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, counted from 0")
+    ledger.add_argument("--show", action="store_true", help="also print the texts, ⟦masked⟧ (default: documents only)")
+    ledger.set_defaults(command=_ledger)
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         "bench", help="side-by-side benchmarks", description="Time us and a peer in one run; rows to runs/bench/."
     )
@@ -86,11 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
     bench.set_defaults(command=_bench)
 
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser("report", help="one HTML page about a run", description="Curves and figures of a run.")
     report.add_argument("run", type=Path, help="run directory, or a folder of stages")
     report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="page to write")
     report.set_defaults(command=_report)
-    return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +148,7 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
         max_steps=options.max_steps,
         stop_after_seconds=options.stop_after_seconds,
+        skip_steps=options.skip_steps,
     )
     if read_launch(os.environ).world_size > 1:
         leave(code)
@@ -146,8 +177,22 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _step_range(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
+    return int(first), int(last)
+
+
 def _lengths(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from cmbert.train.ledger_view import print_step
+
+    print_step(options.run, options.step, show=options.show)
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

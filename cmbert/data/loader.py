@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from cmbert.config.schema import DataConfig, MaskConfig
 from cmbert.data.blend import Blend, Phase, RowAddress
 from cmbert.data.kernels import SPECIALS_PER_PIECE, frame_pieces
+from cmbert.data.ledger import Pieces, pack_record
 from cmbert.data.masking import mask_batch
 from cmbert.data.packing import SourceRows
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import Tokenizer
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 
+UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
 PREFETCH_STEPS = 2  # steps each loader process keeps ready
 
 
@@ -33,6 +35,26 @@ class PackedBatch(NamedTuple):
     cu_seqlens: torch.Tensor  # (P + 1,) int32, bounds of the pieces; attention never crosses them
     masked_positions: torch.Tensor  # (M,) int64, into input_ids
     targets: torch.Tensor  # (M,) int64
+
+
+class StepFacts(NamedTuple):
+    """What is worth recording of a step's data, over all ranks unless it says otherwise."""
+
+    data_step: int
+    """Number of its batch in the data; greater than the step's once batches were left out."""
+    source_tokens: list[int]
+    """Tokens of each source, specials not counted."""
+    unit_lengths: list[int]
+    """Maskable units of this rank's first micro-batch by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
+    ledger: bytes
+    """The step's record; empty on other ranks than 0."""
+
+
+class StepData(NamedTuple):
+    """One rank's part of a step."""
+
+    micro_batches: list[PackedBatch]
+    facts: StepFacts
 
 
 class AssembledRows(NamedTuple):
@@ -52,10 +74,19 @@ class BatchGeometry:
     micro_batch_rows: int
     rank: int
     world_size: int
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Batches [first, last) of the data that no step gets, in order."""
+
+    def data_step(self, step: int) -> int:
+        """Return which batch of the data a step gets."""
+        for first, last in self.left_out:
+            step += last - first if step >= first else 0
+        return step
 
     def rows(self, step: int) -> range:
         """Return the run-wide numbers of the rows of a step, over all ranks."""
-        return range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+        first = self.data_step(step) * self.rows_per_step
+        return range(first, first + self.rows_per_step)
 
     def micro_batches(self, rows: range, work: Sequence[int]) -> list[list[int]]:
         """Return this rank's micro-batches of a step's `rows`; `work`: attention work of each row.
@@ -115,6 +146,33 @@ class RowReader:
                 )
         return AssembledRows(ids, unit_starts, bounds, bounds[piece_bounds])
 
+    def pieces(self, rows: Sequence[int]) -> Pieces:
+        """Return the pieces of documents that rows hold, as the ledger records them."""
+        columns = []
+        for row in rows:
+            source, epoch, index = self.blend.address(row)
+            table, place = self.blend.sources[source].find(epoch, index)
+            part = slice(table.row_bounds[place], table.row_bounds[place + 1])
+            count = int(table.row_bounds[place + 1] - table.row_bounds[place])
+            columns.append((np.full(count, source), table.documents[part], table.starts[part], table.lengths[part]))
+        sources, documents, starts, lengths = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        order = np.lexsort((starts, documents, sources))
+        return Pieces(
+            sources[order].astype(np.uint8),
+            documents[order],
+            starts[order].astype(np.int32),
+            lengths[order].astype(np.int32),
+        )
+
+    def unit_lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the maskable units of rows by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
+        assembled = self.assemble([self.blend.address(row) for row in rows])
+        ordinary = assembled.ids >= NUM_SPECIAL_TOKENS
+        begins = assembled.unit_starts | ~ordinary  # a special token ends the unit before it
+        firsts = np.flatnonzero(begins)
+        lengths = np.diff(firsts, append=len(begins))[ordinary[firsts]]
+        return np.bincount(np.minimum(lengths, UNIT_LENGTH_BINS), minlength=UNIT_LENGTH_BINS + 1)[1:].tolist()
+
     def micro_batch(self, rows: Sequence[int], mask_rate: float) -> PackedBatch:
         """Join rows into one packed micro-batch."""
         addresses = [self.blend.address(row) for row in rows]
@@ -138,21 +196,27 @@ class RowReader:
 
 
 class StepBatches(Dataset):
-    """Item s is the list of this rank's micro-batches of step s. `mask_rate` maps a step to its rate."""
+    """Item s is this rank's part of step s. `mask_rate` maps a step to its rate."""
 
     def __init__(self, reader: RowReader, geometry: BatchGeometry, mask_rate: Callable[[int], float]):
         self.reader, self.geometry, self.mask_rate = reader, geometry, mask_rate
 
-    def __getitem__(self, step: int) -> list[PackedBatch]:
-        rate, rows = self.mask_rate(step), self.geometry.rows(step)
-        work = [self.reader.work(row) for row in rows]
-        return [self.reader.micro_batch(part, rate) for part in self.geometry.micro_batches(rows, work)]
+    def __getitem__(self, step: int) -> StepData:
+        rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
+        parts = self.geometry.micro_batches(rows, [reader.work(row) for row in rows])
+        pieces, data_step = reader.pieces(rows), self.geometry.data_step(step)
+        num_sources = len(reader.blend.sources)
+        facts = StepFacts(
+            data_step=data_step,
+            source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
+            unit_lengths=reader.unit_lengths(parts[0]),
+            ledger=pack_record(step, data_step, pieces) if self.geometry.rank == 0 else b"",
+        )
+        return StepData([reader.micro_batch(part, rate) for part in parts], facts)
 
 
-def iterate_steps(
-    batches: StepBatches, steps: range, num_workers: int, pin_memory: bool
-) -> Iterator[list[PackedBatch]]:
-    """Yield the micro-batches of each step in order, prepared ahead by `num_workers` processes (0 = in this one)."""
+def iterate_steps(batches: StepBatches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
+    """Yield this rank's part of each step in order, prepared ahead by `num_workers` processes (0 = in this one)."""
     return iter(
         DataLoader(
             batches,

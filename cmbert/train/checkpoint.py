@@ -6,7 +6,7 @@ checkpoints/latest            name of the newest
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class TrainState:
     zero_stage: int
     tokenizer_fingerprint: str
     shard_fingerprints: list[str]
+    left_out: list[list[int]] = field(default_factory=list)
+    """Batches [first, last) of the data that no step got (--skip-steps)."""
 
 
 def save_checkpoint(run: Path, engine: Any, state: TrainState, keep: int) -> Path:

@@ -15,15 +15,19 @@ import torch.distributed
 from cmbert.config.deepspeed import resolve_deepspeed
 from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
+from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import (
     BatchGeometry,
     PackedBatch,
     RowReader,
     StepBatches,
+    StepData,
+    StepFacts,
     check_epochs,
     iterate_steps,
     open_reader,
 )
+from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.progress import duration
@@ -55,6 +59,8 @@ class Run:
     reader: RowReader
     tokenizer: Tokenizer
     metrics: MetricsWriter | None
+    ledger: LedgerWriter | None
+    left_out: tuple[tuple[int, int], ...]
     step: int
     last_step: int
     first_step: int = field(init=False)
@@ -68,17 +74,25 @@ class Run:
         return (time.perf_counter() - self.started) / (self.step - self.first_step) * (self.last_step - self.step)
 
 
-def train(recipe: Recipe, *, resume: str, max_steps: int | None, stop_after_seconds: float | None) -> int:
+def train(
+    recipe: Recipe,
+    *,
+    resume: str,
+    max_steps: int | None,
+    stop_after_seconds: float | None,
+    skip_steps: tuple[int, int] | None = None,
+) -> int:
     """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
 
     resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
-    max_steps: stop after this many steps of this call. stop_after_seconds: likewise by the clock.
+    max_steps: stop after this many steps of this call. stop_after_seconds: likewise by the clock. skip_steps: leave out
+    the batches that steps [first, last) would get.
     Raises CmbertError.
     """
     launch = read_launch(os.environ)
     if launch.rank > 0:
         logging.getLogger("cmbert").setLevel(logging.WARNING)  # one voice: every rank knows the same
-    start = check_start(recipe, resume, launch.world_size)
+    start = check_start(recipe, resume, launch.world_size, skip_steps)
     if start.step >= num_steps(recipe):
         logger.info("%s: already finished, %d steps", recipe.run_directory, start.step)
         return 0
@@ -87,9 +101,9 @@ def train(recipe: Recipe, *, resume: str, max_steps: int | None, stop_after_seco
     run = set_up(recipe, launch, start, max_steps)
     stopping = False
     try:
-        for micro_batches, wait_seconds in timed(batches(run)):
-            record = train_step(run, micro_batches)
-            report(run, {**record, "data_wait_seconds": wait_seconds})
+        for data, wait_seconds in timed(batches(run)):
+            record = train_step(run, data.micro_batches)
+            report(run, {**record, "data_wait_seconds": wait_seconds}, data.facts)
             stopping = any_rank(stop.pending(), run.device)
             if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
                 save(run)
@@ -99,6 +113,8 @@ def train(recipe: Recipe, *, resume: str, max_steps: int | None, stop_after_seco
     finally:
         if run.metrics:
             run.metrics.close()
+        if run.ledger:
+            run.ledger.close()
         stop_distributed()
 
 
@@ -111,9 +127,10 @@ class Start:
     reader: RowReader
     checkpoint: Path | None
     step: int
+    left_out: tuple[tuple[int, int], ...]
 
 
-def check_start(recipe: Recipe, resume: str, world_size: int) -> Start:
+def check_start(recipe: Recipe, resume: str, world_size: int, skip_steps: tuple[int, int] | None) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, world_size)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
@@ -127,7 +144,22 @@ def check_start(recipe: Recipe, resume: str, world_size: int) -> Start:
     )
     check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
     checkpoint, state = find_resume(recipe, resume, tokenizer, reader, world_size)
-    return Start(deepspeed_config, tokenizer, reader, checkpoint, state.step if state else 0)
+    step = state.step if state else 0
+    left_out = leave_out(tuple((first, last) for first, last in state.left_out) if state else (), skip_steps, step)
+    return Start(deepspeed_config, tokenizer, reader, checkpoint, step, left_out)
+
+
+def leave_out(
+    before: tuple[tuple[int, int], ...], skip_steps: tuple[int, int] | None, step: int
+) -> tuple[tuple[int, int], ...]:
+    """Add the batches of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+    if skip_steps is None:
+        return before
+    first, last = skip_steps
+    if not step <= first < last:
+        raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
+    data_step = BatchGeometry(1, 1, 0, 1, before).data_step(first)
+    return (*before, (data_step, data_step + last - first))
 
 
 def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) -> Run:
@@ -154,30 +186,35 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
         launch.world_size, device.type, num_steps(recipe), step_tokens(recipe),
     )  # fmt: skip
     metrics = MetricsWriter(directory, start.step) if launch.rank == 0 else None
-    return Run(recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, start.step, last_step)
+    ledger = LedgerWriter(directory, start.step) if launch.rank == 0 else None
+    return Run(
+        recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, ledger, start.left_out,
+        start.step, last_step,
+    )  # fmt: skip
 
 
-def batches(run: Run) -> Iterator[list[PackedBatch]]:
-    """Yield this rank's micro-batches of every step still to do."""
+def batches(run: Run) -> Iterator[StepData]:
+    """Yield this rank's part of every step still to do."""
     geometry = BatchGeometry(
         rows_per_step=run.recipe.train.rows_per_step,
         micro_batch_rows=run.recipe.train.micro_batch_rows,
         rank=run.launch.rank,
         world_size=run.launch.world_size,
+        left_out=run.left_out,
     )
     dataset = StepBatches(run.reader, geometry, partial(step_mask_rate, recipe=run.recipe))
     steps = range(run.step, run.last_step)
     return iterate_steps(dataset, steps, run.recipe.data.num_workers, pin_memory=run.device.type == "cuda")
 
 
-def timed(steps: Iterator[list[PackedBatch]]) -> Iterator[tuple[list[PackedBatch], float]]:
-    """Yield each step's micro-batches with the seconds that the trainer waited for them."""
+def timed(steps: Iterator[StepData]) -> Iterator[tuple[StepData, float]]:
+    """Yield each step's data with the seconds that the trainer waited for it."""
     while True:
         started = time.perf_counter()
-        micro_batches = next(steps, None)
-        if micro_batches is None:
+        data = next(steps, None)
+        if data is None:
             return
-        yield micro_batches, time.perf_counter() - started
+        yield data, time.perf_counter() - started
 
 
 def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
@@ -233,10 +270,15 @@ def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
     return moved._replace(cu_seqlens=batch.cu_seqlens)
 
 
-def report(run: Run, record: dict[str, float]) -> None:
+def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:
     """Record a step and, now and then, print it with the time left. Only rank 0 does anything here."""
-    if run.metrics is None:
+    if run.metrics is None or run.ledger is None:
         return
+    run.ledger.write(record["step"], facts.ledger)
+    record["data_step"] = facts.data_step
+    record["source_tokens"] = facts.source_tokens
+    record["unit_lengths"] = facts.unit_lengths
+    record["straddle_rate"] = straddle_rate(run.reader, facts.source_tokens)
     seconds = record["step_seconds"] + record["data_wait_seconds"]
     record["tokens_per_second"] = record["real_tokens"] / seconds
     record["fill_rate"] = record["real_tokens"] / step_tokens(run.recipe)
@@ -250,11 +292,22 @@ def report(run: Run, record: dict[str, float]) -> None:
         )  # fmt: skip
 
 
+def straddle_rate(reader: RowReader, source_tokens: list[int]) -> float | None:
+    """Return the share of word boundaries inside a token, over the sources as a step mixed them; None if unknown."""
+    rates = [source.shards.manifest.get("straddle", {}).get("rate") for source in reader.blend.sources]
+    known = [(rate, tokens) for rate, tokens in zip(rates, source_tokens, strict=True) if rate is not None]
+    total = sum(tokens for _, tokens in known)
+    return sum(rate * tokens for rate, tokens in known) / total if total else None
+
+
 def save(run: Run) -> None:
     """Write a checkpoint of the steps done so far. All ranks call this."""
+    if run.ledger:
+        run.ledger.sync()
     state = TrainState(
         step=run.step,
         rows=run.step * run.recipe.train.rows_per_step,
+        left_out=[list(batches) for batches in run.left_out],
         tokens=run.step * step_tokens(run.recipe),
         world_size=run.launch.world_size,
         zero_stage=run.engine.zero_optimization_stage(),

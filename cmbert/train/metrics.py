@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,12 +34,12 @@ class MetricsWriter:
         self.file = open(run / METRICS_FILE, "a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
 
-    def write(self, record: dict[str, float]) -> None:
-        """Record one step; `record` has "step" and plain numbers."""
+    def write(self, record: dict[str, Any]) -> None:
+        """Record one step; `record` has "step", numbers, and lists of numbers, which TensorBoard does not get."""
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and isinstance(value, int | float):
                 self.board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:

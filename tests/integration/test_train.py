@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmbert.cli import main
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
+from cmbert.data.ledger import read_record
 from cmbert.data.loader import open_reader
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -175,3 +177,37 @@ def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path
     other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)
     assert "belongs to another recipe (differs in schedule.lr_max)" in other
     assert other.count("\n") == 1
+
+
+def ledger(run: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((run / "ledger").iterdir()))
+
+
+def test_ledger_and_skipped_steps(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    train(recipe_file, "--set", f"run_directory={unbroken}")
+    train(recipe_file, "--set", f"run_directory={broken}", "--max-steps", "6")
+    (broken / "ledger/000000000.bin").write_bytes(ledger(broken) + b"cut short by a kill")
+    train(recipe_file, "--set", f"run_directory={broken}")
+    assert ledger(broken) == ledger(unbroken)
+
+    skipping = tmp_path / "skipping"
+    train(recipe_file, "--set", f"run_directory={skipping}", "--max-steps", "8")
+    output = train(recipe_file, "--set", f"run_directory={skipping}", "--skip-steps", "5:9", code=2)
+    assert "must name steps still to do, 8 or later" in output
+    train(recipe_file, "--set", f"run_directory={skipping}", "--skip-steps", "10:13", "--max-steps", "4")
+    train(recipe_file, "--set", f"run_directory={skipping}")  # the batches stay left out
+    data_steps = [record["data_step"] for record in read_metrics(skipping)]
+    assert data_steps == [*range(10), *range(13, 19)]
+    for step in (3, 12):
+        assert read_record(skipping, step).data_step == data_steps[step]
+    assert losses(skipping)[:10] == losses(unbroken)[:10]
+    assert losses(skipping)[10:] != losses(unbroken)[10:]
+
+    assert main(["ledger", str(skipping), "--step", "12", "--show"]) == 0
+    shown = capsys.readouterr().out
+    pieces = len(read_record(skipping, 12).pieces.documents)
+    assert f"step 12, batch 15 of the data: {pieces} pieces" in shown
+    assert shown.count(" document ") == pieces
+    assert "⟦" in shown
+    assert main(["ledger", str(skipping), "--step", "99"]) == 2

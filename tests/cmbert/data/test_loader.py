@@ -50,7 +50,7 @@ def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Token
     for world, rows in ((1, 24), (1, 4), (2, 3), (3, 2), (4, 6), (8, 3), (8, 1)):
         found = []
         for rank in range(world):
-            micro_batches = batches(data, tokenizer, rank, world, rows)[5]
+            micro_batches = batches(data, tokenizer, rank, world, rows)[5].micro_batches
             assert len(micro_batches) == ROWS_PER_STEP // (world * rows)
             found += [piece for batch in micro_batches for piece in pieces(batch)]
         expected = expected or sorted(found)
@@ -62,7 +62,7 @@ def test_ranks_have_equal_attention_work(data: DataConfig, tokenizer: Tokenizer)
         datasets = [batches(data, tokenizer, rank, world, rows, rows_per_step=96) for rank in range(world)]
         uneven = []
         for step in range(5):
-            bounds = [[batch.cu_seqlens.long() for batch in dataset[step]] for dataset in datasets]
+            bounds = [[batch.cu_seqlens.long() for batch in dataset[step].micro_batches] for dataset in datasets]
             work = np.array([sum(int((b.diff() ** 2).sum()) for b in rank) for rank in bounds])
             uneven.append(np.abs(work / work.mean() - 1).mean())
             reader = datasets[0].reader
@@ -75,12 +75,13 @@ def test_workers_and_restarts_change_nothing(data: DataConfig, tokenizer: Tokeni
     alone = list(iterate_steps(dataset, range(6), num_workers=0, pin_memory=False))
     workers = list(iterate_steps(dataset, range(2, 6), num_workers=2, pin_memory=False))
     for one, other in zip(alone[2:], workers, strict=True):
-        for first, second in zip(one, other, strict=True):
+        assert one.facts == other.facts
+        for first, second in zip(one.micro_batches, other.micro_batches, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
-    for batch in batches(data, tokenizer, 0, 1, 8)[0]:
+    for batch in batches(data, tokenizer, 0, 1, 8)[0].micro_batches:
         assert batch.input_ids.dtype == torch.int64
         assert batch.cu_seqlens.dtype == torch.int32
         assert len(batch.input_ids) <= 8 * 64

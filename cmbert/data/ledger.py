@@ -1,0 +1,137 @@
+"""The ledger: which pieces of which documents every step saw, appended as it trains and rewound with the checkpoint.
+
+ledger/000000000.bin, 000001000.bin, ... hold the records of STEPS_PER_FILE steps each. A record is a header and the
+pieces of the whole step, over all ranks, ordered by document and deflated: a few bytes a piece.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from cmbert.errors import CheckpointError
+
+LEDGER_FOLDER = "ledger"
+STEPS_PER_FILE = 1_000
+HEADER = struct.Struct("<QQIII")  # step, number of its batch in the data, pieces, bytes that follow, their CRC-32
+
+
+class Pieces(NamedTuple):
+    """Pieces of documents, ordered by source, document and start; all of shape (pieces,)."""
+
+    sources: np.ndarray  # uint8, number of the source in the recipe
+    documents: np.ndarray  # int64, number of the document in its shard set
+    starts: np.ndarray  # int32, tokens
+    lengths: np.ndarray  # int32, tokens
+
+
+class StepRecord(NamedTuple):
+    """What one step saw."""
+
+    step: int
+    data_step: int
+    """Number of its batch in the data; greater than `step` once batches were left out."""
+    pieces: Pieces
+
+
+def pack_record(step: int, data_step: int, pieces: Pieces) -> bytes:
+    """Return the bytes of a record."""
+    documents = np.diff(pieces.documents, prepend=0).astype("<i8")
+    columns = (pieces.sources.astype("u1"), documents, pieces.starts.astype("<i4"), pieces.lengths.astype("<i4"))
+    # Byte by byte: the high bytes of a column are nearly all zero and cost nothing side by side.
+    planes = [column.view(np.uint8).reshape(len(column), -1).T.tobytes() for column in columns]
+    body = zlib.compress(b"".join(planes), level=6)
+    return HEADER.pack(step, data_step, len(pieces.sources), len(body), zlib.crc32(body)) + body
+
+
+def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> StepRecord:
+    step, data_step, count, _, checksum = header
+    if zlib.crc32(body) != checksum:
+        raise CheckpointError(f"{path}: the record of step {step} is damaged; later ones may be sound")
+    raw, columns, place = zlib.decompress(body), [], 0
+    for dtype in ("u1", "<i8", "<i4", "<i4"):
+        size = count * np.dtype(dtype).itemsize
+        planes = np.frombuffer(raw, np.uint8, size, place).reshape(-1, count)
+        columns.append(np.ascontiguousarray(planes.T).view(dtype).reshape(count))
+        place += size
+    sources, documents, starts, lengths = columns
+    return StepRecord(step, data_step, Pieces(sources, np.cumsum(documents), starts, lengths))
+
+
+class LedgerWriter:
+    """Append records. Only rank 0 has one."""
+
+    def __init__(self, run: Path, first_step: int):
+        """Forget the records from `first_step` on, which an earlier life of the run has written."""
+        self.folder = run / LEDGER_FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        current = _file_of(self.folder, first_step)
+        for path in self.folder.glob("*.bin"):
+            if path > current:
+                path.unlink()
+        if current.is_file():
+            with open(current, "r+b") as file:
+                file.truncate(_end_of(file, first_step))
+        self.path = current
+        self.file = open(current, "ab")
+
+    def write(self, step: int, record: bytes) -> None:
+        """Append the record of `step`."""
+        path = _file_of(self.folder, step)
+        if path != self.path:
+            self.close()
+            self.path, self.file = path, open(path, "ab")
+        self.file.write(record)
+
+    def sync(self) -> None:
+        """Put what was written on disk; before a checkpoint that relies on it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Put everything on disk."""
+        self.sync()
+        self.file.close()
+
+
+def _file_of(folder: Path, step: int) -> Path:
+    return folder / f"{step - step % STEPS_PER_FILE:09d}.bin"
+
+
+def _headers(file: BinaryIO) -> Iterator[tuple[int, tuple[int, int, int, int, int]]]:
+    """Yield (where its body begins, header) of every whole record."""
+    size = os.fstat(file.fileno()).st_size
+    place = 0
+    while place + HEADER.size <= size:
+        file.seek(place)
+        header = HEADER.unpack(file.read(HEADER.size))
+        if place + HEADER.size + header[3] > size:
+            return
+        yield place + HEADER.size, header
+        place += HEADER.size + header[3]
+
+
+def _end_of(file: BinaryIO, step: int) -> int:
+    """Return where the records before `step` end; a last record cut short by a kill is left out."""
+    end = 0
+    for body, header in _headers(file):
+        if header[0] >= step:
+            break
+        end = body + header[3]
+    return end
+
+
+def read_record(run: Path, step: int) -> StepRecord:
+    """Return what `step` saw. Raises CheckpointError when the run has no record of it, or a damaged one."""
+    path = _file_of(run / LEDGER_FOLDER, step)
+    if path.is_file():
+        with open(path, "rb") as file:
+            for body, header in _headers(file):
+                if header[0] == step:
+                    file.seek(body)
+                    return _unpack(header, file.read(header[3]), path)
+    raise CheckpointError(f"{path}: no record of step {step}; the run has not come so far, or its ledger was removed")

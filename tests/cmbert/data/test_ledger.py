@@ -1,0 +1,108 @@
+"""The ledger: every record comes back, a few bytes a piece, rewound with the run, damage found."""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Pieces, pack_record, read_record
+from cmbert.data.loader import BatchGeometry, StepBatches, open_reader
+from cmbert.errors import CheckpointError
+from cmbert.tokenizer import Tokenizer
+
+
+def make_pieces(step: int, count: int = 200) -> Pieces:
+    random = np.random.default_rng(step)
+    documents = np.sort(random.integers(0, 1_600_000_000, count))
+    sources = np.sort(random.integers(0, 3, count)).astype(np.uint8)
+    starts = np.where(random.random(count) < 0.2, random.integers(0, 100_000, count), 0).astype(np.int32)
+    order = np.lexsort((starts, documents, sources))
+    return Pieces(sources[order], documents[order], starts[order], random.integers(1, 1022, count).astype(np.int32))
+
+
+def write_steps(run: Path, steps: range) -> None:
+    writer = LedgerWriter(run, steps.start)
+    for step in steps:
+        writer.write(step, pack_record(step, step, make_pieces(step)))
+    writer.close()
+
+
+def check(run: Path, step: int) -> None:
+    record = read_record(run, step)
+    assert (record.step, record.data_step) == (step, step)
+    assert all(np.array_equal(a, b) for a, b in zip(record.pieces, make_pieces(step), strict=True))
+
+
+def test_every_record_comes_back_over_files(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(990, 1010))
+    assert sorted(path.name for path in (tmp_path / LEDGER_FOLDER).iterdir()) == ["000000000.bin", "000001000.bin"]
+    for step in range(990, 1010):
+        check(tmp_path, step)
+    with pytest.raises(CheckpointError, match="no record of step 1010"):
+        read_record(tmp_path, 1010)
+
+
+@pytest.mark.parametrize("resumed_at", [990, 995, 1000, 1003, 1010])
+def test_a_resume_rewinds(tmp_path: Path, resumed_at: int) -> None:
+    write_steps(tmp_path, range(990, 1010))
+    torn = tmp_path / LEDGER_FOLDER / "000001000.bin"
+    torn.write_bytes(torn.read_bytes() + pack_record(1010, 1010, make_pieces(1010))[:-5])  # killed while it wrote
+    write_steps(tmp_path, range(resumed_at, 1012))
+    write_steps(tmp_path / "unbroken", range(990, 1012))
+    for name in ("000000000.bin", "000001000.bin"):
+        files = [folder / LEDGER_FOLDER / name for folder in (tmp_path, tmp_path / "unbroken")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(3))
+    path = tmp_path / LEDGER_FOLDER / "000000000.bin"
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 16
+    path.write_bytes(raw)
+    check(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="record of step 2 is damaged"):
+        read_record(tmp_path, 2)
+
+
+def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards: Path, tmp_path: Path) -> None:
+    source = SourceConfig(path=str(shards))
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
+    reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
+    rate = partial(lambda step: 0.15)
+
+    def steps(rank: int, left_out: tuple[tuple[int, int], ...] = ()) -> StepBatches:
+        return StepBatches(reader, BatchGeometry(12, 3, rank, 2, left_out), rate)
+
+    facts = steps(0)[5].facts
+    assert steps(1)[5].facts.ledger == b""
+    writer = LedgerWriter(tmp_path, 5)
+    writer.write(5, facts.ledger)
+    writer.close()
+    pieces = read_record(tmp_path, 5).pieces
+    tokens = [
+        reader.blend.sources[0].shards.read(document, start, length)[0].tolist()
+        for document, start, length in zip(pieces.documents, pieces.starts, pieces.lengths, strict=True)
+    ]
+    seen = [batch for rank in (0, 1) for batch in steps(rank)[5].micro_batches]
+    found = []
+    for batch in seen:
+        ids = batch.input_ids.clone()
+        ids[batch.masked_positions] = batch.targets
+        bounds = batch.cu_seqlens.tolist()
+        found += [ids[a + 1 : b - 1].tolist() for a, b in pairwise(bounds)]
+    assert sorted(found) == sorted(tokens)
+    assert facts.source_tokens == [sum(map(len, tokens))]
+    assert sum(facts.unit_lengths) > 0
+    later = steps(0, ((2, 4), (6, 7)))
+    assert [later.geometry.data_step(step) for step in range(6)] == [0, 1, 4, 5, 7, 8]
+    assert later[3].facts.data_step == 5
+    assert later[3].facts.source_tokens == facts.source_tokens
+
+
+def test_bytes_per_piece() -> None:
+    for count in (17_000, 1_000):  # a step of the large recipe, a small one
+        assert len(pack_record(0, 0, make_pieces(0, count))) / count < 8
