@@ -17,6 +17,7 @@ GROUND_FLOOR = (
     "cmbert.config",
     "cmbert.tokenizer",
     "cmbert.data.shards",
+    "cmbert.data.integrity",
 )
 HF_CODE = "cmbert/model/hf_code/"  # shipped inside exported folders, never imported here
 ONE_HOME = {

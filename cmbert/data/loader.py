@@ -19,16 +19,17 @@ from cmbert.data.masking import mask_batch
 from cmbert.data.packing import SourceRows
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer
 
 UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
 PREFETCH_STEPS = 2  # steps each loader process keeps ready
 
 
 class PackedBatch(NamedTuple):
-    """One micro-batch: pieces of several rows back to back, no padding.
+    """One micro-batch: pieces of several rows back to back.
 
-    The tokens a row leaves unfilled are not in the batch, so T is at most rows x context.
+    T is rows x context, the same in every step, so that a compiled model need not be compiled again. What a row leaves
+    unfilled, a hundredth or less, is a piece of [PAD] of its own: nothing sees it, nothing in it is predicted.
     """
 
     input_ids: torch.Tensor  # (T,) int64
@@ -44,6 +45,8 @@ class StepFacts(NamedTuple):
     """Number of its batch in the data; greater than the step's once batches were left out."""
     source_tokens: list[int]
     """Tokens of each source, specials not counted."""
+    num_pieces: int
+    """Pieces of documents, each with a [CLS] and a [SEP]."""
     unit_lengths: list[int]
     """Maskable units of this rank's first micro-batch by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
     ledger: bytes
@@ -130,12 +133,20 @@ class RowReader:
         """Lay rows back to back, `[CLS] tokens [SEP]` per piece."""
         found = [self.blend.sources[address.source].find(address.epoch, address.row) for address in addresses]
         parts = [slice(table.row_bounds[row], table.row_bounds[row + 1]) for table, row in found]
-        lengths = [table.lengths[part] for (table, _), part in zip(found, parts, strict=True)]
-        bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths) + SPECIALS_PER_PIECE)])
-        piece_bounds = np.cumsum([0, *map(len, lengths)])
-        ids, unit_starts = np.empty(int(bounds[-1]), np.int64), np.empty(int(bounds[-1]), bool)
+        context = self.blend.sources[0].context
+        starts, places_of_row = [], []
         for number, ((table, _), part) in enumerate(zip(found, parts, strict=True)):
-            places = bounds[piece_bounds[number] : piece_bounds[number + 1]]
+            ends = number * context + np.cumsum(table.lengths[part] + SPECIALS_PER_PIECE)
+            places_of_row.append(ends - table.lengths[part] - SPECIALS_PER_PIECE)
+            starts.append(places_of_row[-1])
+            filled = ends[-1] if len(ends) else number * context  # the last rows of a window may stay empty
+            if filled < (number + 1) * context:
+                starts.append(np.array([filled]))  # the piece of [PAD]
+        num_positions = len(addresses) * context
+        bounds = np.concatenate([*starts, [num_positions]])
+        ids, unit_starts = np.full(num_positions, PAD_ID, np.int64), np.ones(num_positions, bool)
+        for number, ((table, _), part) in enumerate(zip(found, parts, strict=True)):
+            places = places_of_row[number]
             shards = table.shards[part]
             set_of_source = self.blend.sources[addresses[number].source].shards
             for shard in np.unique(shards).tolist():
@@ -144,7 +155,7 @@ class RowReader:
                 frame_pieces(
                     tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts
                 )
-        return AssembledRows(ids, unit_starts, bounds, bounds[piece_bounds])
+        return AssembledRows(ids, unit_starts, bounds, np.arange(len(addresses) + 1) * context)
 
     def pieces(self, rows: Sequence[int]) -> Pieces:
         """Return the pieces of documents that rows hold, as the ledger records them."""
@@ -209,6 +220,7 @@ class StepBatches(Dataset):
         facts = StepFacts(
             data_step=data_step,
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
+            num_pieces=len(pieces.documents),
             unit_lengths=reader.unit_lengths(parts[0]),
             ledger=pack_record(step, data_step, pieces) if self.geometry.rank == 0 else b"",
         )

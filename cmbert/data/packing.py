@@ -142,6 +142,7 @@ class SourceRows:
 
     def _pack_window(self, epoch: int, window: int) -> PieceTable:
         first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
+        self.shards.check_documents(first, last)
         order = generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
         documents, starts, lengths = self._pieces(first + order, self.shards.document_lengths(first, last)[order])
         by_length = np.argsort(-lengths, kind="stable")

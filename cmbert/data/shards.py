@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmbert.data.integrity import BlockGuard, hash_blocks
 from cmbert.errors import ShardError
 from cmbert.files import hash_file, write_json
 
@@ -25,6 +26,7 @@ IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequence co
 DTYPE_BY_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # Megatron-Core's codes for what we write
 CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 SHARD_SUFFIXES = ("bin", "idx", "words")
+GUARDED_SUFFIXES = ("bin", "words")  # checked block by block as they are used; .idx is checked whole
 COUNT_BLOCK_TOKENS = 1 << 24
 IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is written in blocks: 40 million short documents take 800 MB of it
 OPEN_SHARDS = 32  # ours: three maps and file handles each, far below Linux's default of 1,024
@@ -72,13 +74,15 @@ class ShardWriter:
         self.lengths.clear()
         write_idx(self.directory / f"{self.name}.idx", lengths, self.dtype)
         paths = {suffix: self.directory / f"{self.name}.{suffix}" for suffix in SHARD_SUFFIXES}
+        hashes = {suffix: hash_blocks(path) for suffix, path in paths.items()}
         return {
             "name": self.name,
             "documents": len(lengths),
             "tokens": self.num_tokens,
             "units": self.num_units,
             "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
-            "blake2b": {suffix: hash_file(path) for suffix, path in paths.items()},
+            "blake2b": {suffix: whole for suffix, (whole, _) in hashes.items()},
+            "crc32": {suffix: hashes[suffix][1] for suffix in GUARDED_SUFFIXES},
         }
 
 
@@ -155,6 +159,7 @@ class ShardSet:
     def __init__(self, path: str | Path, mmap: bool = True):
         self.path, self.mmap = Path(path), mmap
         self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._guards: dict[int, dict[str, BlockGuard]] = {}
         if not self.path.is_dir() and self.path.with_name(self.path.name + ".idx").is_file():
             self._describe_megatron()
         else:
@@ -197,6 +202,8 @@ class ShardSet:
             return self._open[index]
         prefix = self.prefixes[index]
         file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
+        if index not in self._guards:
+            self._guards[index] = self._guard(index)
         lengths, pointers, dtype = map_idx(file["idx"])
         words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else np.zeros(0, np.uint8)
         shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, pointers=pointers, words=words)
@@ -204,6 +211,36 @@ class ShardSet:
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return shard
+
+    def _guard(self, index: int) -> dict[str, BlockGuard]:
+        """Check a shard's index, and make the guards of its other files; none for a set that has no checksums."""
+        if not self.has_words:
+            return {}
+        entry, prefix = self.manifest["shards"][index], self.prefixes[index]
+        path = prefix.with_name(f"{prefix.name}.idx")
+        if "crc32" in entry and hash_file(path) != entry["blake2b"]["idx"]:
+            raise ShardError(f"{path}: its hash is not the manifest's: damaged or another set's; preprocess again")
+        return {
+            suffix: BlockGuard(prefix.with_name(f"{prefix.name}.{suffix}"), checksums)
+            for suffix, checksums in entry.get("crc32", {}).items()
+        }
+
+    def check_documents(self, first: int, last: int) -> None:
+        """Raise ShardError unless tokens and unit bits of documents [first, last) are what was written.
+
+        Every block of a file is read for this once, then known to be sound.
+        """
+        while first < last:
+            index = self.shard_of(first)
+            shard, guards = self._shard(index), self._guards[index]
+            before, end = int(self.documents_before[index]), min(last, int(self.documents_before[index + 1]))
+            bounds = shard.first_tokens(np.array([first - before, end - 1 - before]))
+            tokens = (int(bounds[0]), int(bounds[1]) + int(shard.lengths[end - 1 - before]))
+            if guards:
+                size = shard.tokens.itemsize
+                guards["bin"].check(shard.tokens.view(np.uint8), tokens[0] * size, tokens[1] * size)
+                guards["words"].check(shard.words, tokens[0] // 8, -(-tokens[1] // 8))
+            first = end
 
     def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
         if not path.is_file():

@@ -9,7 +9,7 @@ import numpy as np
 from cmbert.data.ledger import StepRecord, read_record
 from cmbert.data.loader import PackedBatch, RowReader, open_reader
 from cmbert.errors import CheckpointError
-from cmbert.tokenizer import MASK_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
 from cmbert.train.run_directory import read_run_recipe
 from cmbert.train.schedule import step_mask_rate
 
@@ -60,6 +60,8 @@ def decode(batch: PackedBatch, tokenizer: Tokenizer) -> Iterator[str]:
     ids, bounds = batch.input_ids.tolist(), batch.cu_seqlens.tolist()
     asked = dict(zip(batch.masked_positions.tolist(), batch.targets.tolist(), strict=True))
     for first, last in pairwise(bounds):
+        if ids[first] == PAD_ID:
+            continue
         parts: list[str] = []
         plain: list[int] = []
         for place in range(first + 1, last - 1):

@@ -102,7 +102,7 @@ def train(
     stopping = False
     try:
         for data, wait_seconds in timed(batches(run)):
-            record = train_step(run, data.micro_batches)
+            record = train_step(run, data)
             report(run, {**record, "data_wait_seconds": wait_seconds}, data.facts)
             stopping = any_rank(stop.pending(), run.device)
             if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
@@ -217,11 +217,12 @@ def timed(steps: Iterator[StepData]) -> Iterator[tuple[StepData, float]]:
         yield data, time.perf_counter() - started
 
 
-def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
+def train_step(run: Run, data: StepData) -> dict[str, float]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
-    engine, recipe = run.engine, run.recipe
-    masked_tokens, tokens, maskable_tokens = sum_over_ranks(count_tokens(micro_batches), run.device)
+    engine, recipe, micro_batches = run.engine, run.recipe, data.micro_batches
+    (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
+    maskable_tokens = sum(data.facts.source_tokens)
     # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
     scale = run.launch.world_size * len(micro_batches) / max(masked_tokens, 1.0)
     learning_rate = step_learning_rate(run.step, recipe)
@@ -247,21 +248,13 @@ def train_step(run: Run, micro_batches: list[PackedBatch]) -> dict[str, float]:
         "learning_rate": learning_rate,
         "mask_rate": step_mask_rate(run.step, recipe),
         "masked_tokens": masked_tokens,
-        "real_tokens": tokens,
+        "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * data.facts.num_pieces,
         "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
         "step_seconds": time.perf_counter() - started,
     }
     run.step += 1
     return record
-
-
-def count_tokens(micro_batches: list[PackedBatch]) -> list[int]:
-    """Return how many tokens are masked, how many there are, and how many of those are not [CLS] or [SEP]."""
-    masked = sum(len(batch.targets) for batch in micro_batches)
-    tokens = sum(len(batch.input_ids) for batch in micro_batches)
-    num_pieces = sum(len(batch.cu_seqlens) - 1 for batch in micro_batches)
-    return [masked, tokens, tokens - SPECIALS_PER_PIECE * num_pieces]
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:

@@ -10,7 +10,7 @@ import torch
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import BatchGeometry, PackedBatch, StepBatches, check_epochs, iterate_steps, open_reader
 from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
 
 ROWS_PER_STEP = 24
 
@@ -57,13 +57,18 @@ def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Token
         assert sorted(found) == expected
 
 
+def attention_work(batch: PackedBatch) -> int:
+    """Sum of the squared lengths of a batch's pieces of documents."""
+    bounds = batch.cu_seqlens.long()
+    return int((bounds.diff()[batch.input_ids[bounds[:-1]] != PAD_ID] ** 2).sum())
+
+
 def test_ranks_have_equal_attention_work(data: DataConfig, tokenizer: Tokenizer) -> None:
     for world, rows in ((2, 12), (4, 3), (8, 1)):
         datasets = [batches(data, tokenizer, rank, world, rows, rows_per_step=96) for rank in range(world)]
         uneven = []
         for step in range(5):
-            bounds = [[batch.cu_seqlens.long() for batch in dataset[step].micro_batches] for dataset in datasets]
-            work = np.array([sum(int((b.diff() ** 2).sum()) for b in rank) for rank in bounds])
+            work = np.array([sum(map(attention_work, dataset[step].micro_batches)) for dataset in datasets])
             uneven.append(np.abs(work / work.mean() - 1).mean())
             reader = datasets[0].reader
             assert work.sum() == sum(reader.work(row) for row in datasets[0].geometry.rows(step))
@@ -81,17 +86,27 @@ def test_workers_and_restarts_change_nothing(data: DataConfig, tokenizer: Tokeni
 
 
 def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
-    for batch in batches(data, tokenizer, 0, 1, 8)[0].micro_batches:
-        assert batch.input_ids.dtype == torch.int64
-        assert batch.cu_seqlens.dtype == torch.int32
-        assert len(batch.input_ids) <= 8 * 64
-        bounds = batch.cu_seqlens.long()
-        assert bounds[-1] == len(batch.input_ids)
-        assert (batch.input_ids[bounds[:-1]] == CLS_ID).all()
-        assert (batch.input_ids[bounds[1:] - 1] == SEP_ID).all()
-        specials = set(bounds[:-1].tolist()) | set((bounds[1:] - 1).tolist())
-        assert not specials & set(batch.masked_positions.tolist())
-        assert (batch.targets > MASK_ID).all()
+    padded = 0
+    for step in range(6):
+        for batch in batches(data, tokenizer, 0, 1, 8)[step].micro_batches:
+            assert batch.input_ids.dtype == torch.int64
+            assert batch.cu_seqlens.dtype == torch.int32
+            assert len(batch.input_ids) == 8 * 64  # in every step
+            bounds = batch.cu_seqlens.long()
+            assert bounds[-1] == len(batch.input_ids)
+            assert set(range(0, 8 * 64, 64)) < set(bounds.tolist())  # no piece crosses the end of a row
+            first, last = batch.input_ids[bounds[:-1]], batch.input_ids[bounds[1:] - 1]
+            padding = first == PAD_ID
+            assert (first[~padding] == CLS_ID).all()
+            assert (last[~padding] == SEP_ID).all()
+            for start, end in zip(bounds[:-1][padding], bounds[1:][padding], strict=True):
+                assert (batch.input_ids[start:end] == PAD_ID).all()
+                assert end % 64 == 0
+                padded += int(end - start)
+            specials = set(torch.where(batch.input_ids < MASK_ID)[0].tolist())
+            assert not specials & set(batch.masked_positions.tolist())
+            assert (batch.targets > MASK_ID).all()
+    assert 0 < padded < 0.15 * 6 * 24 * 64  # such short rows are less full than long ones
 
 
 def test_an_epoch_reads_every_token_once(data: DataConfig, tokenizer: Tokenizer) -> None:

@@ -26,6 +26,9 @@ class Documents:
     def document_lengths(self, first: int, last: int) -> np.ndarray:
         return self.lengths[first:last]
 
+    def check_documents(self, first: int, last: int) -> None:
+        pass
+
     def document_tokens(self, document: int) -> np.ndarray:
         return self.tokens[document]
 

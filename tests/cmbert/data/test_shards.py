@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.kernels import frame_pieces
+from cmbert.data.loader import open_reader
+from cmbert.data.packing import SourceRows
 from cmbert.data.shards import ShardSet, ShardWriter, read_idx, token_dtype, write_idx, write_manifest
 from cmbert.errors import ShardError
 from cmbert.tokenizer import Tokenizer
@@ -120,3 +124,87 @@ def test_sentence_ends(tokenizer: Tokenizer) -> None:
     ends = tokenizer.sentence_end_tokens()
     ids = tokenizer.encode("今天天气很好。我们")
     assert [tokenizer.decode([i]) for i in ids if ends[i]] == ["。"]
+
+
+@pytest.mark.parametrize("suffix", ["bin", "words", "idx"])
+@pytest.mark.parametrize("how", ["a flipped bit", "swapped"])
+def test_damage_is_found_before_a_token_is_used(
+    suffix: str, how: str, tokenizer_directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    directory, random, entries = tmp_path / "shards", np.random.default_rng(0), []
+    directory.mkdir()
+    for name in ("00000", "00001"):
+        writer = ShardWriter(directory, name, token_dtype(384))
+        starts = random.random(18_000) < 0.7
+        starts[::90] = True
+        writer.append(random.integers(5, 384, 18_000), np.full(200, 90), starts)
+        entries.append(writer.close())
+    fingerprint = {"fingerprint": tokenizer.fingerprint, "vocab_size": 384}
+    write_manifest(directory, {"tokenizer": fingerprint, "shards": entries})
+    first, second = (directory / f"0000{i}.{suffix}" for i in (0, 1))
+    raw = bytearray(second.read_bytes())
+    if how == "swapped":
+        raw = bytearray(first.read_bytes())
+        raw[: len(raw) // 3] = second.read_bytes()[: len(raw) // 3]  # the two index files are equal
+    raw[-40] ^= 1
+    second.write_bytes(raw)
+    source = SourceConfig(path=str(directory))
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=16)
+
+    def read_all() -> None:
+        reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
+        for row in range(reader.blend.sources[0].num_rows):
+            reader.micro_batch([row], 0.15)
+
+    with pytest.raises(ShardError, match=rf"00001\.{suffix}: (bytes 0|its hash)"):
+        read_all()
+
+
+def test_rows_beyond_two_gigabytes(tokenizer_directory: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Sparse files: 2^31 tokens of nothing, then a document."""
+    tokens = np.array(tokenizer.encode("今天天气很好。"))
+    lengths = np.array([2**30, 2**30, len(tokens)])
+    write_idx(tmp_path / "00000.idx", lengths, np.dtype("<u2"))
+    with open(tmp_path / "00000.bin", "wb") as file:
+        file.seek(2 * 2**31)
+        file.write(tokens.astype("<u2").tobytes())
+    with open(tmp_path / "00000.words", "wb") as file:
+        file.truncate(2**31 // 8 + 2)
+    sizes = {suffix: (tmp_path / f"00000.{suffix}").stat().st_size for suffix in ("bin", "idx", "words")}
+    entry = {"name": "00000", "documents": 3, "tokens": int(lengths.sum()), "units": 3}
+    entry |= {"bytes": sizes, "blake2b": dict.fromkeys(sizes, "")}
+    fingerprint = {"fingerprint": tokenizer.fingerprint, "vocab_size": 384}
+    write_manifest(tmp_path, {"tokenizer": fingerprint, "shards": [entry]})
+    shards = ShardSet(tmp_path)
+    assert shards.num_tokens > 2**31
+    assert shards.document_tokens(2).tolist() == tokens.tolist()
+    assert shards.read(2)[0].tolist() == tokens.tolist()
+    _, firsts = shards.locate(np.array([2, 0, 1]))
+    assert firsts.tolist() == [2**31, 0, 2**30]
+    rows = SourceRows(
+        shards, context=8192, sentence_ends=tokenizer.sentence_end_tokens(), window_rows=10**6, group_windows=4, seed=0
+    )
+    assert rows.num_rows > 2**31 // 8192
+    places = np.zeros(1, np.int64)
+    ids, starts = np.empty(len(tokens) + 2, np.int64), np.empty(len(tokens) + 2, bool)
+    stored, bits = shards.shard_arrays(0)
+    frame_pieces(stored, bits, np.array([2**31]), np.array([len(tokens)]), places, ids, starts)
+    assert ids.tolist() == [2, *tokens.tolist(), 3]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_megatron_set_trains_on_single_tokens(
+    tokenizer_directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    for number in range(50):
+        builder.add_document(np.array(tokenizer.encode("今天天气很好。" * (number % 7 + 1))), [7 * (number % 7 + 1)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    source = SourceConfig(path=str(tmp_path / "theirs"))
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=8)
+    with pytest.warns(UserWarning, match="without word units: masking single tokens"):
+        reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
+    rows = range(reader.blend.sources[0].num_rows)
+    assert sum(sum(reader.unit_lengths([row])[1:]) for row in rows) == 0  # every unit is one token
+    assert sum(len(reader.micro_batch([row], 0.3).targets) for row in rows) > 0
