@@ -47,6 +47,9 @@ COLUMNS += (
     "tokens_per_second",
     "fill_rate",
     "time",
+    "data_step",
+    "source_tokens",
+    "unit_lengths",
 )
 RECIPE_KEYS: tuple[str, ...] = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.vocab_size")
 RECIPE_KEYS += ("data.context_tokens", "train.rows_per_step", "schedule.lr_max", "schedule.lr_min")
@@ -72,6 +75,7 @@ def write_report(run: Path, output: Path) -> None:
     sections = [
         training_section(stages, score.get("unigram_loss")),
         position_section([stage for stage in stages if stage.evaluation.get("by_position")]),
+        data_section(stages),
         fill_mask_section(read_optional(run / "fill_mask.json", list)),
         phases_section(phases),
         f"<h2>What was run</h2>\n{facts_table(stages)}",
@@ -98,11 +102,15 @@ def read_stages(run: Path) -> list[Stage]:
             continue
         if missing := [name for name in COLUMNS if any(name not in record for record in records)]:
             raise CheckpointError(f"{folder / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
-        columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS}
+        columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS[:-2]}
         recipe = read_toml(folder / "resolved.toml") if (folder / "resolved.toml").is_file() else {}
         environment, evaluation = (read_optional(folder / name, dict) for name in ("environment.json", "eval.json"))
         start = int(stages[-1]["tokens"][-1]) if stages else 0
-        stages.append(Stage(folder.resolve().name, len(stages) + 1, start, columns, recipe, environment, evaluation))
+        lists = [
+            np.sum([record[name] for record in records], axis=0).tolist() for name in ("source_tokens", "unit_lengths")
+        ]
+        name = folder.resolve().name
+        stages.append(Stage(name, len(stages) + 1, start, columns, recipe, environment, evaluation, *lists))
     if not stages:
         raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
     if not stages[-1].evaluation:
@@ -192,6 +200,26 @@ def position_section(stages: Sequence[Stage]) -> str:
     return f'<h2>Held-out text</h2>\n<div class="pair">{figure}<div class="card">{table(head, rows)}</div></div>'
 
 
+def data_section(stages: Sequence[Stage]) -> str:
+    """Return what the model saw: tokens by source, and the lengths of the units that masks are made of."""
+    rows = []
+    for stage in stages:
+        sources = stage.recipe.get("data", {}).get("sources", [])
+        names = [Path(source["path"]).name for source in sources] or [str(i) for i in range(len(stage.source_tokens))]
+        total = sum(stage.source_tokens) or 1
+        for name, tokens in zip(names, stage.source_tokens, strict=True):
+            rows.append([stage.name, name, f"{tokens:,}", f"{100 * tokens / total:.2f} %"])
+    units = np.sum([stage.unit_lengths for stage in stages], axis=0)
+    share = 100 * units / max(units.sum(), 1)
+    bar = '<span>{}</span><i style="width:{:.1f}%"></i><b>{:.1f} %</b>'
+    labels = [*map(str, range(1, len(units))), f"{len(units)} or more"]
+    bars = "".join(bar.format(label, 100 * s / max(share.max(), 1), s) for label, s in zip(labels, share, strict=True))
+    figure = '<div class="card"><figcaption>Maskable units<span>by length in tokens; a sample of every step</span>'
+    sources_card = f'<div class="card">{table(["stage", "source", "tokens", "share"], rows)}</div>'
+    units_card = f'{figure}</figcaption><div class="bars">{bars}</div></div>'
+    return f'<h2>What it saw</h2>\n<div class="pair">{sources_card}{units_card}</div>'
+
+
 def fill_mask_section(results: Sequence[dict[str, Any]]) -> str:
     """Return the filled-in sentences; nothing if there are none."""
     rows = []
@@ -223,6 +251,8 @@ def facts_table(stages: Sequence[Stage]) -> str:
         ("tokens seen (positions of rows)", lambda s: f"{s.columns['tokens'][-1]:,.0f}"),
         ("real tokens (no padding)", lambda s: f"{s['real_tokens'].sum():,.0f}"),
         ("fill rate, mean", lambda s: f"{100 * s['fill_rate'].mean():.2f} %"),
+        ("waiting for data, mean", lambda s: f"{1000 * s['data_wait_seconds'].mean():.2f} ms a step"),
+        ("batches left out", lambda s: f"{s['data_step'][-1] - s['step'][-1]:,.0f}"),
         ("masked tokens", lambda s: f"{s['masked_tokens'].sum():,.0f}"),
         ("masked rate, mean of steps", lambda s: f"{100 * s['realised_mask_rate'].mean():.2f} %"),
     ]

@@ -35,6 +35,10 @@ class Stage:
     recipe: dict[str, Any]
     environment: dict[str, Any]
     evaluation: dict[str, Any]
+    source_tokens: list[int]
+    """Tokens seen of each source, in the recipe's order."""
+    unit_lengths: list[int]
+    """Sampled maskable units by their length, 1, 2, ... tokens; the last entry holds longer ones, too."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return one figure of every step, shape (steps,); tokens include those of earlier stages."""

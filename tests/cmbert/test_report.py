@@ -59,6 +59,9 @@ def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
             "tokens_per_second": 1234.0,
             "fill_rate": 0.8,
             "time": 1.79e9 + step,
+            "data_step": step + 3,
+            "source_tokens": [700, 100],
+            "unit_lengths": [50, 30, 10, 5, 2, 1, 1, 1],
         }
         for step in range(num_steps)
     ]
@@ -218,3 +221,11 @@ def test_numbers_as_people_say_them() -> None:
     values = (0, 0.25, 640, 1800, 999_600, 2_048_000, 45e9, 1.1e12)
     assert [compact(v) for v in values] == ["0", "0.25", "640", "1.8k", "1M", "2.05M", "45B", "1.1T"]
     assert [duration(v) for v in (75, 150, 9000)] == [("75.0", "s"), ("2.5", "min"), ("2.5", "h")]
+
+
+def test_what_it_saw(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    assert "What it saw" in page
+    assert "87.50 %" in page  # 700 of 800 tokens of a step
+    assert "8 or more" in page
+    assert "<td>3</td>" in page  # batches left out

@@ -32,6 +32,10 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("micro_batch_rows = 2", "micro_batch_rows = 3", "rows_per_step 8 must be a multiple of micro_batch_rows 3"),
         ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
         ("num_layers = 3", "num_layers = = 3", "not valid TOML"),
+        ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.5, 0.5]\n[schedule]", "one weight for each"),
+        ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.0]\n[schedule]", "not all zero"),
+        ("[schedule]", "[[data.changes]]\nat_tokens = 0\nweights = [1.0]\n[schedule]", "at_tokens must be positive"),
+        ("[schedule]", "[[data.changes]]\nat_token = 1\nweights = [1.0]\n[schedule]", "did you mean 'at_tokens'"),
     ],
 )
 def test_mistakes_name_file_key_and_remedy(recipe_file: Path, old: str, new: str, message: str) -> None:
@@ -96,3 +100,11 @@ def test_the_batch_must_divide_over_the_ranks(recipe_file: Path) -> None:
     assert resolve_deepspeed(recipe, 2)["gradient_accumulation_steps"] == 2
     with pytest.raises(ConfigError, match="8 rows do not divide into micro-batches of 2 rows on 3 ranks"):
         resolve_deepspeed(recipe, 3)
+
+
+def test_the_blend_may_change(recipe_file: Path) -> None:
+    changes = (
+        "[[data.changes]]\nat_tokens = 512\nweights = [1.0]\n[[data.changes]]\nat_tokens = 1024\nweights = [2.0]\n"
+    )
+    recipe = load_recipe(changed(recipe_file, "[schedule]", f"{changes}[schedule]"))
+    assert [(change.at_tokens, change.weights) for change in recipe.data.changes] == [(512, (1.0,)), (1024, (2.0,))]

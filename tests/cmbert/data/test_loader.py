@@ -1,11 +1,15 @@
 """Batches: step s is the same at any world size, micro-batch size and worker count; pieces are framed and isolated."""
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import BatchGeometry, PackedBatch, StepBatches, check_epochs, iterate_steps, open_reader
@@ -83,6 +87,37 @@ def test_workers_and_restarts_change_nothing(data: DataConfig, tokenizer: Tokeni
         assert one.facts == other.facts
         for first, second in zip(one.micro_batches, other.micro_batches, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([1, 2, 3, 4, 8]), st.integers(0, 40), st.sampled_from([0, 2]))
+def test_any_start_any_world_any_workers(
+    data: DataConfig, tokenizer: Tokenizer, world: int, start: int, workers: int
+) -> None:
+    expected = sorted(
+        piece for batch in batches(data, tokenizer, 0, 1, 24)[start].micro_batches for piece in pieces(batch)
+    )
+    found = []
+    for rank in range(world):
+        dataset = batches(data, tokenizer, rank, world, 1)
+        in_processes = workers if rank == 0 else 0
+        (step,) = iterate_steps(dataset, range(start, start + 1), num_workers=in_processes, pin_memory=False)
+        found += [piece for batch in step.micro_batches for piece in pieces(batch)]
+    assert sorted(found) == expected
+
+
+def test_workers_outlive_a_signal_meant_for_the_trainer(data: DataConfig, tokenizer: Tokenizer) -> None:
+    dataset = batches(data, tokenizer, 0, 1, 8)
+    steps = iterate_steps(dataset, range(30), num_workers=2, pin_memory=False)
+    first = next(steps)
+    workers = [worker.pid for worker in steps._workers]  # type: ignore[attr-defined]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for pid in workers:
+            os.kill(pid, number)
+    rest = list(steps)
+    assert len(rest) == 29
+    for step, data_of_step in enumerate([first, *rest]):
+        assert data_of_step.facts.data_step == step
 
 
 def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
