@@ -69,6 +69,17 @@ class AssembledRows(NamedTuple):
     row_bounds: np.ndarray  # (rows + 1,) int64
 
 
+LeftOut = tuple[tuple[int, int], ...]
+"""Batches [first, last) of the data that no step gets, in order."""
+
+
+def data_step(step: int, left_out: LeftOut) -> int:
+    """Return which batch of the data a step gets."""
+    for first, last in left_out:
+        step += last - first if step >= first else 0
+    return step
+
+
 @dataclass(frozen=True)
 class BatchGeometry:
     """How the rows of a step are dealt to ranks and micro-batches."""
@@ -77,18 +88,11 @@ class BatchGeometry:
     micro_batch_rows: int
     rank: int
     world_size: int
-    left_out: tuple[tuple[int, int], ...] = ()
-    """Batches [first, last) of the data that no step gets, in order."""
-
-    def data_step(self, step: int) -> int:
-        """Return which batch of the data a step gets."""
-        for first, last in self.left_out:
-            step += last - first if step >= first else 0
-        return step
+    left_out: LeftOut = ()
 
     def rows(self, step: int) -> range:
         """Return the run-wide numbers of the rows of a step, over all ranks."""
-        first = self.data_step(step) * self.rows_per_step
+        first = data_step(step, self.left_out) * self.rows_per_step
         return range(first, first + self.rows_per_step)
 
     def micro_batches(self, rows: range, work: Sequence[int]) -> list[list[int]]:
@@ -215,14 +219,14 @@ class StepBatches(Dataset):
     def __getitem__(self, step: int) -> StepData:
         rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
         parts = self.geometry.micro_batches(rows, [reader.work(row) for row in rows])
-        pieces, data_step = reader.pieces(rows), self.geometry.data_step(step)
+        pieces, batch = reader.pieces(rows), data_step(step, self.geometry.left_out)
         num_sources = len(reader.blend.sources)
         facts = StepFacts(
-            data_step=data_step,
+            data_step=batch,
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
             num_pieces=len(pieces.documents),
             unit_lengths=reader.unit_lengths(parts[0]),
-            ledger=pack_record(step, data_step, pieces) if self.geometry.rank == 0 else b"",
+            ledger=pack_record(step, batch, pieces) if self.geometry.rank == 0 else b"",
         )
         return StepData([reader.micro_batch(part, rate) for part in parts], facts)
 

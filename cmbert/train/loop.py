@@ -18,12 +18,14 @@ from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import (
     BatchGeometry,
+    LeftOut,
     PackedBatch,
     RowReader,
     StepBatches,
     StepData,
     StepFacts,
     check_epochs,
+    data_step,
     iterate_steps,
     open_reader,
 )
@@ -60,7 +62,7 @@ class Run:
     tokenizer: Tokenizer
     metrics: MetricsWriter | None
     ledger: LedgerWriter | None
-    left_out: tuple[tuple[int, int], ...]
+    left_out: LeftOut
     step: int
     last_step: int
     first_step: int = field(init=False)
@@ -69,9 +71,17 @@ class Run:
     def __post_init__(self) -> None:
         self.first_step = self.step
 
-    def seconds_left(self) -> float:
-        """Return the time that the steps still to do take at this call's mean pace."""
-        return (time.perf_counter() - self.started) / (self.step - self.first_step) * (self.last_step - self.step)
+    def time_left(self) -> str:
+        """Return how long the steps still to do take at the mean pace of this call's steps, the first left out.
+
+        The first step compiles what is compiled, and says nothing about the others.
+        """
+        done = self.step - self.first_step - 1
+        if done < 1:
+            self.started = time.perf_counter()
+            return ""
+        seconds = (time.perf_counter() - self.started) / done * (self.last_step - self.step)
+        return f"  {' '.join(duration(seconds))} left"
 
 
 def train(
@@ -127,7 +137,7 @@ class Start:
     reader: RowReader
     checkpoint: Path | None
     step: int
-    left_out: tuple[tuple[int, int], ...]
+    left_out: LeftOut
 
 
 def check_start(recipe: Recipe, resume: str, world_size: int, skip_steps: tuple[int, int] | None) -> Start:
@@ -149,17 +159,15 @@ def check_start(recipe: Recipe, resume: str, world_size: int, skip_steps: tuple[
     return Start(deepspeed_config, tokenizer, reader, checkpoint, step, left_out)
 
 
-def leave_out(
-    before: tuple[tuple[int, int], ...], skip_steps: tuple[int, int] | None, step: int
-) -> tuple[tuple[int, int], ...]:
+def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int) -> LeftOut:
     """Add the batches of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
     if skip_steps is None:
         return before
     first, last = skip_steps
     if not step <= first < last:
         raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
-    data_step = BatchGeometry(1, 1, 0, 1, before).data_step(first)
-    return (*before, (data_step, data_step + last - first))
+    batch = data_step(first, before)
+    return (*before, (batch, batch + last - first))
 
 
 def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) -> Run:
@@ -277,11 +285,12 @@ def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:
     record["fill_rate"] = record["real_tokens"] / step_tokens(run.recipe)
     record["time"] = time.time()
     run.metrics.write(record)
+    left = run.time_left()
     if run.step % run.recipe.train.log_every_steps == 0 or run.step in (1, run.last_step):
         logger.info(
-            "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s  %s left",
+            "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
             run.step, run.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
-            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", " ".join(duration(run.seconds_left())),
+            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
         )  # fmt: skip
 
 
@@ -299,7 +308,7 @@ def save(run: Run) -> None:
         run.ledger.sync()
     state = TrainState(
         step=run.step,
-        rows=run.step * run.recipe.train.rows_per_step,
+        rows=data_step(run.step, run.left_out) * run.recipe.train.rows_per_step,
         left_out=[list(batches) for batches in run.left_out],
         tokens=run.step * step_tokens(run.recipe),
         world_size=run.launch.world_size,

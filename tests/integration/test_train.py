@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from cmbert.data.ledger import read_record
 from cmbert.data.loader import open_reader
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
-from cmbert.tokenizer import load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import load_weights
 from cmbert.train.metrics import read_metrics
 from cmbert.train.optim import parameter_groups
@@ -211,3 +213,21 @@ def test_ledger_and_skipped_steps(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert shown.count(" document ") == pieces
     assert "⟦" in shown
     assert main(["ledger", str(skipping), "--step", "99"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_megatron_set_trains(recipe_file: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    for number in range(400):
+        ids = tokenizer.encode("今天天气很好，我们一起去公园散步。" * (number % 5 + 1))
+        builder.add_document(np.array(ids), [len(ids)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    text = recipe_file.read_text(encoding="utf-8")
+    recipe_file.write_text(re.sub(r"(sources\]\]\npath = ).*", rf'\1"{tmp_path}/theirs"', text), encoding="utf-8")
+    output = train(recipe_file, "--max-steps", "2")
+    assert "Megatron shard without word units: masking single tokens" in output
+    for record in read_metrics(tmp_path / "run"):
+        assert record["unit_lengths"][0] > 0
+        assert sum(record["unit_lengths"][1:]) == 0
+        assert record["straddle_rate"] is None
