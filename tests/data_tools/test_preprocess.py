@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,9 @@ def test_an_interrupt_keeps_what_is_done(write_lines: Callable, tokenizer_direct
     corpus = write_lines("corpus.jsonl", [{"text": SENTENCE * 100}] * 12_000)  # 80 MB, some ten seconds of work
     options = ["--tokenizer", str(tokenizer_directory), "--output", str(tmp_path / "shards"), "--workers", "2"]
     command = [sys.executable, "-m", "data_tools", "preprocess", "--input", str(corpus), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell that runs the tests in the background lets them ignore Ctrl-C, and children inherit that.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".shards.parts/*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
