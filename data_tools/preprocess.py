@@ -28,7 +28,7 @@ from data_tools.manifest import Tally, sealed
 from data_tools.outputs import building, describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
 from data_tools.runner import Workers
-from data_tools.segment import segmenter
+from data_tools.segment import Segmenter, segmenter
 from data_tools.tasks import Task, plan_tasks
 
 PART_SHARD = "part"  # name of the one shard of a part
@@ -75,7 +75,7 @@ def preprocess(
     workers = workers or Workers()
     files = input_files(inputs)
     tokenizer = load_tokenizer(tokenizer_directory)
-    kind = describe(tokenizer, segmenter_name)
+    kind = describe(tokenizer, segmenter(segmenter_name))
     options = {"text_key": text_key, "on_bad_line": on_bad_line}
     settings = {"inputs": describe_inputs(files), **kind, **options, "shard_tokens": shard_tokens}
     if is_done(output, MANIFEST_FILE, settings):
@@ -104,11 +104,11 @@ def preprocess(
     print(f"{output}: {summary(tally, made)}")
 
 
-def describe(tokenizer: Tokenizer, segmenter_name: str) -> dict[str, Any]:
-    """Return the manifest's entries on what tokens and units mean. Raises ConfigError for an unknown segmenter."""
+def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
+    """Return the manifest's entries on what tokens and units mean."""
     return {
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "segmenter": segmenter(segmenter_name).describe(),
+        "segmenter": words.describe(),
         "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
     }
 
@@ -117,7 +117,6 @@ class Made(NamedTuple):
     """What this call did; what an earlier one had done is not in it."""
 
     num_parts: int
-    num_tasks: int
     text_bytes: int
     seconds: float
 
@@ -125,7 +124,7 @@ class Made(NamedTuple):
 def make_parts(work: Sequence[Work], workers: Workers, output: Path) -> Made:
     """Make the parts that are missing."""
     if not work:
-        return Made(0, 0, 0, 0.0)
+        return Made(0, 0, 0.0)
     directory = work[0].part.parent
     directory.mkdir(parents=True, exist_ok=True)
     there = set(os.listdir(directory))
@@ -144,7 +143,7 @@ def make_parts(work: Sequence[Work], workers: Workers, output: Path) -> Made:
         progress.close()
         if not any(directory.iterdir()):
             directory.rmdir()
-    return Made(len(missing), len(work), text_bytes, time.monotonic() - started)
+    return Made(len(missing), text_bytes, time.monotonic() - started)
 
 
 def make_part(work: Work) -> tuple[int, Tally]:
@@ -163,7 +162,7 @@ def make_part(work: Work) -> tuple[int, Tally]:
                 writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
                 tally.add(encoded.tally)
             tally.skipped.update(reader.skipped)
-            kind = {**describe(encoder.tokenizer, work.segmenter_name), "encoder": encoder.encoder.name}
+            kind = {**describe(encoder.tokenizer, encoder.segmenter), "encoder": encoder.encoder.name}
             write_manifest(aside, sealed({**kind, **tally.as_manifest(), "shards": [writer.close()]}))
             try:
                 publish_directory(aside, work.part)

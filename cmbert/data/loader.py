@@ -16,7 +16,7 @@ from cmbert.data.blend import Blend, Phase, RowAddress
 from cmbert.data.kernels import SPECIALS_PER_PIECE, frame_pieces
 from cmbert.data.ledger import Pieces, pack_record
 from cmbert.data.masking import mask_batch
-from cmbert.data.packing import SourceRows
+from cmbert.data.packing import PieceTable, SourceRows
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer
@@ -129,13 +129,15 @@ class RowReader:
 
     def work(self, row: int) -> int:
         """Return the attention work of a row: the sum of its pieces' squared lengths, tokens^2."""
-        source, epoch, index = self.blend.address(row)
-        table, place = self.blend.sources[source].find(epoch, index)
+        table, place = self._find(self.blend.address(row))
         return int(table.work[place])
+
+    def _find(self, address: RowAddress) -> tuple[PieceTable, int]:
+        return self.blend.sources[address.source].find(address.epoch, address.row)
 
     def assemble(self, addresses: Sequence[RowAddress]) -> AssembledRows:
         """Lay rows back to back, `[CLS] tokens [SEP]` per piece."""
-        found = [self.blend.sources[address.source].find(address.epoch, address.row) for address in addresses]
+        found = [self._find(address) for address in addresses]
         parts = [slice(table.row_bounds[row], table.row_bounds[row + 1]) for table, row in found]
         context = self.blend.sources[0].context
         starts, places_of_row = [], []
@@ -165,11 +167,12 @@ class RowReader:
         """Return the pieces of documents that rows hold, as the ledger records them."""
         columns = []
         for row in rows:
-            source, epoch, index = self.blend.address(row)
-            table, place = self.blend.sources[source].find(epoch, index)
+            address = self.blend.address(row)
+            table, place = self._find(address)
             part = slice(table.row_bounds[place], table.row_bounds[place + 1])
-            count = int(table.row_bounds[place + 1] - table.row_bounds[place])
-            columns.append((np.full(count, source), table.documents[part], table.starts[part], table.lengths[part]))
+            documents = table.documents[part]
+            sources = np.full(len(documents), address.source)
+            columns.append((sources, documents, table.starts[part], table.lengths[part]))
         sources, documents, starts, lengths = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.lexsort((starts, documents, sources))
         return Pieces(

@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_error_and_no_loss(
 
 
 def test_killed_again_and_again(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
-    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{SENTENCE * 40}"} for i in range(4_000)])  # 11 MB, 58 tasks
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{SENTENCE * 40}"} for i in range(16_000)])  # 44 MB, 230 tasks
     options = ["--tokenizer", str(tokenizer_directory), "--input", str(corpus), "--shard-tokens", "500000"]
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(size=200_000))
