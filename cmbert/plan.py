@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmbert.config.deepspeed import resolve_deepspeed
+from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
@@ -104,8 +104,7 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
     """
     _check_batch(recipe, num_gpus)
     deepspeed = resolve_deepspeed(recipe, num_gpus)
-    half_precision = any(deepspeed.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
-    weight_bytes = 2 if half_precision else 4
+    weight_bytes = 4 if activation_dtype(deepspeed) == "float32" else 2
     train, context = recipe.train, recipe.data.context_tokens
     parameters = count_parameters(recipe.model)
     flops = count_flops(recipe.model, context, mean_mask_rate(recipe.mask, train.total_tokens))

@@ -6,7 +6,12 @@ from cmbert.errors import ConfigError
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for the first rule that `recipe` breaks."""
-    for broken, key, remedy in (*_model_rules(recipe), *_data_rules(recipe), *_training_rules(recipe)):
+    for broken, key, remedy in (
+        *_model_rules(recipe),
+        *_data_rules(recipe),
+        *_training_rules(recipe),
+        *_kernel_rules(recipe),
+    ):
         if broken:
             raise ConfigError(f"{key}: {remedy}")
 
@@ -118,5 +123,26 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             min(optimizer.eps, optimizer.weight_decay, optimizer.gradient_clip) < 0,
             "optimizer",
             "values must not be negative",
+        ),
+    ]
+
+
+def _kernel_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    kernels = recipe.kernels
+    return [
+        (
+            not 0 <= kernels.checkpointed_share <= 1,
+            "kernels.checkpointed_share",
+            "must lie between 0 (keep all activations) and 1 (compute every layer again)",
+        ),
+        (
+            kernels.norm == "apex" and recipe.model.norm != "rmsnorm",
+            "kernels.norm",
+            "apex computes RMSNorm; with model.norm layernorm use torch",
+        ),
+        (
+            kernels.norm == "apex" and kernels.compile,
+            "kernels.norm",
+            "apex cannot be compiled; use torch, whose norm is fused by kernels.compile",
         ),
     ]

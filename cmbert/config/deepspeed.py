@@ -70,11 +70,24 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
             f"train.rows_per_step: {train.rows_per_step} rows do not divide into micro-batches of "
             f"{train.micro_batch_rows} rows on {world_size} ranks; change train.micro_batch_rows or the number of ranks"
         )
+    table = load_deepspeed_file(train.deepspeed)
+    if recipe.kernels.compile and table["zero_optimization"]["stage"] == 3:
+        raise ConfigError(
+            f"kernels.compile: torch.compile cannot follow ZeRO 3, which gathers weights as it goes; set it to false, "
+            f"or choose ZeRO 1 or 2 instead of {train.deepspeed}"
+        )
     return {
-        **load_deepspeed_file(train.deepspeed),
+        **table,
         "train_batch_size": train.rows_per_step,
         "train_micro_batch_size_per_gpu": train.micro_batch_rows,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optimizer.gradient_clip,
         "steps_per_print": 2**31 - 1,  # the loop prints its own lines
     }
+
+
+def activation_dtype(deepspeed: dict[str, Any]) -> str:
+    """Return the name of the dtype that weights and activations have under a DeepSpeed table."""
+    if deepspeed.get("bf16", {}).get("enabled"):
+        return "bfloat16"
+    return "float16" if deepspeed.get("fp16", {}).get("enabled") else "float32"

@@ -158,6 +158,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelConfig:
+    """How the model is computed on this machine: speed and memory, the same results within rounding."""
+
+    attention: str = "auto"
+    """Attention backend: auto, cpu, flash_attn, flash_attn_3, torch_varlen or flex (docs/performance.md)."""
+    norm: Literal["torch", "apex"] = "torch"
+    """Who computes RMSNorm: torch, or NVIDIA apex where it is installed (not with compile, which fuses torch's)."""
+    compile: bool = False
+    """Fuse norms, rotations, GeGLU and loss by torch.compile. Needs ZeRO 1 or 2 and a C++ compiler (on GPU: Triton)."""
+    checkpointed_share: float = 0.0
+    """Share of the layers, from the first, whose activations are computed again in the backward pass; 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One stage of pretraining: everything `cmbert train` needs. Paths are relative to the working directory."""
 
@@ -169,3 +183,4 @@ class Recipe:
     train: TrainConfig
     mask: MaskConfig = field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)

@@ -1,14 +1,11 @@
 """`cmbert bench loader`: rows from memory-mapped shards to packed, whole-word-masked tensors, beside transformers."""
 
-import itertools
-import json
 import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +14,15 @@ from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import RowReader, open_reader
 from cmbert.data.packing import document_chunks, plan_windows
 from cmbert.data.shards import ShardSet, token_dtype, write_idx, write_manifest
-from cmbert.files import write_json
+from cmbert.evaluate.benchmark import Row, keep_rows
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer, load_tokenizer
 
-OUTPUT = Path("runs/bench/loader.json")
 ROUNDS = 3
 MASK_RATE = 0.3
 BATCH_TOKENS = 16_384  # row positions of a micro-batch
 MOST_TOKENS = 30_000_000  # of ours in a round; a set with fewer is read through
 PEER_TOKENS = 65_536
 WINDOW_ROWS = 512
-Row = dict[str, Any]
 
 
 def bench_loader(data: Path, tokenizer_directory: Path, contexts: Sequence[int], plan_documents: int) -> list[Row]:
@@ -39,8 +34,7 @@ def bench_loader(data: Path, tokenizer_directory: Path, contexts: Sequence[int],
     rows = [row for context in contexts for row in _beside_transformers(data, tokenizer, context)]
     if plan_documents:
         rows += [_plan_row(plan_documents, context) for context in contexts]
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    write_json(OUTPUT, rows)
+    keep_rows("loader", rows)
     return rows
 
 
@@ -154,13 +148,3 @@ def anonymous_megabytes() -> int:
     found = re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
     assert found
     return round(int(found[1]) / 1e3)
-
-
-def print_rows(rows: Sequence[Row], *, as_json: bool) -> None:
-    """Print benchmark rows, as JSON or a line each."""
-    if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
-        return
-    for row in rows:
-        pairs = itertools.chain.from_iterable((key, f"{v:,}" if isinstance(v, int) else v) for key, v in row.items())
-        print(*pairs)

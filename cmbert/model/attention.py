@@ -13,14 +13,18 @@ from torch import nn
 
 from cmbert.accel import AttentionBackend
 from cmbert.config.schema import ModelConfig
-from cmbert.model.rotary import rotate
+from cmbert.model.rotary import split_heads
 
 TILE_TOKENS = 128
 """Consecutive short pieces share one dense call up to this many tokens (ours; 128 and 256 measured alike)."""
 
 DENSE_TOKENS = 512
-"""Longer pieces use fused SDPA, which stores no score matrix; up to here plain matmuls are as fast in fp32 and twice as
-fast in bf16 (ours, measured on an AVX-512 CPU)."""
+"""Longer pieces are attended QUERY_TOKENS queries at a time, so that scores stay in cache (ours, measured)."""
+
+QUERY_TOKENS = 256
+
+STORED_TOKENS = 2048
+"""Longest piece whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again (ours)."""
 
 
 class Tile(NamedTuple):
@@ -91,30 +95,38 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], layout: PackedLayout
-    ) -> torch.Tensor:
-        """(T, D) -> (T, D); `tables` are the rotary tables of this layer's base."""
-        num_tokens = hidden_TD.shape[0]
-        qkv_T3HK = self.Wqkv(hidden_TD).view(num_tokens, 3, self.num_heads, self.head_width)
-        query_THK, key_THK = rotate(qkv_T3HK[:, :2], tables).unbind(1)
-        value_THK = qkv_T3HK[:, 2]
-        if layout.backend.varlen is not None:
-            out_THK = layout.backend.varlen(query_THK, key_THK, value_THK, layout.cu_seqlens, layout.longest, self.side)
-        elif self.side < 0:
-            out_THK = _attend_tiles(query_THK, key_THK, value_THK, layout.tiles)
-        else:
-            assert layout.band_mask is not None
-            out_THK = _attend_band(query_THK, key_THK, value_THK, layout.band_mask)
-        return self.Wo(out_THK.flatten(1))
+    def project(self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """(T, D) -> queries, keys, values (T, 3, H, K); queries and keys rotated by `tables`."""
+        return split_heads(self.Wqkv(hidden_TD), tables, self.num_heads)
+
+
+def attend(qkv_T3HK: torch.Tensor, layout: PackedLayout, side: int) -> torch.Tensor:
+    """Scaled dot-product attention within the pieces of `layout`, at most `side` tokens away (-1: any) -> (T, H, K)."""
+    query_THK, key_THK, value_THK = qkv_T3HK.unbind(1)
+    if not len(qkv_T3HK):
+        return value_THK  # kernels need not know a batch of no pieces
+    if layout.backend.varlen is not None:
+        return layout.backend.varlen(query_THK, key_THK, value_THK, layout.cu_seqlens, layout.longest, side)
+    key_THK = key_THK * key_THK.shape[-1] ** -0.5
+    if side < 0:
+        return _attend_tiles(query_THK, key_THK, value_THK, layout.tiles)
+    assert layout.band_mask is not None
+    return _attend_band(query_THK, key_THK, value_THK, layout.band_mask)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Dense attention over the last two dimensions; a masked key's probability is exactly zero."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    """Dense attention over the last two dimensions, keys scaled; a masked key's probability is exactly zero."""
+    scores = query @ key.transpose(-1, -2)
     if mask is not None:
         scores += mask
     return scores.softmax(dim=-1) @ value
+
+
+def _attend_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One long piece, all (H, L, K): a stretch of queries at a time."""
+    if torch.is_grad_enabled() and query.shape[1] > STORED_TOKENS:
+        return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.0)[0]
+    return torch.cat([_attend(part, key, value, None) for part in query.split(QUERY_TOKENS, dim=1)], dim=1)
 
 
 def _attend_tiles(
@@ -122,11 +134,11 @@ def _attend_tiles(
 ) -> torch.Tensor:
     """Global attention, tile by tile: cost follows the pieces' squared lengths, calls follow T / TILE_TOKENS."""
     sizes = [tile.num_tokens for tile in tiles]
-    streams = (x.transpose(0, 1).split(sizes, dim=1) for x in (query_THK, key_THK, value_THK))
+    streams = (x.transpose(0, 1).contiguous().split(sizes, dim=1) for x in (query_THK, key_THK, value_THK))
     outputs = []
     for query, key, value, tile in zip(*streams, tiles, strict=True):
         if tile.num_tokens > DENSE_TOKENS:
-            outputs.append(F.scaled_dot_product_attention(query[None], key[None], value[None])[0])
+            outputs.append(_attend_long(query, key, value))
         else:
             outputs.append(_attend(query, key, value, tile.mask))
     return torch.cat(outputs, dim=1).transpose(0, 1)

@@ -1,12 +1,12 @@
 """What a model costs in closed form: operations per token, activations. Torch-free."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig, Recipe
 
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
-LOGIT_BYTES = 14  # per logit held at the end of the forward: bf16, fp32, its log-softmax, and the gradient of that
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,55 @@ class FlopsPerToken:
     """Three times (forward + head)."""
 
 
+def keys_seen(length: int, side: int) -> int:
+    """Return the (query, key) pairs of a piece: all for side -1, else those at most `side` tokens apart."""
+    if side < 0 or length <= side:
+        return length**2
+    return length * (2 * side + 1) - side * (side + 1)  # the first and last `side` tokens see fewer
+
+
 def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsPerToken:
     """Return the operations per row position in rows of one piece of `context` tokens; shorter pieces cost less.
 
     masked_share: share of the positions that the head is evaluated at.
     """
-    width = model.hidden_size
+    width, side = model.hidden_size, model.local_window // 2
     num_global = -(-model.num_layers // model.global_every)
     parameters = count_parameters(model)
     linear = 2 * (parameters.attention + parameters.mlp)
-    global_attention = num_global * 4 * width * context  # scores and weighted sum, 2 x width each per key seen
-    local_attention = (model.num_layers - num_global) * 4 * width * min(context, model.local_window + 1)
+    pair = 4 * width  # scores and weighted sum, 2 x width each per key seen
+    global_attention = num_global * pair * keys_seen(context, -1) // context
+    local_attention = (model.num_layers - num_global) * pair * keys_seen(context, side) // context
     forward = linear + global_attention + local_attention
     head = masked_share * 2 * (width**2 + width * model.vocab_size)
     training = (1 + GRADIENT_CALLS) * (forward + head)
     return FlopsPerToken(linear, global_attention, local_attention, forward, head, training)
 
 
-def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
-    """Estimate the bytes one micro-batch leaves for the backward pass, with a fused attention that keeps no scores.
+def count_batch_flops(model: ModelConfig, lengths: Sequence[int], num_masked: int, *, training: bool) -> float:
+    """Return the operations of a batch of pieces of `lengths`: the encoder, or a training step with its head.
 
-    Per layer and token, in values: 2 residual inputs, 2 norm outputs, q k v, rotated q k, attention output (10 x
-    width); GeGLU input (2 x intermediate), its GELU, the product (4 x intermediate). And the logits at the highest mask
-    rate. Counted in cmbert.model by hand; a test compares it with what autograd keeps, nobody yet with a GPU.
+    Only what the model needs: nothing computed twice (checkpointing) or in vain (padding, masked-out scores) counts.
     """
-    model, mask = recipe.model, recipe.mask
+    if not training:
+        return float(sum(length * count_flops(model, length, 0.0).forward for length in lengths))
+    share = num_masked / sum(lengths)
+    return sum(length * count_flops(model, length, share).training for length in lengths)
+
+
+def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
+    """Estimate the bytes one micro-batch holds at the end of its forward pass, with an attention that keeps no scores.
+
+    Per token, in values. A layer: 2 residual inputs, 2 norm outputs, q k v, attention output (8 x width); GeGLU input
+    (2 x intermediate), its GELU (compiled code computes it again), the product. A checkpointed layer: its input, but
+    one layer at a time is computed again. Around the layers: 4 x width. At the masked positions, at the highest rate:
+    logits and what the head keeps (5 x width). Counted by hand; tests compare it with what autograd keeps.
+    """
+    model, mask, kernels = recipe.model, recipe.mask, recipe.kernels
     tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
-    per_layer = 10 * model.hidden_size + 4 * model.intermediate_size
+    layer = 8 * model.hidden_size + (3 if kernels.compile else 4) * model.intermediate_size
+    num_checkpointed = round(kernels.checkpointed_share * model.num_layers)
+    stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer
     masked = tokens * max(mask.start_rate, mask.peak_rate, mask.end_rate)
-    return int(tokens * model.num_layers * per_layer * value_bytes + masked * model.vocab_size * LOGIT_BYTES)
+    values = tokens * (stack + 4 * model.hidden_size) + masked * (model.vocab_size + 5 * model.hidden_size)
+    return int(values * value_bytes)

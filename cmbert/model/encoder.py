@@ -5,21 +5,22 @@ Shapes: T tokens of the packed batch, P pieces, D hidden width.
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from cmbert.accel import attention_backend
-from cmbert.config.schema import ModelConfig
+from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.model.attention import PackedLayout
-from cmbert.model.layers import EncoderLayer, make_norm
+from cmbert.model.layers import EncoderLayer, layer_parts, make_norm
 from cmbert.model.rotary import rotary_tables
 
 
 class Embeddings(nn.Module):
     """Token embeddings, normed; positions enter in attention."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: KernelConfig):
         super().__init__()
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.norm = make_norm(config)
+        self.norm = make_norm(config, kernels)
 
     def forward(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """(T,) int64 -> (T, D)."""
@@ -27,18 +28,19 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ModernBERT's encoder over a packed batch.
+    """ModernBERT's encoder over a packed batch. The attention backend is chosen at each forward, by device and dtype.
 
-    `attention` names a backend of `cmbert.accel.attention_backend`; it is chosen at the first forward, by device.
+    Raises ConfigError if `kernels` asks for what is not installed.
     """
 
-    def __init__(self, config: ModelConfig, attention: str = "auto"):
+    def __init__(self, config: ModelConfig, kernels: KernelConfig):
         super().__init__()
-        self.config = config
-        self.attention = attention
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_layers))
-        self.final_norm = make_norm(config)
+        self.config, self.kernels = config, kernels
+        self.embeddings = Embeddings(config, kernels)
+        parts = layer_parts(kernels.compile)
+        self.layers = nn.ModuleList(EncoderLayer(config, index, kernels, parts) for index in range(config.num_layers))
+        self.final_norm = make_norm(config, kernels)
+        self.num_checkpointed = round(kernels.checkpointed_share * config.num_layers)
 
     def forward(self, input_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Packed token ids (T,) int64, cu_seqlens (P+1,) int32 on any device -> final hidden states (T, D)."""
@@ -48,13 +50,17 @@ class Encoder(nn.Module):
         layout = PackedLayout.build(
             cu_seqlens,
             local_window=config.local_window,
-            backend=attention_backend(hidden_TD.device, self.attention),
+            backend=attention_backend(hidden_TD.device, hidden_TD.dtype, self.kernels.attention),
             device=hidden_TD.device,
             dtype=hidden_TD.dtype,
         )
         head_width = config.hidden_size // config.num_heads
         global_tables = rotary_tables(layout.positions, head_width, config.rope_base_global)
         local_tables = rotary_tables(layout.positions, head_width, config.rope_base_local)
-        for layer in self.layers:
-            hidden_TD = layer(hidden_TD, global_tables if layer.is_global else local_tables, layout)
+        for index, layer in enumerate(self.layers):
+            inputs = (hidden_TD, global_tables if layer.is_global else local_tables, layout)
+            if index < self.num_checkpointed and torch.is_grad_enabled():
+                hidden_TD = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden_TD = layer(*inputs)
         return self.final_norm(hidden_TD)

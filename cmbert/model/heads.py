@@ -3,40 +3,60 @@
 Shapes: T tokens of the packed batch, P pieces, M masked positions, D hidden width, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cmbert.config.schema import ModelConfig
+from cmbert.accel import compiled
+from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.model.encoder import Encoder
 from cmbert.model.layers import make_norm
+from cmbert.model.loss import ChunkFunction, chunk_loss, masked_cross_entropy
 
 
 class PredictionHead(nn.Module):
     """dense, GELU, norm."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: KernelConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.norm = make_norm(config)
+        self.norm = make_norm(config, kernels)
 
     def forward(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         """(M, D) -> (M, D)."""
         return self.norm(F.gelu(self.dense(hidden_MD)))
 
 
+class Decoder(nn.Linear):
+    """Scores over the vocabulary, or the loss of targets. ZeRO-3 gathers the weight for this module's forward alone."""
+
+    def __init__(self, config: ModelConfig, kernels: KernelConfig):
+        super().__init__(config.hidden_size, config.vocab_size)
+        # The number of masked positions differs from step to step: one compilation for all.
+        self.chunk_loss: ChunkFunction = compiled(chunk_loss, dynamic=True) if kernels.compile else chunk_loss
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        """(M, D) -> (M, V); with targets (M,): loss and number of correct, as `masked_cross_entropy` returns them."""
+        if targets is None:
+            return F.linear(hidden, self.weight, self.bias)
+        return masked_cross_entropy(hidden, self.weight, self.bias, targets, self.chunk_loss)
+
+
 class MaskedLanguageModel(nn.Module):
     """The pretraining model; its state_dict has exactly the keys of transformers' ModernBertForMaskedLM.
 
-    `model` alone gives hidden states; `attention` is the Encoder's.
+    `model` alone gives hidden states.
     """
 
-    def __init__(self, config: ModelConfig, attention: str = "auto"):
+    def __init__(self, config: ModelConfig, kernels: KernelConfig | None = None):
         super().__init__()
+        kernels = kernels or KernelConfig()
         self.config = config
-        self.model = Encoder(config, attention)
-        self.head = PredictionHead(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.model = Encoder(config, kernels)
+        self.head = PredictionHead(config, kernels)
+        self.decoder = Decoder(config, kernels)
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     def forward(
@@ -52,10 +72,8 @@ class MaskedLanguageModel(nn.Module):
         the cross-entropy summed over the M positions (fp32, nats) and how many of them the model ranks first (int64).
         M may be 0: loss and gradients are zeros, so that a rank without targets stays in step with the others.
         """
-        logits_MV = self.logits(input_ids, cu_seqlens, masked_positions).float()
-        loss_sum = F.cross_entropy(logits_MV, targets, reduction="sum")
-        num_correct = (logits_MV.detach().argmax(dim=-1) == targets).sum()
-        return loss_sum, num_correct
+        hidden_MD = self.model(input_ids, cu_seqlens).index_select(0, masked_positions)
+        return self.decoder(self.head(hidden_MD), targets)
 
     def logits(
         self, input_ids: torch.Tensor, cu_seqlens: torch.Tensor, positions: torch.Tensor | None = None

@@ -3,18 +3,35 @@
 Shapes: T tokens of the packed batch, D hidden width, I width of the GeGLU product.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cmbert.config.schema import ModelConfig
-from cmbert.model.attention import Attention, PackedLayout
+from cmbert.accel import compiled, norm_function
+from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.model.attention import Attention, PackedLayout, attend
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
+class RMSNorm(nn.RMSNorm):
+    """Bias-free RMSNorm, computed by torch or by apex."""
+
+    def __init__(self, config: ModelConfig, kernels: KernelConfig):
+        super().__init__(config.hidden_size, eps=config.norm_eps)
+        self.function = norm_function(kernels.norm)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        assert self.eps is not None
+        return self.function(hidden, self.weight, self.eps)
+
+
+def make_norm(config: ModelConfig, kernels: KernelConfig) -> nn.Module:
     """Bias-free norm over the hidden width: RMSNorm (the paper) or LayerNorm (stock ModernBERT)."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        return RMSNorm(config, kernels)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
 
@@ -32,21 +49,48 @@ class GatedMLP(nn.Module):
         return self.Wo(F.gelu(input_TI) * gate_TI)
 
 
+class LayerParts(NamedTuple):
+    """The two stretches of a layer around the attention kernel, where every shape is that of the step before."""
+
+    project: "Callable[[EncoderLayer, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]"
+    finish: "Callable[[EncoderLayer, torch.Tensor, torch.Tensor], torch.Tensor]"
+
+
+def layer_parts(compile: bool) -> LayerParts:
+    """Return the parts that all layers of a model share, compiled once for all of them if `compile`."""
+    if not compile:
+        return LayerParts(EncoderLayer.project, EncoderLayer.finish)
+    return LayerParts(
+        compiled(EncoderLayer.project, dynamic=False),
+        compiled(EncoderLayer.finish, dynamic=False),
+    )
+
+
 class EncoderLayer(nn.Module):
     """Attention, then feed-forward, each on the normed residual stream and added back to it."""
 
-    def __init__(self, config: ModelConfig, index: int):
+    def __init__(self, config: ModelConfig, index: int, kernels: KernelConfig, parts: LayerParts):
         super().__init__()
         self.is_global = index % config.global_every == 0
         # The embeddings are normed already, so layer 0 does not norm them again (ModernBERT).
-        self.attn_norm = make_norm(config) if index > 0 else nn.Identity()
+        self.attn_norm = make_norm(config, kernels) if index > 0 else nn.Identity()
         self.attn = Attention(config, is_global=self.is_global)
-        self.mlp_norm = make_norm(config)
+        self.mlp_norm = make_norm(config, kernels)
         self.mlp = GatedMLP(config)
+        self.parts = parts
+
+    def project(self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """(T, D) -> queries, keys, values (T, 3, H, K); `tables` are the rotary tables of this layer's base."""
+        return self.attn.project(self.attn_norm(hidden_TD), tables)
+
+    def finish(self, hidden_TD: torch.Tensor, attended_TD: torch.Tensor) -> torch.Tensor:
+        """Residual stream and attention's output, both (T, D) -> residual stream (T, D)."""
+        hidden_TD = hidden_TD + self.attn.Wo(attended_TD)
+        return hidden_TD + self.mlp(self.mlp_norm(hidden_TD))
 
     def forward(
         self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], layout: PackedLayout
     ) -> torch.Tensor:
         """(T, D) -> (T, D)."""
-        hidden_TD = hidden_TD + self.attn(self.attn_norm(hidden_TD), tables, layout)
-        return hidden_TD + self.mlp(self.mlp_norm(hidden_TD))
+        qkv_T3HK = self.parts.project(self, hidden_TD, tables)
+        return self.parts.finish(self, hidden_TD, attend(qkv_T3HK, layout, self.attn.side).flatten(1))

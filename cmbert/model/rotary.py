@@ -22,3 +22,40 @@ def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.
     cos, sin = (table.view(-1, *[1] * (x.ndim - 2), table.shape[1]) for table in tables)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class _RotateInPlace(torch.autograd.Function):
+    """`rotate` written over the queries and keys of (T, 3, H, K): the backward pass needs the angles alone."""
+
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, num_heads):  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(cos, sin)
+        ctx.num_heads = num_heads
+        ctx.mark_dirty(qkv)
+        return _turn(qkv, cos, sin, num_heads)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def,override]
+        cos, sin = ctx.saved_tensors
+        # In place, too: the gradient was put together from those of queries, keys and values, for us alone.
+        return _turn(gradient.contiguous(), cos, -sin, ctx.num_heads), None, None, None
+
+
+def _turn(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
+    num_tokens, num_frequencies = cos.shape
+    query_key = qkv.view(num_tokens, 3, num_heads, 2 * num_frequencies)[:, :2]
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    first, second = query_key[..., :num_frequencies].float(), query_key[..., num_frequencies:].float()
+    turned_first, turned_second = first * cos - second * sin, second * cos + first * sin
+    query_key[..., :num_frequencies] = turned_first  # only now: in fp32 `first` is what this overwrites
+    query_key[..., num_frequencies:] = turned_second
+    return qkv
+
+
+def split_heads(qkv: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], num_heads: int) -> torch.Tensor:
+    """Projected (T, 3 H K) -> (T, 3, H, K), queries and keys rotated, in one buffer; eager code overwrites `qkv`."""
+    shape = (qkv.shape[0], 3, num_heads, qkv.shape[1] // (3 * num_heads))
+    if not torch.compiler.is_compiling():
+        return _RotateInPlace.apply(qkv, *tables, num_heads).view(shape)
+    qkv_T3HK = qkv.view(shape)
+    return torch.cat((rotate(qkv_T3HK[:, :2], tables), qkv_T3HK[:, 2:]), dim=1)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-from cmbert.config.deepspeed import resolve_deepspeed
+from cmbert.accel import check_kernels
+from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.ledger import LedgerWriter
@@ -102,7 +103,7 @@ def train(
     launch = read_launch(os.environ)
     if launch.rank > 0:
         logging.getLogger("cmbert").setLevel(logging.WARNING)  # one voice: every rank knows the same
-    start = check_start(recipe, resume, launch.world_size, skip_steps)
+    start = check_start(recipe, resume, launch, skip_steps)
     if start.step >= num_steps(recipe):
         logger.info("%s: already finished, %d steps", recipe.run_directory, start.step)
         return 0
@@ -140,9 +141,9 @@ class Start:
     left_out: LeftOut
 
 
-def check_start(recipe: Recipe, resume: str, world_size: int, skip_steps: tuple[int, int] | None) -> Start:
+def check_start(recipe: Recipe, resume: str, launch: Launch, skip_steps: tuple[int, int] | None) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
-    deepspeed_config = resolve_deepspeed(recipe, world_size)
+    deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
     reader = open_reader(
         recipe.data,
@@ -153,9 +154,10 @@ def check_start(recipe: Recipe, resume: str, world_size: int, skip_steps: tuple[
         plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
     )
     check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
-    checkpoint, state = find_resume(recipe, resume, tokenizer, reader, world_size)
+    checkpoint, state = find_resume(recipe, resume, tokenizer, reader, launch.world_size)
     step = state.step if state else 0
     left_out = leave_out(tuple((first, last) for first, last in state.left_out) if state else (), skip_steps, step)
+    check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
     return Start(deepspeed_config, tokenizer, reader, checkpoint, step, left_out)
 
 
@@ -178,7 +180,7 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
     if launch.rank == 0:
         for source in start.reader.blend.sources:
             source.keep_plan()
-    model = MaskedLanguageModel(recipe.model)
+    model = MaskedLanguageModel(recipe.model, recipe.kernels)
     if start.checkpoint is None:
         initialise(model, recipe.train.seed)
         if recipe.train.init_from:

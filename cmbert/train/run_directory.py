@@ -24,6 +24,10 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every_steps",
     "data.num_workers",
+    "kernels.attention",
+    "kernels.norm",
+    "kernels.compile",
+    "kernels.checkpointed_share",
 )
 RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")
 

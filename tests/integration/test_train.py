@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,13 +89,25 @@ def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
     return found, model
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (1, 2), (2, 2), (3, 2)])
-def test_zero_agrees_with_plain_torch(recipe_file: Path, tmp_path: Path, stage: int, ranks: int) -> None:
+RECOMPUTED = ("kernels.checkpointed_share=0.7",)
+COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4")
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "kernels"),
+    [(1, 1, ()), (1, 2, ()), (2, 2, ()), (3, 2, ()), (3, 2, RECOMPUTED), (1, 2, COMPILED), (2, 1, COMPILED)],
+)
+def test_zero_agrees_with_plain_torch(
+    recipe_file: Path, tmp_path: Path, stage: int, ranks: int, kernels: tuple[str, ...]
+) -> None:
+    if kernels == COMPILED and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
     expected, model = train_naively(load_recipe(recipe_file))
     assert len(expected) == 16
     assert expected[-1] < expected[0]
     run = tmp_path / "zero"
-    train(recipe_file, "--set", deepspeed_file(tmp_path, stage), "--set", f"run_directory={run}", ranks=ranks)
+    settings = (deepspeed_file(tmp_path, stage), f"run_directory={run}", *kernels)
+    train(recipe_file, *(word for setting in settings for word in ("--set", setting)), ranks=ranks)
     # fp32: only the order of the sums differs
     assert losses(run) == pytest.approx(expected, rel=1e-5)
     weights = dict(model.named_parameters())
@@ -174,6 +187,11 @@ init_from = "{tmp_path}/run"
 def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path: Path) -> None:
     missing = train(recipe_file, "--set", f"train.init_from={tmp_path}/nowhere", code=2)
     assert "no checkpoint there" in missing
+    assert not (tmp_path / "run").exists()
+    absent = train(recipe_file, "--set", "kernels.attention=flash_attn_3", code=2)
+    assert "kernels.attention: 'flash_attn_3' cannot run on" in absent
+    gathered = train(recipe_file, "--set", "kernels.compile=true", "--set", deepspeed_file(tmp_path, 3), code=2)
+    assert "kernels.compile: torch.compile cannot follow ZeRO 3" in gathered
     assert not (tmp_path / "run").exists()
     train(recipe_file, "--max-steps", "1")
     other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)

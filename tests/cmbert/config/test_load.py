@@ -32,6 +32,13 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("micro_batch_rows = 2", "micro_batch_rows = 3", "rows_per_step 8 must be a multiple of micro_batch_rows 3"),
         ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
         ("num_layers = 3", "num_layers = = 3", "not valid TOML"),
+        (
+            "[schedule]",
+            "[kernels]\ncompiled = true\n[schedule]",
+            "did you mean 'compile'",
+        ),
+        ("[schedule]", "[kernels]\ncheckpointed_share = 28.0\n[schedule]", "must lie between 0 .* and 1"),
+        ("[schedule]", '[kernels]\nnorm = "apex"\ncompile = true\n[schedule]', "kernels.norm: apex cannot be compiled"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.5, 0.5]\n[schedule]", "one weight for each"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.0]\n[schedule]", "not all zero"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 0\nweights = [1.0]\n[schedule]", "at_tokens must be positive"),

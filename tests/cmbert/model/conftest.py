@@ -29,9 +29,9 @@ def pack():
 def make_model():
     """Config overrides -> an initialised model whose weights are large enough for attention to matter."""
 
-    def make_model(**overrides) -> MaskedLanguageModel:
+    def make_model(kernels=None, **overrides) -> MaskedLanguageModel:
         sizes = {"num_layers": 4, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "vocab_size": 128}
-        model = MaskedLanguageModel(ModelConfig(**sizes | {"init_std": 0.2} | overrides))
+        model = MaskedLanguageModel(ModelConfig(**sizes | {"init_std": 0.2} | overrides), kernels)
         initialise(model, seed=1)
         return model
 

@@ -2,16 +2,16 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cmbert.config.schema import ModelConfig
-from cmbert.model.layers import EncoderLayer, GatedMLP, make_norm
+from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.model.layers import EncoderLayer, GatedMLP, layer_parts, make_norm
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "vocab_size": 64}
 
 
 def test_norms_match_their_formulas_and_have_no_bias():
     x = torch.randn(5, 32) * 3 + 1
-    rms = make_norm(ModelConfig(**SIZES, norm="rmsnorm", norm_eps=1e-3))
-    layer = make_norm(ModelConfig(**SIZES, norm="layernorm", norm_eps=1e-3))
+    rms = make_norm(ModelConfig(**SIZES, norm="rmsnorm", norm_eps=1e-3), KernelConfig())
+    layer = make_norm(ModelConfig(**SIZES, norm="layernorm", norm_eps=1e-3), KernelConfig())
     assert_close(rms(x), x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt())
     centred = x - x.mean(-1, keepdim=True)
     assert_close(layer(x), centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt())
@@ -27,6 +27,6 @@ def test_mlp_gates_with_the_second_half():
 
 
 def test_layers_alternate_and_only_the_first_skips_its_norm():
-    layers = [EncoderLayer(ModelConfig(**SIZES), index) for index in range(7)]
+    layers = [EncoderLayer(ModelConfig(**SIZES), index, KernelConfig(), layer_parts(False)) for index in range(7)]
     assert [layer.is_global for layer in layers] == [True, False, False, True, False, False, True]
     assert [isinstance(layer.attn_norm, torch.nn.Identity) for layer in layers] == [True] + [False] * 6

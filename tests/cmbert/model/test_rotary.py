@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from cmbert.model.rotary import rotary_tables, rotate
+from cmbert.model.rotary import rotary_tables, rotate, split_heads
 
 
 def complex_reference(x, position, base):
@@ -46,3 +47,24 @@ def test_is_deterministic():
     x = torch.randn(9, 2, 8)
     first, second = (rotate(x, rotary_tables(torch.arange(9), 8, 10_000.0)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_split_heads_rotates_queries_and_keys_alone_and_so_their_gradients(dtype):
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(9, 3 * 2 * 8, generator=generator).to(dtype)
+    weight = torch.randn(9, 3, 2, 8, generator=generator).to(dtype)
+    tables = rotary_tables(torch.arange(9), 8, 10_000.0)
+
+    def by_hand(qkv):
+        query, key, value = qkv.view(9, 3, 2, 8).unbind(1)
+        return torch.stack((rotate(query, tables), rotate(key, tables), value), dim=1)
+
+    results = []
+    for function in (lambda qkv: split_heads(qkv, tables, num_heads=2), by_hand):
+        leaf = projected.clone().requires_grad_()
+        out = function(leaf * 1)  # what split_heads is given is overwritten
+        (gradient,) = torch.autograd.grad((out * weight).sum(), leaf)
+        results.append((out, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])

@@ -1,0 +1,108 @@
+"""Cross-entropy of the masked positions, its gradient found on the way, without fp32 logits of them all.
+
+Shapes: M masked positions, D hidden width, V vocabulary, C positions of a chunk.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+"""fp32 logits of a chunk: those that stay in a CPU's cache, or that fill a GPU's kernels (ours; CPU measured)."""
+
+
+class ChunkLoss(NamedTuple):
+    """What a chunk of positions adds."""
+
+    loss: torch.Tensor  # () fp32, nats
+    num_correct: torch.Tensor  # () int64
+    bias_gradient: torch.Tensor | None  # (V,) fp32
+
+
+ChunkFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], ChunkLoss]
+
+
+def chunk_loss(
+    logits_CV: torch.Tensor, bias_V: torch.Tensor, target_C: torch.Tensor, needs_gradient: bool
+) -> ChunkLoss:
+    """Cross-entropy of a chunk in fp32; with `needs_gradient` the logits are overwritten by their gradient."""
+    scores_CV = logits_CV.float() + bias_V
+    target_C1 = target_C.unsqueeze(1)
+    highest_C1, best_C1 = scores_CV.max(dim=-1, keepdim=True)
+    num_correct = (best_C1 == target_C1).sum()
+    scores_CV -= highest_C1
+    target_score_C1 = scores_CV.gather(1, target_C1)
+    exponentials_CV = scores_CV.exp_()
+    sum_C1 = exponentials_CV.sum(dim=-1, keepdim=True)
+    loss = (sum_C1.log() - target_score_C1).sum()
+    if not needs_gradient:
+        return ChunkLoss(loss, num_correct, None)
+    exponentials_CV *= 1 / sum_C1
+    exponentials_CV.scatter_(1, target_C1, exponentials_CV.gather(1, target_C1) - 1)
+    logits_CV.copy_(exponentials_CV)
+    return ChunkLoss(loss, num_correct, exponentials_CV.sum(dim=0))
+
+
+def masked_cross_entropy(
+    hidden_MD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    target_M: torch.Tensor,
+    chunk_function: ChunkFunction = chunk_loss,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of `F.linear(hidden_MD, weight_VD, bias_V)` against `target_M` (M,) int64; M may be 0.
+
+    Returns the cross-entropy summed over the positions (fp32, nats), and how many of them rank their target first
+    (int64). The gradient is computed in the forward pass, chunk by chunk, as Liger Kernel does (arXiv 2410.10989): the
+    logits are held once, in the model's dtype, and become their own gradient.
+    """
+    needs_gradient = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
+    if needs_gradient:
+        return _MaskedCrossEntropy.apply(hidden_MD, weight_VD, bias_V, target_M, chunk_function)
+    _, loss, num_correct, _ = _run_chunks(hidden_MD, weight_VD, bias_V, target_M, chunk_function, False)
+    return loss, num_correct
+
+
+class _MaskedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_MD, weight_VD, bias_V, target_M, chunk_function):  # type: ignore[no-untyped-def,override]
+        gradient_MV, loss, num_correct, bias_gradient_V = _run_chunks(
+            hidden_MD, weight_VD, bias_V, target_M, chunk_function, True
+        )
+        ctx.save_for_backward(gradient_MV @ weight_VD, gradient_MV.t() @ hidden_MD, bias_gradient_V.to(bias_V.dtype))
+        ctx.mark_non_differentiable(num_correct)
+        return loss, num_correct
+
+    @staticmethod
+    def backward(ctx, scale, _):  # type: ignore[no-untyped-def,override]
+        # In place: the weight's gradient is as large as the embedding. A second backward would find the saved tensors
+        # changed, and autograd refuses it.
+        return *(gradient.mul_(scale) for gradient in ctx.saved_tensors), None, None
+
+
+def _run_chunks(
+    hidden_MD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    target_M: torch.Tensor,
+    chunk_function: ChunkFunction,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits (M, V), or their gradient if `needs_gradient`, the loss, the correct, and the bias's gradient."""
+    logits_MV = F.linear(hidden_MD, weight_VD)
+    loss = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=hidden_MD.device)
+    bias_gradient_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=hidden_MD.device)
+    most = max(1, CHUNK_BYTES[hidden_MD.device.type] // (4 * len(weight_VD)))
+    num_chunks = max(1, -(-len(target_M) // most))
+    bias_V = bias_V.float()
+    # Of nearly equal size: a last one of a single position would be compiled anew.
+    chunks = zip(logits_MV.tensor_split(num_chunks), target_M.tensor_split(num_chunks), strict=True)
+    for logits_CV, target_C in chunks:
+        chunk = chunk_function(logits_CV, bias_V, target_C, needs_gradient)
+        loss, num_correct = loss + chunk.loss, num_correct + chunk.num_correct
+        if chunk.bias_gradient is not None:
+            bias_gradient_V += chunk.bias_gradient
+    return logits_MV, loss, num_correct, bias_gradient_V
