@@ -101,19 +101,49 @@ def _add_ledger(commands: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
-        "bench", help="side-by-side benchmarks", description="Time us and a peer in one run; rows to runs/bench/."
+        "bench",
+        help="side-by-side benchmarks",
+        description="Time us and a peer in turn in one run, on the GPU if there is one; rows go to runs/bench/.",
     )
-    bench.add_argument("what", choices=["loader"], help="loader: shards to packed, whole-word-masked tensors, one core")
-    bench.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
-    bench.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
-    bench.add_argument(
-        "--lengths", type=_lengths, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+    kinds = bench.add_subparsers(required=True, metavar="inference|train|loader")
+    for work, what in (("inference", "encode texts"), ("train", "training steps: forward, backward, optimizer")):
+        _add_bench_model(kinds.add_parser(work, help=what, description=f"Tokens per second and MFU: {what}."), work)
+    loader = kinds.add_parser(
+        "loader", help="shards to packed, whole-word-masked tensors, one core", description="The data loader's rate."
     )
-    bench.add_argument(
+    loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
+    loader.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
+    loader.add_argument(
+        "--lengths", type=_integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+    )
+    loader.add_argument(
         "--plan-documents", type=int, default=0, metavar="N", help="also plan N synthetic documents (default 0: do not)"
     )
+    loader.add_argument("--json", action="store_true", help="print the rows as JSON")
+    loader.set_defaults(command=_bench_loader)
+
+
+def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
+    bench.add_argument(
+        "--model",
+        type=Path,
+        default=Path("recipes/large/stage1.toml"),
+        metavar="PATH",
+        help="recipe, or folder that `cmbert export` wrote, whose shape is timed (default recipes/large/stage1.toml)",
+    )
+    bench.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
+    )
+    bench.add_argument(
+        "--lengths", type=_integers, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
+    )
+    bench.add_argument("--pieces", type=_integers, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument(
+        "--batch-tokens", type=int, default=32_768, metavar="N", help="real tokens in a batch, about (default 32768)"
+    )
+    bench.add_argument("--against", choices=["hf"], help="hf: also transformers' ModernBERT of the same shape")
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
-    bench.set_defaults(command=_bench)
+    bench.set_defaults(command=_bench_model, work=work)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -184,8 +214,8 @@ def _step_range(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _lengths(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
 
 
 def _ledger(options: argparse.Namespace) -> int:
@@ -195,11 +225,29 @@ def _ledger(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.loader_throughput import bench_loader, print_rows
+def _bench_loader(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.benchmark import print_rows
+    from cmbert.evaluate.loader_throughput import bench_loader
 
     rows = bench_loader(options.data, options.tokenizer, options.lengths, options.plan_documents)
     print_rows(rows, as_json=options.json)
+    return 0
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.benchmark import keep_rows, print_rows
+    from cmbert.evaluate.throughput import bench_throughput, read_shape, workloads
+
+    model, kernels = read_shape(options.model, options.overrides)
+    loads = workloads(options.lengths, options.pieces, options.batch_tokens, model.max_length)
+    rows = []
+    for row in bench_throughput(options.work, model, kernels, loads, against_transformers=options.against == "hf"):
+        rows.append(row)
+        if not options.json:
+            print_rows([row], as_json=False)
+    keep_rows(options.work, rows)
+    if options.json:
+        print_rows(rows, as_json=True)
     return 0
 
 

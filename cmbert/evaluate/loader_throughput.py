@@ -1,6 +1,5 @@
 """`cmbert bench loader`: rows from memory-mapped shards to packed, whole-word-masked tensors, beside transformers."""
 
-import re
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from cmbert.data.loader import RowReader, open_reader
 from cmbert.data.packing import document_chunks, plan_windows
 from cmbert.data.shards import ShardSet, token_dtype, write_idx, write_manifest
 from cmbert.evaluate.benchmark import Row, keep_rows
+from cmbert.evaluate.memory import resident_bytes
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer, load_tokenizer
 
 ROUNDS = 3
@@ -58,7 +58,7 @@ def _beside_transformers(data: Path, tokenizer: Tokenizer, context: int) -> Iter
         "tokens_per_second": round(rate),
         "ratio": round(rate / peer, 1),
         "fill_rate": round(statistics.median(fill), 4),
-        "anonymous_mb": anonymous_megabytes(),
+        "anonymous_mb": round(resident_bytes("RssAnon") / 1e6),
     }
 
 
@@ -139,12 +139,5 @@ def _plan_row(num_documents: int, context: int) -> Row:
         "peer": "cmbert",
         "documents_per_second": round(num_documents / seconds),
         "plan_mb": round((plan.starts.nbytes + plan.rows.nbytes) / 1e6, 2),
-        "anonymous_mb": anonymous_megabytes(),
+        "anonymous_mb": round(resident_bytes("RssAnon") / 1e6),
     }
-
-
-def anonymous_megabytes() -> int:
-    """Return this process's memory that is not a mapped file, MB: what a worker takes for itself."""
-    found = re.search(r"RssAnon:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found
-    return round(int(found[1]) / 1e3)

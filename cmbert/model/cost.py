@@ -13,10 +13,10 @@ GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 class FlopsPerToken:
     """Floating-point operations per row position, forward; a multiplication and an addition count as two."""
 
-    linear: int
-    global_attention: int
-    local_attention: int
-    forward: int
+    linear: float
+    global_attention: float
+    local_attention: float
+    forward: float
     """The three above: the encoder."""
     head: float
     """Prediction head and decoder, evaluated at masked positions only, at the stage's mean mask rate."""
@@ -41,8 +41,8 @@ def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsP
     parameters = count_parameters(model)
     linear = 2 * (parameters.attention + parameters.mlp)
     pair = 4 * width  # scores and weighted sum, 2 x width each per key seen
-    global_attention = num_global * pair * keys_seen(context, -1) // context
-    local_attention = (model.num_layers - num_global) * pair * keys_seen(context, side) // context
+    global_attention = num_global * pair * keys_seen(context, -1) / context
+    local_attention = (model.num_layers - num_global) * pair * keys_seen(context, side) / context
     forward = linear + global_attention + local_attention
     head = masked_share * 2 * (width**2 + width * model.vocab_size)
     training = (1 + GRADIENT_CALLS) * (forward + head)

@@ -13,7 +13,7 @@ from cmbert.accel import compiled
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.model.encoder import Encoder
 from cmbert.model.layers import make_norm
-from cmbert.model.loss import ChunkFunction, chunk_loss, masked_cross_entropy
+from cmbert.model.loss import ChunkFunction, chunk_loss, fusible_chunk_loss, masked_cross_entropy
 
 
 class PredictionHead(nn.Module):
@@ -35,7 +35,7 @@ class Decoder(nn.Linear):
     def __init__(self, config: ModelConfig, kernels: KernelConfig):
         super().__init__(config.hidden_size, config.vocab_size)
         # The number of masked positions differs from step to step: one compilation for all.
-        self.chunk_loss: ChunkFunction = compiled(chunk_loss, dynamic=True) if kernels.compile else chunk_loss
+        self.chunk_loss: ChunkFunction = compiled(fusible_chunk_loss, dynamic=True) if kernels.compile else chunk_loss
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """(M, D) -> (M, V); with targets (M,): loss and number of correct, as `masked_cross_entropy` returns them."""

@@ -3,6 +3,7 @@
 Shapes: N texts of a batch, L padded length, T their tokens packed, V vocabulary.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -83,11 +84,25 @@ def export_folder(
 
 def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
     """Read our own model, fp32 on the CPU, from a folder that `export_folder` wrote; CheckpointError if it is none."""
-    for name in ("config.json", "model.safetensors"):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory} has no {name}: give a folder written by `cmbert export`")
-    config = _model_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), directory)
+    config = read_config(directory)
+    if not (directory / "model.safetensors").is_file():
+        raise CheckpointError(f"{directory} has no model.safetensors: give a folder written by `cmbert export`")
     return _model_from(load_file(directory / "model.safetensors"), config, str(directory)), config
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read the configuration of a folder that `export_folder` wrote; CheckpointError if it is none."""
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} has no config.json: give a folder written by `cmbert export`")
+    return _model_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), directory)
+
+
+def modernbert_config(config: ModelConfig) -> Any:
+    """Return transformers' configuration of stock ModernBERT, LayerNorm included, of the shape of `config`."""
+    from transformers import ModernBertConfig
+
+    values = _config_json(dataclasses.replace(config, norm="layernorm"))
+    return ModernBertConfig(**{key: value for key, value in values.items() if key not in ("model_type", "dtype")})
 
 
 def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, source: str) -> MaskedLanguageModel:

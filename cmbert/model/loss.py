@@ -27,22 +27,48 @@ ChunkFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], Chunk
 def chunk_loss(
     logits_CV: torch.Tensor, bias_V: torch.Tensor, target_C: torch.Tensor, needs_gradient: bool
 ) -> ChunkLoss:
-    """Cross-entropy of a chunk in fp32; with `needs_gradient` the logits are overwritten by their gradient."""
+    """Cross-entropy of a chunk in fp32; with `needs_gradient` the logits are overwritten by their gradient.
+
+    Correct is a target whose score no other reaches: of equal scores, frequent in bf16, none is first.
+    """
     scores_CV = logits_CV.float() + bias_V
     target_C1 = target_C.unsqueeze(1)
-    highest_C1, best_C1 = scores_CV.max(dim=-1, keepdim=True)
-    num_correct = (best_C1 == target_C1).sum()
+    highest_C1 = scores_CV.amax(dim=-1, keepdim=True)
+    is_highest_C1 = scores_CV.gather(1, target_C1) == highest_C1
     scores_CV -= highest_C1
+    num_highest_C1 = scores_CV.eq(0).sum(dim=-1, keepdim=True)
     target_score_C1 = scores_CV.gather(1, target_C1)
     exponentials_CV = scores_CV.exp_()
     sum_C1 = exponentials_CV.sum(dim=-1, keepdim=True)
     loss = (sum_C1.log() - target_score_C1).sum()
+    num_correct = (is_highest_C1 & (num_highest_C1 == 1)).sum()
     if not needs_gradient:
         return ChunkLoss(loss, num_correct, None)
     exponentials_CV *= 1 / sum_C1
     exponentials_CV.scatter_(1, target_C1, exponentials_CV.gather(1, target_C1) - 1)
     logits_CV.copy_(exponentials_CV)
     return ChunkLoss(loss, num_correct, exponentials_CV.sum(dim=0))
+
+
+def fusible_chunk_loss(
+    logits_CV: torch.Tensor, bias_V: torch.Tensor, target_C: torch.Tensor, needs_gradient: bool
+) -> ChunkLoss:
+    """`chunk_loss` for torch.compile: written in place, its fp32 values would be stored between the loops."""
+    scores_CV = logits_CV.float() + bias_V
+    target_C1 = target_C.unsqueeze(1)
+    highest_C1 = scores_CV.amax(dim=-1, keepdim=True)
+    target_score_C1 = scores_CV.gather(1, target_C1)
+    num_highest_C1 = (scores_CV == highest_C1).sum(dim=-1, keepdim=True)
+    exponentials_CV = (scores_CV - highest_C1).exp()
+    sum_C1 = exponentials_CV.sum(dim=-1, keepdim=True)
+    loss = (sum_C1.log() + highest_C1 - target_score_C1).sum()
+    num_correct = ((target_score_C1 == highest_C1) & (num_highest_C1 == 1)).sum()
+    if not needs_gradient:
+        return ChunkLoss(loss, num_correct, None)
+    is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C1
+    gradient_CV = exponentials_CV * (1 / sum_C1) - is_target_CV.float()
+    logits_CV.copy_(gradient_CV)
+    return ChunkLoss(loss, num_correct, gradient_CV.sum(dim=0))
 
 
 def masked_cross_entropy(

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmbert.model import loss as loss_module
-from cmbert.model.loss import masked_cross_entropy
+from cmbert.model.loss import chunk_loss, fusible_chunk_loss, masked_cross_entropy
 
 WIDTH, VOCABULARY = 24, 320
 
@@ -29,12 +29,18 @@ def whole(hidden, weight, bias, target):
     return F.cross_entropy(logits, target, reduction="sum"), (logits.argmax(-1) == target).sum()
 
 
+def with_chunks_by(function):
+    return lambda *inputs: masked_cross_entropy(*inputs, function)
+
+
+@pytest.mark.parametrize("function", [chunk_loss, fusible_chunk_loss])
 @pytest.mark.parametrize("num_positions", [0, 1, 16, 17, 100])
-def test_loss_and_gradients_are_those_of_cross_entropy(num_positions):
+def test_loss_and_gradients_are_those_of_cross_entropy(num_positions, function):
+    entropy = with_chunks_by(function)
     hidden, weight, bias, target = draw(num_positions)
     if num_positions:
         target[0] = F.linear(hidden[0], weight, bias).argmax()
-    ours, theirs = (function(hidden, weight, bias, target) for function in (masked_cross_entropy, whole))
+    ours, theirs = (function(hidden, weight, bias, target) for function in (entropy, whole))
     assert_close(ours[0], theirs[0])
     assert ours[1].dtype == torch.int64
     assert ours[1] == theirs[1] >= min(num_positions, 1)
@@ -42,16 +48,27 @@ def test_loss_and_gradients_are_those_of_cross_entropy(num_positions):
     for got, wanted in zip(*gradients, strict=True):
         assert_close(got, wanted, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        assert_close(masked_cross_entropy(hidden, weight, bias, target), ours)
+        assert_close(entropy(hidden, weight, bias, target), ours)
 
 
-def test_bfloat16_is_as_near_to_fp32_as_torchs_own():
+@pytest.mark.parametrize("function", [chunk_loss, fusible_chunk_loss])
+def test_of_equal_scores_none_is_first(function):
+    hidden, weight, bias, _ = draw(3)
+    best = F.linear(hidden, weight, bias).argmax(-1)
+    with torch.no_grad():
+        weight[(best[0] + 1) % VOCABULARY] = weight[best[0]]
+        bias[(best[0] + 1) % VOCABULARY] = bias[best[0]]
+    assert with_chunks_by(function)(hidden, weight, bias, best)[1] == 3 - (best == best[0]).sum()
+
+
+@pytest.mark.parametrize("function", [chunk_loss, fusible_chunk_loss])
+def test_bfloat16_is_as_near_to_fp32_as_torchs_own(function):
     exact = draw(100)
     wanted = torch.autograd.grad(whole(*exact)[0], exact[:3])
     rounded = draw(100, torch.bfloat16)
     errors = []
-    for function in (masked_cross_entropy, whole):
-        loss, _ = function(*rounded)
+    for entropy in (with_chunks_by(function), whole):
+        loss, _ = entropy(*rounded)
         assert loss.dtype == torch.float32
         found = torch.autograd.grad(loss, rounded[:3])
         errors.append([(got.float() - want).norm() / want.norm() for got, want in zip(found, wanted, strict=True)])

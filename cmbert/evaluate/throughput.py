@@ -1,0 +1,302 @@
+"""`cmbert bench inference|train`: the encoder or a training step, beside transformers' ModernBERT of the same shape.
+
+Needs torch alone; the peer needs transformers. Shapes: N pieces, L tokens of the longest, T tokens of all.
+"""
+
+import logging
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cmbert.accel import check_kernels, is_installed
+from cmbert.config.load import load_recipe
+from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.errors import ConfigError
+from cmbert.evaluate.benchmark import Row
+from cmbert.evaluate.memory import PeakMemory
+from cmbert.model.cost import count_batch_flops
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.hf import modernbert_config, read_config
+from cmbert.model.init import initialise
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
+
+MASK_RATE = 0.3
+ROUNDS = 5  # timed in turn after one that warms up
+LEAST_SECONDS = 0.3  # a round repeats its work until it takes as long
+SHORTEST_TOKENS = 16  # of the variable lengths
+DTYPE = torch.bfloat16
+PEAK_MATRIX = 4096  # rows and columns of the matmul that measures a CPU
+NOMINAL_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
+"""Dense bf16 operations per second by NVIDIA's data sheets, SXM boards; looked for in the device's name."""
+
+Work = Literal["inference", "train"]
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pieces to read in one go."""
+
+    name: str
+    lengths: tuple[int, ...]
+
+
+def read_shape(path: Path, overrides: Sequence[str]) -> tuple[ModelConfig, KernelConfig]:
+    """Return the model and kernels of a recipe, or of an exported folder, whose kernels are the defaults.
+
+    Raises ConfigError or CheckpointError when `path` is neither, or a folder is to be overridden.
+    """
+    if path.is_dir():
+        if overrides:
+            raise ConfigError(f"--set: {path} is an exported folder, which has no keys to override; name a recipe")
+        return read_config(path), KernelConfig()
+    recipe = load_recipe(path, list(overrides))
+    return recipe.model, recipe.kernels
+
+
+def workloads(contexts: Sequence[int], pieces: Sequence[int], batch_tokens: int, max_length: int) -> list[Workload]:
+    """Return fixed and variable lengths for each context, and `pieces` as given; about `batch_tokens` real tokens each.
+
+    Variable lengths are normal around half the context, as in ModernBERT's own table (arXiv 2412.13663); the spread of
+    a sixth of the context is ours. Raises ConfigError for lengths that are not positive or exceed `max_length`.
+    """
+    wrong = [length for length in (*contexts, *pieces) if not 0 < length <= max_length]
+    if wrong:
+        raise ConfigError(f"--lengths, --pieces: {wrong[0]} must lie between 1 and the model's max_length {max_length}")
+    if batch_tokens < 1 or not (contexts or pieces):
+        raise ConfigError("--batch-tokens must be positive, and --lengths or --pieces name a length")
+    found = [Workload(f"given {len(pieces)} pieces", tuple(pieces))] if pieces else []
+    for context in contexts:
+        generator = torch.Generator().manual_seed(context)
+        count = max(1, 2 * batch_tokens // context)
+        drawn = (
+            torch.normal(context / 2, context / 6, (count,), generator=generator)
+            .round()
+            .long()
+            .clamp(min(16, context), context)
+        )
+        found.append(Workload(f"fixed {context}", (context,) * max(1, batch_tokens // context)))
+        found.append(Workload(f"variable to {context}", tuple(drawn.tolist())))
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The same tokens packed for us and padded for others, on the device."""
+
+    input_ids: torch.Tensor  # (T,)
+    cu_seqlens: torch.Tensor  # (N + 1,) int32, on the host
+    masked_positions: torch.Tensor  # (M,)
+    targets: torch.Tensor  # (M,)
+    padded_ids: torch.Tensor  # (N, L)
+    attention_mask: torch.Tensor  # (N, L)
+    labels: torch.Tensor  # (N, L), -100 where nothing is predicted
+
+
+def make_batch(lengths: Sequence[int], vocab_size: int, device: torch.device) -> Batch:
+    """Draw tokens for pieces of `lengths` and mask MASK_RATE of them."""
+    generator = torch.Generator().manual_seed(0)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+    num_tokens = int(cu_seqlens[-1])
+    ids = torch.randint(NUM_SPECIAL_TOKENS, vocab_size, (num_tokens,), generator=generator)
+    masked = torch.randperm(num_tokens, generator=generator)[: max(1, round(MASK_RATE * num_tokens))].sort().values
+    labels = torch.full((num_tokens,), -100)
+    labels[masked] = ids[masked]
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    padded, padded_labels = torch.zeros(real.shape, dtype=torch.int64), torch.full(real.shape, -100)
+    padded[real], padded_labels[real] = ids, labels
+    moved = (tensor.to(device) for tensor in (masked, ids[masked], padded, real.long(), padded_labels))
+    return Batch(ids.to(device), cu_seqlens.int(), *moved)
+
+
+class MixedPrecision:
+    """AdamW on fp32 copies of bf16 weights, as DeepSpeed's bf16 optimizer keeps them: clip, step, copy back."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.weights: list[torch.Tensor] = list(model.parameters())
+        self.copies = [weight.detach().float() for weight in self.weights]
+        for copy in self.copies:
+            copy.grad = torch.zeros_like(copy)
+        self.optimizer = torch.optim.AdamW(self.copies, lr=1e-5, fused=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Apply and clear the gradients of the weights."""
+        for copy, weight in zip(self.copies, self.weights, strict=True):
+            assert copy.grad is not None and weight.grad is not None
+            copy.grad.copy_(weight.grad)
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(self.copies, 1.0)
+        self.optimizer.step()
+        torch._foreach_copy_(self.weights, self.copies)
+
+
+def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Callable[[Batch], Run]:
+    """Return batch -> one run of our model on it."""
+    built = MaskedLanguageModel(model, kernels)
+    initialise(built, 0)
+    built = built.to(device, DTYPE)
+    if work == "inference":
+        built.eval()
+
+        def infer(batch: Batch) -> Run:
+            return lambda: inference(lambda: built.model(batch.input_ids, batch.cu_seqlens))
+
+        return infer
+    optimizer = MixedPrecision(built)
+
+    def train(batch: Batch) -> Run:
+        def run() -> None:
+            loss, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
+            (loss / len(batch.targets)).backward()
+            optimizer.step()
+
+        return run
+
+    return train
+
+
+def their_runner(work: Work, model: ModelConfig, attention: str, device: torch.device) -> Callable[[Batch], Run]:
+    """Return batch -> one run of transformers' ModernBERT, as shipped, on the padded batch."""
+    from transformers import ModernBertForMaskedLM
+
+    config = modernbert_config(model)
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    built: Any = ModernBertForMaskedLM(config)
+    built = built.to(device, DTYPE)
+    if work == "inference":
+        built.eval()
+
+        def infer(batch: Batch) -> Run:
+            inputs = {"input_ids": batch.padded_ids, "attention_mask": batch.attention_mask}
+            return lambda: inference(lambda: built.model(**inputs))
+
+        return infer
+    optimizer = MixedPrecision(built)
+
+    def train(batch: Batch) -> Run:
+        def run() -> None:
+            inputs = {"input_ids": batch.padded_ids, "attention_mask": batch.attention_mask}
+            built(**inputs, labels=batch.labels).loss.backward()
+            optimizer.step()
+
+        return run
+
+    return train
+
+
+@torch.inference_mode()
+def inference(forward: Callable[[], Any]) -> None:
+    """Run a forward pass for nothing but its time."""
+    forward()
+
+
+def bench_throughput(
+    work: Work,
+    model: ModelConfig,
+    kernels: KernelConfig,
+    loads: Sequence[Workload],
+    *,
+    against_transformers: bool,
+) -> Iterator[Row]:
+    """Time `work` on each workload, ours and the peers' in turn, and yield their rows.
+
+    Tokens are real tokens. MFU is the operations the model needs (`count_batch_flops`) over the peak: NVIDIA's figure
+    on a GPU it is known for, else a measured bf16 matmul. Memory is what a run takes beyond weights and optimizer.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_kernels(kernels, device, DTYPE)
+    peers = peer_attentions(device) if against_transformers else []
+    peak, source = peak_flops(device)
+    logger.info("%s, torch %s: bf16 peak %.3g TFLOP/s (%s)", hardware(device), torch.__version__, peak / 1e12, source)
+    runners = {"cmbert": our_runner(work, model, kernels, device)}
+    for attention in peers:
+        runners[f"transformers {attention}"] = their_runner(work, model, attention, device)
+    shape = f"{model.num_layers} layers x {model.hidden_size}"
+    for load in loads:
+        batch = make_batch(load.lengths, model.vocab_size, device)
+        flops = count_batch_flops(model, load.lengths, len(batch.targets), training=work == "train")
+        seconds, memory = time_in_turn({peer: runner(batch) for peer, runner in runners.items()}, device)
+        tokens = sum(load.lengths)
+        for peer in reversed(runners):
+            row: Row = {"work": f"{work} {shape}, {load.name}, bf16", "peer": peer}
+            row["tokens_per_second"] = round(tokens / seconds[peer])
+            if peer == "cmbert" and len(runners) > 1:
+                row["ratio"] = round(min(seconds[other] for other in runners if other != peer) / seconds[peer], 2)
+            row |= {"mfu": round(flops / seconds[peer] / peak, 3), "run_memory_mb": round(memory[peer] / 1e6)}
+            row |= {"tokens": tokens, "pieces": len(load.lengths), "compiled": kernels.compile and peer == "cmbert"}
+            yield row | {"peak_tflops": round(peak / 1e12, 3), "peak": source, **versions(device)}
+
+
+def time_in_turn(runs: dict[str, Run], device: torch.device) -> tuple[dict[str, float], dict[str, int]]:
+    """Return seconds (median) and memory (bytes) of each run; every round does them all, so noise meets them alike."""
+    memory, repeats = {}, {}
+    for peer, run in runs.items():
+        run()  # compiles, and fills the optimizer's moments
+        with PeakMemory(device) as peak:
+            once = timed(run, 1, device)
+        memory[peer], repeats[peer] = peak.bytes, max(1, round(LEAST_SECONDS / once))
+    seconds: dict[str, list[float]] = {peer: [] for peer in runs}
+    for _ in range(ROUNDS):
+        for peer, run in runs.items():
+            seconds[peer].append(timed(run, repeats[peer], device))
+    return {peer: statistics.median(found) for peer, found in seconds.items()}, memory
+
+
+def timed(run: Run, repeats: int, device: torch.device) -> float:
+    """Return seconds of one run."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    synchronise(device)
+    return (time.perf_counter() - started) / repeats
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """Return bf16 operations per second that MFU is a share of, and where the figure comes from."""
+    nominal = [flops for part, flops in NOMINAL_FLOPS.items() if part in hardware(device)]
+    if nominal:
+        return nominal[0], "nominal"
+    left, right = (torch.randn(PEAK_MATRIX, PEAK_MATRIX, device=device).to(DTYPE) for _ in range(2))
+    timed(lambda: left @ right, 1, device)
+    seconds = statistics.median(timed(lambda: left @ right, 1, device) for _ in range(ROUNDS))
+    return 2 * PEAK_MATRIX**3 / seconds, f"measured, matmul of {PEAK_MATRIX}"
+
+
+def peer_attentions(device: torch.device) -> list[str]:
+    """Return the attention implementations of transformers that this machine can run in bf16."""
+    if not is_installed("transformers"):
+        raise ConfigError("--against hf: transformers is not installed: pip install -c constraints.txt transformers")
+    from transformers.utils import is_flash_attn_2_available
+
+    return ["sdpa", *(["flash_attention_2"] if device.type == "cuda" and is_flash_attn_2_available() else [])]
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Return hardware and versions, which every figure needs beside it."""
+    return {"hardware": hardware(device), "torch": torch.__version__, "python": platform.python_version()}

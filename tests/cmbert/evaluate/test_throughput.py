@@ -1,0 +1,133 @@
+"""`cmbert bench inference|train`: what is timed, what is counted, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmbert.cli import main
+from cmbert.config.load import load_recipe
+from cmbert.evaluate.memory import PeakMemory
+from cmbert.evaluate.throughput import make_batch, our_runner, their_runner, workloads
+from cmbert.model.cost import count_batch_flops
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.init import initialise
+
+CPU = torch.device("cpu")
+MEGABYTE = 1_000_000
+
+
+@pytest.mark.parametrize("work", ["inference", "train"])
+def test_rows_of_us_and_the_peer(
+    work: str, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", str(recipe_file), "--lengths", "64", "--pieces", "5,40,19", "--batch-tokens", "256"]
+    assert main(["bench", work, *arguments, "--against", "hf", "--json"]) == 0
+    rows = json.loads((tmp_path / "runs" / "bench" / f"{work}.json").read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("[\n") :]) == rows  # after the log
+    assert [row["peer"] for row in rows] == ["transformers sdpa", "cmbert"] * 3
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert theirs["work"] == ours["work"]
+        assert theirs["tokens"] == ours["tokens"]
+        assert ours["ratio"] == pytest.approx(ours["tokens_per_second"] / theirs["tokens_per_second"], rel=0.02)
+        assert 0 < ours["mfu"] <= 1
+        assert {"hardware", "torch", "peak", "run_memory_mb"} <= ours.keys()
+    assert [row["tokens"] for row in rows[1::2]][:2] == [64, 256]
+    model = load_recipe(recipe_file).model
+    given = rows[1]
+    flops = count_batch_flops(model, [5, 40, 19], round(0.3 * 64), training=work == "train")
+    rate = given["mfu"] * given["peak_tflops"] * 1e12 / flops * 64  # tokens per second that the MFU stands for
+    assert rate == pytest.approx(
+        given["tokens_per_second"], rel=0.1, abs=0.001 * 1e12 * given["peak_tflops"] / flops * 64
+    )
+
+
+def test_workloads_hold_about_the_tokens_asked_for_and_are_the_same_each_time() -> None:
+    loads = workloads([512, 8192], [7, 9], 65_536, 8192)
+    assert [load.name for load in loads] == [
+        "given 2 pieces", "fixed 512", "variable to 512", "fixed 8192", "variable to 8192",
+    ]  # fmt: skip
+    assert loads == workloads([512, 8192], [7, 9], 65_536, 8192)
+    for load in loads[1:]:
+        assert sum(load.lengths) == pytest.approx(65_536, rel=0.15)
+        assert max(load.lengths) <= (512 if "512" in load.name else 8192)
+    assert len(set(loads[2].lengths)) > 50
+
+
+def test_both_read_the_same_tokens_and_predict_the_same() -> None:
+    batch = make_batch([3, 9, 1], 64, CPU)
+    real = batch.attention_mask.bool()
+    assert real.sum(1).tolist() == [3, 9, 1]
+    assert torch.equal(batch.padded_ids[real], batch.input_ids)
+    assert batch.cu_seqlens.tolist() == [0, 3, 12, 13]
+    labels = batch.labels[real]
+    assert (labels >= 0).nonzero().flatten().tolist() == batch.masked_positions.tolist()
+    assert torch.equal(labels[batch.masked_positions], batch.targets)
+
+
+def test_a_training_run_trains(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    batch = make_batch([30, 34], recipe.model.vocab_size, CPU)
+    for runner in (
+        our_runner("train", recipe.model, recipe.kernels, CPU),
+        their_runner("train", recipe.model, "sdpa", CPU),
+    ):
+        built = next(
+            cell.cell_contents for cell in runner.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
+        )
+        before = [parameter.detach().clone() for parameter in built.parameters()]
+        run = runner(batch)
+        for _ in range(3):
+            run()
+        moved = [not torch.equal(*pair) for pair in zip(before, built.parameters(), strict=True)]
+        assert sum(moved) > 0.5 * len(moved)  # steps of 1e-5 do not always reach the next bf16 number
+
+
+def test_the_peer_is_the_same_network(recipe_file: Path) -> None:
+    from transformers import ModernBertForMaskedLM
+
+    from cmbert.model.hf import modernbert_config
+
+    recipe = load_recipe(recipe_file, ["model.norm=layernorm"])
+    ours = MaskedLanguageModel(recipe.model)
+    initialise(ours, 0)
+    theirs = ModernBertForMaskedLM(modernbert_config(recipe.model))
+    theirs.load_state_dict(ours.state_dict())
+    batch = make_batch([200, 31], recipe.model.vocab_size, CPU)
+    logits = theirs(input_ids=batch.padded_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(
+        ours.logits(batch.input_ids, batch.cu_seqlens), logits[batch.attention_mask.bool()], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
+    with PeakMemory(CPU) as peak:
+        torch.ones(50 * MEGABYTE)
+    assert peak.bytes == pytest.approx(200 * MEGABYTE, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "9000"], "9000 must lie between 1 and the model's max_length 8192"),
+        (["--pieces", "0"], "0 must lie between 1"),
+        (["--batch-tokens", "0"], "--batch-tokens must be positive"),
+        (["--set", "kernels.attention=flash_attn"], "kernels.attention: 'flash_attn' cannot run on cpu"),
+        (["--set", "kernels.atention=cpu"], "did you mean 'attention'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    recipe_file: Path, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "train", "--model", str(recipe_file), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    assert main(["bench", "train", "--model", "nowhere.toml"]) == 2
+    assert "nowhere.toml: no such recipe" in capsys.readouterr().err
