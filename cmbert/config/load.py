@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from cmbert.config.check import check_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
@@ -37,6 +35,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def write_resolved(recipe: Recipe, path: Path) -> None:
     """Write every key of `recipe` with its value in force, as TOML that `load_recipe` reads back to an equal recipe."""
+    import tomli_w  # not needed by a machine that only times models
+
     write_text(path, tomli_w.dumps(dataclasses.asdict(recipe)))
 
 

@@ -23,9 +23,7 @@ from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
 from cmbert.model.cost import count_batch_flops
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.hf import modernbert_config, read_config
 from cmbert.model.init import initialise
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +54,8 @@ def read_shape(path: Path, overrides: Sequence[str]) -> tuple[ModelConfig, Kerne
     Raises ConfigError or CheckpointError when `path` is neither, or a folder is to be overridden.
     """
     if path.is_dir():
+        from cmbert.model.hf import read_config
+
         if overrides:
             raise ConfigError(f"--set: {path} is an exported folder, which has no keys to override; name a recipe")
         return read_config(path), KernelConfig()
@@ -107,7 +107,7 @@ def make_batch(lengths: Sequence[int], vocab_size: int, device: torch.device) ->
     generator = torch.Generator().manual_seed(0)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
     num_tokens = int(cu_seqlens[-1])
-    ids = torch.randint(NUM_SPECIAL_TOKENS, vocab_size, (num_tokens,), generator=generator)
+    ids = torch.randint(vocab_size, (num_tokens,), generator=generator)
     masked = torch.randperm(num_tokens, generator=generator)[: max(1, round(MASK_RATE * num_tokens))].sort().values
     labels = torch.full((num_tokens,), -100)
     labels[masked] = ids[masked]
@@ -132,7 +132,8 @@ class MixedPrecision:
     def step(self) -> None:
         """Apply and clear the gradients of the weights."""
         for copy, weight in zip(self.copies, self.weights, strict=True):
-            assert copy.grad is not None and weight.grad is not None
+            assert copy.grad is not None
+            assert weight.grad is not None
             copy.grad.copy_(weight.grad)
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(self.copies, 1.0)
@@ -168,6 +169,8 @@ def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: to
 def their_runner(work: Work, model: ModelConfig, attention: str, device: torch.device) -> Callable[[Batch], Run]:
     """Return batch -> one run of transformers' ModernBERT, as shipped, on the padded batch."""
     from transformers import ModernBertForMaskedLM
+
+    from cmbert.model.hf import modernbert_config
 
     config = modernbert_config(model)
     config._attn_implementation = attention

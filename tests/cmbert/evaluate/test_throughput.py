@@ -1,6 +1,8 @@
 """`cmbert bench inference|train`: what is timed, what is counted, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,35 @@ def test_rows_of_us_and_the_peer(
     assert rate == pytest.approx(
         given["tokens_per_second"], rel=0.1, abs=0.001 * 1e12 * given["peak_tflops"] / flops * 64
     )
+
+
+ONLY_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"pretended to be absent: {name}", name=name)
+sys.meta_path.insert(0, Absent())
+from cmbert.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+OTHERS = ("deepspeed", "flash_attn", "numba", "jieba", "rjieba", "tokenizers", "safetensors", "tomli_w", "transformers")
+
+
+def test_torch_alone_is_enough(recipe_file: Path, tmp_path: Path) -> None:
+    program = ONLY_TORCH.replace("{packages}", repr(OTHERS))
+    arguments = ["bench", "train", "--model", str(recipe_file), "--lengths", "64", "--batch-tokens", "256"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "peer cmbert tokens_per_second" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--against", "hf"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--against hf: transformers is not installed" in done.stderr
 
 
 def test_workloads_hold_about_the_tokens_asked_for_and_are_the_same_each_time() -> None:
