@@ -114,6 +114,11 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         ),
         (train.seed < 0, "train.seed", "must not be negative"),
         (
+            train.init_tiling and not train.init_from,
+            "train.init_tiling",
+            "needs train.init_from, the smaller model's run",
+        ),
+        (
             min(train.checkpoint_every_steps, train.keep_checkpoints, train.log_every_steps) < 1,
             "train",
             "intervals must be positive",

@@ -149,6 +149,8 @@ class TrainConfig:
     """DeepSpeed file: owns ZeRO stage and precision."""
     init_from: str = ""
     """Run or checkpoint whose weights start this stage (stage 2 names stage 1's run); empty = fresh weights."""
+    init_tiling: bool = False
+    """Let init_from be a smaller model, whose weights are repeated to this one's shape (docs/training.md)."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; one is always written at the end (ours)."""
     keep_checkpoints: int = 3

@@ -32,10 +32,9 @@ from cmbert.data.loader import (
 )
 from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.init import initialise
 from cmbert.progress import duration
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import TrainState, load_checkpoint, load_weights, save_checkpoint
+from cmbert.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.guards import require_finite
@@ -44,6 +43,7 @@ from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run_directory import find_resume, open_run_directory
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
+from cmbert.train.starting_weights import check_starting_weights, starting_model
 
 PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
 
@@ -155,6 +155,8 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, skip_steps: tuple[i
     )
     check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
     checkpoint, state = find_resume(recipe, resume, tokenizer, reader, launch.world_size)
+    if checkpoint is None:
+        check_starting_weights(recipe)
     step = state.step if state else 0
     left_out = leave_out(tuple((first, last) for first, last in state.left_out) if state else (), skip_steps, step)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
@@ -180,11 +182,7 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
     if launch.rank == 0:
         for source in start.reader.blend.sources:
             source.keep_plan()
-    model = MaskedLanguageModel(recipe.model, recipe.kernels)
-    if start.checkpoint is None:
-        initialise(model, recipe.train.seed)
-        if recipe.train.init_from:
-            model.load_state_dict(load_weights(Path(recipe.train.init_from)))
+    model = MaskedLanguageModel(recipe.model, recipe.kernels) if start.checkpoint else starting_model(recipe)
     engine = build_engine(model.to(device), build_optimizer(model, recipe.optimizer), start.deepspeed_config)
     if start.checkpoint:
         load_checkpoint(start.checkpoint, engine)

@@ -11,8 +11,8 @@ from cmbert.errors import CheckpointError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.hf import export_folder, load_folder
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import CHECKPOINTS, load_weights, read_state, require_checkpoint
-from cmbert.train.run_directory import RECIPE_FILE, read_run_recipe
+from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
+from cmbert.train.run_directory import read_run_recipe, run_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,7 @@ def export(path: Path, output: Path, format: Literal["hf", "hf-modernbert"]) -> 
 
 def _recipe_and_tokenizer(path: Path) -> tuple[Recipe, Tokenizer]:
     checkpoint = require_checkpoint(path)
-    run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else path
-    if not (run / RECIPE_FILE).is_file():
-        raise CheckpointError(
-            f"{checkpoint}: not inside a run directory; keep checkpoints where `cmbert train` made them"
-        )
-    recipe = read_run_recipe(run)
+    recipe = read_run_recipe(run_of(checkpoint))
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     if read_state(checkpoint).tokenizer_fingerprint != tokenizer.fingerprint:
         raise CheckpointError(

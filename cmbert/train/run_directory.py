@@ -14,7 +14,14 @@ from cmbert.data.loader import RowReader
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import write_json
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint import TrainState, check_files, find_checkpoint, read_state, require_checkpoint
+from cmbert.train.checkpoint import (
+    CHECKPOINTS,
+    TrainState,
+    check_files,
+    find_checkpoint,
+    read_state,
+    require_checkpoint,
+)
 
 RECIPE_FILE = "resolved.toml"
 # Keys that may change within a run: they alter speed, memory or bookkeeping, not what is learnt.
@@ -66,6 +73,15 @@ def read_run_recipe(run: Path) -> Recipe:
     return load_recipe(run / RECIPE_FILE)
 
 
+def run_of(checkpoint: Path) -> Path:
+    """Return the run directory that a checkpoint lies in. Raises CheckpointError when it was moved out of one."""
+    if checkpoint.parent.name != CHECKPOINTS or not (checkpoint.parent.parent / RECIPE_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint}: not inside a run directory; keep checkpoints where `cmbert train` made them"
+        )
+    return checkpoint.parent.parent
+
+
 def check_belongs(recipe: Recipe) -> None:
     """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt."""
     directory = Path(recipe.run_directory)
@@ -85,7 +101,7 @@ def find_resume(
     """Return the checkpoint to continue from and its state, or (None, None) for a fresh start.
 
     Raises ConfigError or CheckpointError when the run directory belongs to another recipe, the checkpoint is torn, or
-    it was made with other data, tokenizer or number of ranks; also when a fresh start lacks its init_from checkpoint.
+    it was made with other data, tokenizer or number of ranks.
     """
     directory = Path(recipe.run_directory)
     check_belongs(recipe)
@@ -94,8 +110,6 @@ def find_resume(
         raise CheckpointError(f"{directory}: holds {existing.name}, and --resume never was given; move the run away")
     checkpoint = existing if resume in ("auto", "never") else require_checkpoint(Path(resume))
     if checkpoint is None:
-        if recipe.train.init_from:
-            require_checkpoint(Path(recipe.train.init_from))
         return None, None
     check_files(checkpoint)
     state = read_state(checkpoint)

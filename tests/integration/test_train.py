@@ -199,6 +199,25 @@ def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path
     assert other.count("\n") == 1
 
 
+def test_a_larger_model_starts_from_a_smaller_ones_weights(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file)
+    model = load_recipe(recipe_file).model
+    width, heads = 2 * model.hidden_size, 2 * model.num_heads
+    larger = (f"model.hidden_size={width}", f"model.num_heads={heads}", f"run_directory={tmp_path}/larger")
+    settings = [word for setting in larger for word in ("--set", setting)]
+    start = ["--set", f"train.init_from={tmp_path}/run"]
+    refused = train(recipe_file, *settings, *start, code=2)
+    assert f"model.hidden_size: {width}, but {tmp_path}/run (train.init_from) has {model.hidden_size}" in refused
+    assert "set train.init_tiling = true" in refused
+    assert refused.count("\n") == 1
+    assert not (tmp_path / "larger").exists()
+    output = train(recipe_file, *settings, *start, "--set", "train.init_tiling=true", "--max-steps", "1")
+    assert f"tiled {tmp_path}/run" in output
+    before = losses(tmp_path / "run")
+    assert losses(tmp_path / "larger")[0] < before[0] - 0.15
+    assert before[-1] < before[0] - 0.15  # so there was something to take over
+
+
 def ledger(run: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run / "ledger").iterdir()))
 
