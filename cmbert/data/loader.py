@@ -60,6 +60,25 @@ class StepData(NamedTuple):
     facts: StepFacts
 
 
+class FoundRow(NamedTuple):
+    """Where the pieces of a row are."""
+
+    address: RowAddress
+    table: PieceTable
+    place: int
+    """Number of the row in `table`."""
+
+    @property
+    def work(self) -> int:
+        """Attention work of the row: the sum of its pieces' squared lengths, tokens^2."""
+        return int(self.table.work[self.place])
+
+    @property
+    def part(self) -> slice:
+        """The row's pieces in the columns of `table`."""
+        return slice(self.table.row_bounds[self.place], self.table.row_bounds[self.place + 1])
+
+
 class AssembledRows(NamedTuple):
     """Rows before they are masked."""
 
@@ -67,6 +86,15 @@ class AssembledRows(NamedTuple):
     unit_starts: np.ndarray  # (T,) bool
     piece_bounds: np.ndarray  # (pieces + 1,) int64
     row_bounds: np.ndarray  # (rows + 1,) int64
+    addresses: list[RowAddress]
+
+    def unit_lengths(self) -> list[int]:
+        """Return the maskable units by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
+        ordinary = self.ids >= NUM_SPECIAL_TOKENS
+        begins = self.unit_starts | ~ordinary  # a special token ends the unit before it
+        firsts = np.flatnonzero(begins)
+        lengths = np.diff(firsts, append=len(begins))[ordinary[firsts]]
+        return np.bincount(np.minimum(lengths, UNIT_LENGTH_BINS), minlength=UNIT_LENGTH_BINS + 1)[1:].tolist()
 
 
 LeftOut = tuple[tuple[int, int], ...]
@@ -127,23 +155,21 @@ class RowReader:
     def __init__(self, blend: Blend, mask: MaskConfig, vocab_size: int, seed: int):
         self.blend, self.mask, self.vocab_size, self.seed = blend, mask, vocab_size, seed
 
-    def work(self, row: int) -> int:
-        """Return the attention work of a row: the sum of its pieces' squared lengths, tokens^2."""
-        table, place = self._find(self.blend.address(row))
-        return int(table.work[place])
+    def find(self, rows: Sequence[int]) -> list[FoundRow]:
+        """Look rows up by number."""
+        addresses = [self.blend.address(row) for row in rows]
+        return [FoundRow(a, *self.blend.sources[a.source].find(a.epoch, a.row)) for a in addresses]
 
-    def _find(self, address: RowAddress) -> tuple[PieceTable, int]:
-        return self.blend.sources[address.source].find(address.epoch, address.row)
-
-    def assemble(self, addresses: Sequence[RowAddress]) -> AssembledRows:
+    def assemble(self, rows: Sequence[int]) -> AssembledRows:
         """Lay rows back to back, `[CLS] tokens [SEP]` per piece."""
-        found = [self._find(address) for address in addresses]
-        parts = [slice(table.row_bounds[row], table.row_bounds[row + 1]) for table, row in found]
+        found = self.find(rows)
+        addresses = [row.address for row in found]
         context = self.blend.sources[0].context
         starts, places_of_row = [], []
-        for number, ((table, _), part) in enumerate(zip(found, parts, strict=True)):
-            ends = number * context + np.cumsum(table.lengths[part] + SPECIALS_PER_PIECE)
-            places_of_row.append(ends - table.lengths[part] - SPECIALS_PER_PIECE)
+        for number, row in enumerate(found):
+            lengths = row.table.lengths[row.part]
+            ends = number * context + np.cumsum(lengths + SPECIALS_PER_PIECE)
+            places_of_row.append(ends - lengths - SPECIALS_PER_PIECE)
             starts.append(places_of_row[-1])
             filled = ends[-1] if len(ends) else number * context  # the last rows of a window may stay empty
             if filled < (number + 1) * context:
@@ -151,28 +177,24 @@ class RowReader:
         num_positions = len(addresses) * context
         bounds = np.concatenate([*starts, [num_positions]])
         ids, unit_starts = np.full(num_positions, PAD_ID, np.int64), np.ones(num_positions, bool)
-        for number, ((table, _), part) in enumerate(zip(found, parts, strict=True)):
-            places = places_of_row[number]
+        for (address, table, _), part, places in zip(found, (row.part for row in found), places_of_row, strict=True):
             shards = table.shards[part]
-            set_of_source = self.blend.sources[addresses[number].source].shards
+            set_of_source = self.blend.sources[address.source].shards
             for shard in np.unique(shards).tolist():
                 here = shards == shard
                 tokens, words = set_of_source.shard_arrays(shard)
                 frame_pieces(
                     tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts
                 )
-        return AssembledRows(ids, unit_starts, bounds, np.arange(len(addresses) + 1) * context)
+        return AssembledRows(ids, unit_starts, bounds, np.arange(len(addresses) + 1) * context, addresses)
 
-    def pieces(self, rows: Sequence[int]) -> Pieces:
+    def pieces(self, found: Sequence[FoundRow]) -> Pieces:
         """Return the pieces of documents that rows hold, as the ledger records them."""
         columns = []
-        for row in rows:
-            address = self.blend.address(row)
-            table, place = self._find(address)
-            part = slice(table.row_bounds[place], table.row_bounds[place + 1])
-            documents = table.documents[part]
-            sources = np.full(len(documents), address.source)
-            columns.append((sources, documents, table.starts[part], table.lengths[part]))
+        for row in found:
+            documents = row.table.documents[row.part]
+            sources = np.full(len(documents), row.address.source)
+            columns.append((sources, documents, row.table.starts[row.part], row.table.lengths[row.part]))
         sources, documents, starts, lengths = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.lexsort((starts, documents, sources))
         return Pieces(
@@ -182,19 +204,12 @@ class RowReader:
             lengths[order].astype(np.int32),
         )
 
-    def unit_lengths(self, rows: Sequence[int]) -> list[int]:
-        """Return the maskable units of rows by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
-        assembled = self.assemble([self.blend.address(row) for row in rows])
-        ordinary = assembled.ids >= NUM_SPECIAL_TOKENS
-        begins = assembled.unit_starts | ~ordinary  # a special token ends the unit before it
-        firsts = np.flatnonzero(begins)
-        lengths = np.diff(firsts, append=len(begins))[ordinary[firsts]]
-        return np.bincount(np.minimum(lengths, UNIT_LENGTH_BINS), minlength=UNIT_LENGTH_BINS + 1)[1:].tolist()
-
     def micro_batch(self, rows: Sequence[int], mask_rate: float) -> PackedBatch:
         """Join rows into one packed micro-batch."""
-        addresses = [self.blend.address(row) for row in rows]
-        assembled = self.assemble(addresses)
+        return self.mask_rows(self.assemble(rows), mask_rate)
+
+    def mask_rows(self, assembled: AssembledRows, mask_rate: float) -> PackedBatch:
+        """Mask assembled rows; their ids are overwritten."""
         positions, targets = mask_batch(
             assembled.ids,
             assembled.unit_starts,
@@ -203,7 +218,7 @@ class RowReader:
             config=self.mask,
             vocab_size=self.vocab_size,
             seed=self.seed,
-            indexes=addresses,
+            indexes=assembled.addresses,
         )
         return PackedBatch(
             input_ids=torch.from_numpy(assembled.ids),
@@ -221,17 +236,19 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> StepData:
         rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
-        parts = self.geometry.micro_batches(rows, [reader.work(row) for row in rows])
-        pieces, batch = reader.pieces(rows), data_step(step, self.geometry.left_out)
+        found = reader.find(rows)
+        parts = self.geometry.micro_batches(rows, [row.work for row in found])
+        pieces, batch = reader.pieces(found), data_step(step, self.geometry.left_out)
+        assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)
         facts = StepFacts(
             data_step=batch,
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
             num_pieces=len(pieces.documents),
-            unit_lengths=reader.unit_lengths(parts[0]),
+            unit_lengths=assembled[0].unit_lengths(),
             ledger=pack_record(step, batch, pieces) if self.geometry.rank == 0 else b"",
         )
-        return StepData([reader.micro_batch(part, rate) for part in parts], facts)
+        return StepData([reader.mask_rows(part, rate) for part in assembled], facts)
 
 
 def iterate_steps(batches: StepBatches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[StepData]:

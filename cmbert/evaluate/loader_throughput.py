@@ -93,7 +93,7 @@ def _whole_word_collator(tokenizer: Tokenizer, reader: RowReader, context: int) 
     )
     examples = []
     for row in range(min(PEER_TOKENS // context, reader.blend.sources[0].num_rows)):
-        assembled = reader.assemble([reader.blend.address(row)])
+        assembled = reader.assemble([row])
         ids = np.full(context, NUM_SPECIAL_TOKENS)  # the collator stacks rows of one length
         ids[: len(assembled.ids)] = assembled.ids
         starts = np.ones(context, bool)

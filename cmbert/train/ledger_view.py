@@ -34,7 +34,7 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         return
     first = record.data_step * recipe.train.rows_per_step
     rows = range(first, first + recipe.train.rows_per_step)
-    again = reader.pieces(rows)
+    again = reader.pieces(reader.find(rows))
     if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):
         raise CheckpointError(f"{run}: its data makes another batch of step {step} today; the shards were changed")
     rate = step_mask_rate(step, recipe)

@@ -75,7 +75,7 @@ def test_ranks_have_equal_attention_work(data: DataConfig, tokenizer: Tokenizer)
             work = np.array([sum(map(attention_work, dataset[step].micro_batches)) for dataset in datasets])
             uneven.append(np.abs(work / work.mean() - 1).mean())
             reader = datasets[0].reader
-            assert work.sum() == sum(reader.work(row) for row in datasets[0].geometry.rows(step))
+            assert work.sum() == sum(row.work for row in reader.find(datasets[0].geometry.rows(step)))
         assert np.mean(uneven) < 0.05
 
 
@@ -149,7 +149,7 @@ def test_an_epoch_reads_every_token_once(data: DataConfig, tokenizer: Tokenizer)
     source = reader.blend.sources[0]
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for row in range(source.num_rows):
-        ids = reader.assemble([reader.blend.address(row)]).ids
+        ids = reader.assemble([row]).ids
         counts += np.bincount(ids[ids >= NUM_SPECIAL_TOKENS], minlength=tokenizer.vocab_size)
     assert (counts == source.shards.token_counts(tokenizer.vocab_size)).all()
 

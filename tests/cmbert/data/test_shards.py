@@ -206,5 +206,5 @@ def test_a_megatron_set_trains_on_single_tokens(
     with pytest.warns(UserWarning, match="without word units: masking single tokens"):
         reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
     rows = range(reader.blend.sources[0].num_rows)
-    assert sum(sum(reader.unit_lengths([row])[1:]) for row in rows) == 0  # every unit is one token
+    assert sum(sum(reader.assemble([row]).unit_lengths()[1:]) for row in rows) == 0  # every unit is one token
     assert sum(len(reader.micro_batch([row], 0.3).targets) for row in rows) > 0
