@@ -284,8 +284,8 @@ def describe(plan: Plan) -> str:
         columns = zip(sizes, MEMORY_COLUMNS, strict=True)
         lines.append(f"  {stage:<3}" + "".join(f"{size / 1e9:>{column}.3f}" for size, column in columns))
     lines += [
-        "  * an estimate for fused attention, within 10 % of what autograd keeps (tested on a CPU, not measured on a GPU);",
-        "    without communication buffers and allocator slack",
+        "  * an estimate for fused attention, within 10 % of what autograd keeps (tested on a CPU, not measured on a",
+        "    GPU); without communication buffers and allocator slack",
         "",
         f"Disk   one checkpoint {gigabytes(plan.checkpoint_bytes)}; kept and being written "
         f"{gigabytes(plan.checkpoints_bytes)}; shards {gigabytes(plan.shards_bytes)}"

@@ -91,7 +91,9 @@ def test_outside_a_job_it_says_how_to_submit(script: Path) -> None:
 
 
 FAKE_PYTHON = """#!/bin/bash
-if [[ $2 == *version.cuda* ]]; then echo "$TORCH_CUDA"; else echo "python $*" >> "$CALLS"; env | grep ^APEX_ >> "$CALLS"; fi
+if [[ $2 == *version.cuda* ]]; then echo "$TORCH_CUDA"; exit; fi
+echo "python $*" >> "$CALLS"
+env | grep ^APEX_ >> "$CALLS"
 exit 0
 """
 FAKE_NVCC = """#!/bin/bash
