@@ -155,7 +155,8 @@ def _attend_band(
 
     def windows(x_THK: torch.Tensor) -> torch.Tensor:
         blocks = F.pad(x_THK, (0, 0, 0, 0, block, tail + block)).view(num_blocks + 2, block, num_heads, head_width)
-        return torch.cat((blocks[:-2], blocks[1:-1], blocks[2:]), dim=1).transpose(1, 2)
+        blocks = blocks.transpose(1, 2)  # before they are joined: the batched products would copy the windows again
+        return torch.cat((blocks[:-2], blocks[1:-1], blocks[2:]), dim=2)
 
     out_BHQK = _attend(query, windows(key_THK), windows(value_THK), mask_B1QW)
     return out_BHQK.transpose(1, 2).reshape(-1, num_heads, head_width)[:num_tokens]
