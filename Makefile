@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
+# The shape and the pieces of docs/performance.md, small enough for two cores.
+BENCH_MODEL = $(foreach key,model.num_layers=6 model.hidden_size=256 model.num_heads=4 model.intermediate_size=384 \
+	model.vocab_size=32000 kernels.compile=true,--set $(key)) --lengths "" --pieces 1024,64,200,387,512,150,777,180
+
 .PHONY: demo test check bench
 demo: $(READY)
 	@$(VENV)/bin/python recipes/quickstart/demo.py $(if $(filter-out 0,$(FRESH)),--fresh)
@@ -19,6 +23,8 @@ check: $(READY)
 
 bench: $(READY)
 	@$(VENV)/bin/python -m data_tools.bench $(ARGS)
+	@if [ -z "$(ARGS)" ]; then for work in inference train; do \
+		$(VENV)/bin/cmbert bench $$work --model recipes/quickstart/stage1.toml $(BENCH_MODEL) --against hf || exit; done; fi
 
 # megatron-core comes without its dependencies: the tests only open shards with its reader.
 $(READY): constraints.txt pyproject.toml
