@@ -21,6 +21,7 @@ ASSUMED_PEAK_FLOPS = 989e12  # per second, H100 SXM, dense bf16 (NVIDIA's data s
 ASSUMED_MFU = 0.33  # what ModernBERT-large's published hours on 8 H100 at 1,024 come to
 OPTIMIZER_BYTES = 12  # per parameter: fp32 copy and Adam's two moments, 4 each
 MEMORY_COLUMNS = (12, 11, 11, 14, 10)  # characters
+BAR_WIDTH = 16  # characters of the drawn schedule's highest value
 COMPUTE_REMARKS = {
     "forward": "   the encoder: the three above",
     "head": "   at masked positions only, mean mask rate",
@@ -303,7 +304,11 @@ def describe(plan: Plan) -> str:
     lines += ["", f"Schedule {'tokens':>19}{'learning rate':>18}{'mask rate':>12}"]
     for point in plan.schedule:
         rates = f"{point.learning_rate:>18.2e}{point.mask_rate:>12.1%}"
-        lines.append(f"  {point.percent:>3} %{point.tokens:>21,}{rates}")
+        bars = [
+            "#" * round(BAR_WIDTH * value / max(getattr(p, name) for p in plan.schedule))
+            for name, value in (("learning_rate", point.learning_rate), ("mask_rate", point.mask_rate))
+        ]
+        lines.append(f"  {point.percent:>3} %{point.tokens:>21,}{rates}  |{bars[0]:<{BAR_WIDTH}}|{bars[1]}".rstrip())
     return "\n".join([*lines, *([""] if plan.notes else []), *(f"Note: {note}" for note in plan.notes)])
 
 

@@ -95,6 +95,22 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         (not 0 <= schedule.lr_min <= schedule.lr_max, "schedule.lr_min", "must lie between 0 and lr_max"),
         (schedule.lr_max <= 0, "schedule.lr_max", "must be positive"),
         (schedule.num_swings < 1, "schedule.num_swings", "must be at least 1"),
+        (
+            schedule.kind != "damped_cosine" and (schedule.num_swings, schedule.gamma) != (1, 0.0),
+            "schedule.kind",
+            f"num_swings and gamma belong to damped_cosine, not to {schedule.kind}; leave them out",
+        ),
+        (
+            schedule.kind == "warmup_stable_decay"
+            and not 0 < schedule.decay_tokens <= train.total_tokens - schedule.warmup_tokens,
+            "schedule.decay_tokens",
+            "must be positive and fit between the warm-up and train.total_tokens",
+        ),
+        (
+            schedule.kind != "warmup_stable_decay" and schedule.decay_tokens != 0,
+            "schedule.decay_tokens",
+            f"belongs to kind warmup_stable_decay, not to {schedule.kind}; leave it out",
+        ),
         (not 0 <= schedule.gamma <= 1, "schedule.gamma", "must lie between 0 and 1"),
         (
             schedule.num_swings >= 2 and schedule.gamma < lowest_gamma,

@@ -119,14 +119,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Damped-cosine learning rate (paper, Eq. 1) after a linear warm-up; all in tokens."""
+    """Learning rate after a linear warm-up, a function of tokens; the paper's is the damped cosine (Eq. 1)."""
 
+    kind: Literal["damped_cosine", "linear", "constant", "warmup_stable_decay"] = "damped_cosine"
+    """Shape after the warm-up: Eq. 1, a line to lr_min, lr_max for good, or lr_max and then 1 - sqrt to lr_min."""
     lr_max: float
     """Rate at the end of the warm-up (ours; the paper does not say)."""
     lr_min: float
     """Rate at the end of the stage (ours)."""
     warmup_tokens: int = 0
     """Length of the linear warm-up; tokens (ours)."""
+    decay_tokens: int = 0
+    """Length of the decay at the end, of warmup_stable_decay alone (arXiv 2405.18392); tokens."""
     num_swings: int = 1
     """N of Eq. 1: the cosine runs 2N-1 half periods; 1 falls without a swing (ours)."""
     gamma: float = 0.0

@@ -27,11 +27,21 @@ def damped_cosine(progress: float, schedule: ScheduleConfig) -> float:
 
 
 def learning_rate(tokens: int, schedule: ScheduleConfig, total_tokens: int) -> float:
-    """Learning rate once `tokens` have been seen: linear warm-up from 0 to lr_max, then `damped_cosine` to lr_min."""
+    """Learning rate once `tokens` have been seen: linear warm-up from 0 to lr_max, then by the schedule's kind."""
     if tokens < schedule.warmup_tokens:
         return schedule.lr_max * tokens / schedule.warmup_tokens
-    progress = (tokens - schedule.warmup_tokens) / (total_tokens - schedule.warmup_tokens)
-    return damped_cosine(min(progress, 1.0), schedule)
+    progress = min((tokens - schedule.warmup_tokens) / (total_tokens - schedule.warmup_tokens), 1.0)
+    span = schedule.lr_max - schedule.lr_min
+    match schedule.kind:
+        case "damped_cosine":
+            return damped_cosine(progress, schedule)
+        case "linear":
+            return schedule.lr_max - span * progress
+        case "constant":
+            return schedule.lr_max
+        case "warmup_stable_decay":  # 1 - sqrt, the decay that did best in arXiv 2405.18392
+            decayed = max(tokens - total_tokens + schedule.decay_tokens, 0) / schedule.decay_tokens
+            return schedule.lr_min + span * (1 - math.sqrt(min(decayed, 1.0)))
 
 
 def mask_rate(tokens: int, mask: MaskConfig, total_tokens: int) -> float:

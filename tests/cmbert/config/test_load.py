@@ -31,6 +31,13 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("context_tokens = 64", "context_tokens = 9000", "9000 exceeds model.max_length 8192"),
         ("micro_batch_rows = 2", "micro_batch_rows = 3", "rows_per_step 8 must be a multiple of micro_batch_rows 3"),
         ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
+        (
+            "lr_max = 1e-3",
+            'lr_max = 1e-3\nkind = "linear"\ngamma = 0.5',
+            "belong to damped_cosine, not to linear",
+        ),
+        ("lr_max = 1e-3", 'lr_max = 1e-3\nkind = "warmup_stable_decay"', "schedule.decay_tokens: must be positive"),
+        ("lr_max = 1e-3", "lr_max = 1e-3\ndecay_tokens = 5", "belongs to kind warmup_stable_decay"),
         ("num_layers = 3", "num_layers = = 3", "not valid TOML"),
         (
             "[schedule]",

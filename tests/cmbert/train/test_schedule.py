@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -27,6 +28,25 @@ def test_warm_up_then_fall() -> None:
     assert [learning_rate(tokens, schedule, 1100) for tokens in (0, 25, 100, 1100, 2000)] == pytest.approx(
         [0, 0.5, 2.0, 0.2, 0.2]
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay_tokens", "expected"),
+    [
+        ("linear", 0, [0, 1.0, 2.0, 1.55, 1.1, 0.2, 0.2]),
+        ("constant", 0, [0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        # 400 tokens of decay: full until 700; at 800 a quarter is done, 1 - sqrt(1/4) = 1/2 of the way is left
+        ("warmup_stable_decay", 400, [0, 1.0, 2.0, 2.0, 2.0, 0.2, 0.2]),
+    ],
+)
+def test_other_kinds(kind: Literal["linear", "constant"], decay_tokens: int, expected: list[float]) -> None:
+    schedule = ScheduleConfig(kind=kind, lr_max=2.0, lr_min=0.2, warmup_tokens=100, decay_tokens=decay_tokens)
+    found = [learning_rate(tokens, schedule, 1100) for tokens in (0, 50, 100, 350, 600, 1100, 2000)]
+    assert found == pytest.approx(expected)
+    if decay_tokens:
+        assert [learning_rate(t, schedule, 1100) for t in (700, 800, 1001)] == pytest.approx(
+            [2.0, 0.2 + 1.8 * 0.5, 0.2 + 1.8 * (1 - (301 / 400) ** 0.5)]
+        )
 
 
 def test_mask_rate_shapes() -> None:
