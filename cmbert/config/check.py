@@ -139,6 +139,11 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "train",
             "intervals must be positive",
         ),
+        (
+            min(recipe.evaluation.every_steps, recipe.evaluation.max_rows) < 1,
+            "evaluation.every_steps",
+            "every_steps and max_rows must be positive",
+        ),
         (not 0 <= optimizer.beta1 < 1 or not 0 <= optimizer.beta2 < 1, "optimizer.beta1", "betas must lie in [0, 1)"),
         (
             min(optimizer.eps, optimizer.weight_decay, optimizer.gradient_clip) < 0,

@@ -178,6 +178,18 @@ class KernelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Held-out loss in mid-training, as `cmbert eval` computes it, in the training's precision."""
+
+    shards: str = ""
+    """Held-out shard set; empty = do not evaluate."""
+    every_steps: int = 500
+    """Steps between evaluations; one follows the last step, too (ours)."""
+    max_rows: int = 256
+    """Only the first rows of the set, packed at data.context_tokens (ours)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One stage of pretraining: everything `cmbert train` needs. Paths are relative to the working directory."""
 
@@ -189,4 +201,5 @@ class Recipe:
     train: TrainConfig
     mask: MaskConfig = field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)

@@ -38,6 +38,7 @@ from cmbert.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.guards import require_finite
+from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.metrics import MetricsWriter
 from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
@@ -63,6 +64,7 @@ class Run:
     tokenizer: Tokenizer
     metrics: MetricsWriter | None
     ledger: LedgerWriter | None
+    heldout: Heldout | None
     left_out: LeftOut
     step: int
     last_step: int
@@ -114,6 +116,7 @@ def train(
     try:
         for data, wait_seconds in timed(batches(run)):
             record = train_step(run, data)
+            record |= evaluate(run)
             report(run, {**record, "data_wait_seconds": wait_seconds}, data.facts)
             stopping = any_rank(stop.pending(), run.device)
             if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
@@ -136,6 +139,7 @@ class Start:
     deepspeed_config: dict[str, Any]
     tokenizer: Tokenizer
     reader: RowReader
+    heldout: Heldout | None
     checkpoint: Path | None
     step: int
     left_out: LeftOut
@@ -157,10 +161,11 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, skip_steps: tuple[i
     checkpoint, state = find_resume(recipe, resume, tokenizer, reader, launch.world_size)
     if checkpoint is None:
         check_starting_weights(recipe)
+    heldout = open_heldout(recipe, tokenizer, launch)
     step = state.step if state else 0
     left_out = leave_out(tuple((first, last) for first, last in state.left_out) if state else (), skip_steps, step)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
-    return Start(deepspeed_config, tokenizer, reader, checkpoint, step, left_out)
+    return Start(deepspeed_config, tokenizer, reader, heldout, checkpoint, step, left_out)
 
 
 def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int) -> LeftOut:
@@ -196,8 +201,8 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
     metrics = MetricsWriter(directory, start.step) if launch.rank == 0 else None
     ledger = LedgerWriter(directory, start.step) if launch.rank == 0 else None
     return Run(
-        recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, ledger, start.left_out,
-        start.step, last_step,
+        recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, ledger, start.heldout,
+        start.left_out, start.step, last_step,
     )  # fmt: skip
 
 
@@ -265,6 +270,16 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
     return record
 
 
+def evaluate(run: Run) -> dict[str, float]:
+    """Score the held-out rows when it is their turn. All ranks call this."""
+    is_due = run.step % run.recipe.evaluation.every_steps == 0 or run.step == num_steps(run.recipe)
+    if run.heldout is None or not is_due:
+        return {}
+    started = time.perf_counter()
+    score = run.heldout.score(run.engine, run.device)
+    return {**score, "heldout_seconds": time.perf_counter() - started}
+
+
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
     """Move a batch; the piece bounds stay on the host, where the model reads them without waiting for the GPU."""
     moved = PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
@@ -291,6 +306,11 @@ def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:
             "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
             run.step, run.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
             record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
+        )  # fmt: skip
+    if "heldout_loss" in record:
+        logger.info(
+            "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", run.step, run.last_step,
+            record["heldout_loss"], record["heldout_accuracy"], record["heldout_seconds"],
         )  # fmt: skip
 
 

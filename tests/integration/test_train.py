@@ -218,6 +218,31 @@ def test_a_larger_model_starts_from_a_smaller_ones_weights(recipe_file: Path, tm
     assert before[-1] < before[0] - 0.15  # so there was something to take over
 
 
+def test_held_out_score_is_that_of_eval_at_any_number_of_ranks(recipe_file: Path, tmp_path: Path) -> None:
+    shards = load_recipe(recipe_file).data.sources[0].path
+    # 5 rows in batches of 2 on 2 ranks: one batch is half full, one rank has an empty one
+    evaluation = (f"evaluation.shards={shards}", "evaluation.every_steps=6", "evaluation.max_rows=5")
+    found = []
+    for stage, ranks in ((1, 1), (3, 2)):
+        run = tmp_path / f"ranks{ranks}"
+        settings = (*evaluation, deepspeed_file(tmp_path, stage), f"run_directory={run}")
+        train(recipe_file, *(word for setting in settings for word in ("--set", setting)), ranks=ranks)
+        scored = [record for record in read_metrics(run) if "heldout_loss" in record]
+        assert [record["step"] for record in scored] == [5, 11, 15]
+        found.append([(r["heldout_loss"], r["heldout_accuracy"], r["heldout_masked_tokens"]) for r in scored])
+    for alone, together in zip(*found, strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+    plain = tmp_path / "plain"
+    train(recipe_file, "--set", f"run_directory={plain}")
+    assert losses(plain) == losses(tmp_path / "ranks1")  # looking changes nothing
+    output = tmp_path / "eval.json"
+    assert main(["eval", str(plain), "--data", shards, "--max-rows", "5", "--output", str(output)]) == 0
+    score = json.loads(output.read_text(encoding="utf-8"))
+    assert found[0][-1] == pytest.approx(
+        (score["heldout_loss"], score["masked_accuracy"], score["masked_tokens"]), rel=1e-5
+    )
+
+
 def ledger(run: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted((run / "ledger").iterdir()))
 

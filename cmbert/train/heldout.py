@@ -1,0 +1,57 @@
+"""Held-out loss in mid-training: fixed rows and masks, the same whatever the number of ranks, as `cmbert eval` asks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmbert.config.schema import Recipe
+from cmbert.data.loader import PackedBatch, RowReader
+from cmbert.evaluate.pseudo_perplexity import MASK_RATE, heldout_reader
+from cmbert.tokenizer import Tokenizer
+from cmbert.train.distributed import Launch, sum_over_ranks
+
+
+class Heldout:
+    """The first rows of evaluation.shards, dealt to the ranks in batches of the training step's own shape."""
+
+    def __init__(self, reader: RowReader, num_rows: int, micro_batch_rows: int, launch: Launch):
+        self.reader, self.num_rows, self.micro_batch_rows, self.launch = reader, num_rows, micro_batch_rows, launch
+
+    def batches(self) -> list[Sequence[int]]:
+        """Return this rank's batches of rows. Every rank has as many, since ZeRO 3 gathers weights together."""
+        starts = range(0, self.num_rows, self.micro_batch_rows)
+        parts: list[Sequence[int]] = [range(s, min(s + self.micro_batch_rows, self.num_rows)) for s in starts]
+        parts += [()] * (-len(parts) % self.launch.world_size)
+        return parts[self.launch.rank :: self.launch.world_size]
+
+    def read(self, rows: Sequence[int]) -> PackedBatch:
+        """Return `rows` as a batch of the usual shape: filled up with row 0, in which nothing is asked."""
+        filled = [*rows, *[0] * (self.micro_batch_rows - len(rows))]
+        batch = self.reader.micro_batch(filled, MASK_RATE)
+        asked = batch.masked_positions < len(rows) * self.reader.blend.sources[0].context
+        return batch._replace(masked_positions=batch.masked_positions[asked], targets=batch.targets[asked])
+
+    @torch.no_grad()
+    def score(self, engine: Any, device: torch.device) -> dict[str, float]:
+        """Return the mean loss (nats per masked token), the accuracy and the masked tokens, over all ranks."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        num_masked = 0
+        for rows in self.batches():
+            batch = self.read(rows)
+            ids, positions, targets = (t.to(device) for t in (batch.input_ids, batch.masked_positions, batch.targets))
+            loss, correct = engine.module(ids, batch.cu_seqlens, positions, targets)
+            loss_sum, num_correct, num_masked = loss_sum + loss, num_correct + correct, num_masked + len(targets)
+        loss, correct, masked = sum_over_ranks([loss_sum, num_correct, num_masked], device)
+        return {"heldout_loss": loss / masked, "heldout_accuracy": correct / masked, "heldout_masked_tokens": masked}
+
+
+def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldout | None:
+    """Open evaluation.shards at the recipe's context, None if it names none. Raises as `open_reader` does."""
+    if not recipe.evaluation.shards:
+        return None
+    reader = heldout_reader(tokenizer, Path(recipe.evaluation.shards), recipe.data.context_tokens)
+    num_rows = min(recipe.evaluation.max_rows, reader.blend.sources[0].num_rows)
+    return Heldout(reader, num_rows, recipe.train.micro_batch_rows, launch)
