@@ -9,6 +9,7 @@ def check_recipe(recipe: Recipe) -> None:
     for broken, key, remedy in (
         *_model_rules(recipe),
         *_data_rules(recipe),
+        *_schedule_rules(recipe),
         *_training_rules(recipe),
         *_kernel_rules(recipe),
     ):
@@ -88,8 +89,8 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
     ]
 
 
-def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
-    schedule, train, optimizer = recipe.schedule, recipe.train, recipe.optimizer
+def _schedule_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    schedule, train = recipe.schedule, recipe.train
     lowest_gamma = schedule.lr_min / schedule.lr_max if schedule.lr_max > 0 else 0.0
     return [
         (not 0 <= schedule.lr_min <= schedule.lr_max, "schedule.lr_min", "must lie between 0 and lr_max"),
@@ -122,6 +123,12 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "schedule.warmup_tokens",
             "must lie below train.total_tokens",
         ),
+    ]
+
+
+def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    train, optimizer = recipe.train, recipe.optimizer
+    return [
         (min(train.total_tokens, train.rows_per_step, train.micro_batch_rows) < 1, "train", "sizes must be positive"),
         (
             train.rows_per_step % max(train.micro_batch_rows, 1) != 0,
