@@ -215,7 +215,10 @@ def _step_range(text: str) -> tuple[int, int]:
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
 
 
 def _ledger(options: argparse.Namespace) -> int:

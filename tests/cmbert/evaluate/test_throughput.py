@@ -162,3 +162,10 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "runs").exists()
     assert main(["bench", "train", "--model", "nowhere.toml"]) == 2
     assert "nowhere.toml: no such recipe" in capsys.readouterr().err
+
+
+def test_lengths_must_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "train", "--lengths", "long"])
+    assert left.value.code == 2
+    assert "--lengths: long: must be whole numbers with commas, for example 512,8192" in capsys.readouterr().err
