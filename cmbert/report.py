@@ -103,6 +103,7 @@ def read_stages(run: Path) -> list[Stage]:
         if missing := [name for name in COLUMNS if any(name not in record for record in records)]:
             raise CheckpointError(f"{folder / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
         columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS[:-2]}
+        columns["heldout_loss"] = np.array([record.get("heldout_loss", np.nan) for record in records])
         recipe = read_toml(folder / "resolved.toml") if (folder / "resolved.toml").is_file() else {}
         environment, evaluation = (read_optional(folder / name, dict) for name in ("environment.json", "eval.json"))
         start = int(stages[-1]["tokens"][-1]) if stages else 0
@@ -176,7 +177,8 @@ def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
               lambda s: smooth(s["grad_norm"]), lambda s: s["grad_norm"]),
     ]  # fmt: skip
     loss = "".join(draw(size, "loss", lambda axes: plot_loss(axes, stages, unigram)) for size in (WIDE, NARROW))
-    title = f"Loss<span>nats per masked token; {smoothed}</span>"
+    dots = "; dots: held-out" if any(np.isfinite(stage["heldout_loss"]).any() for stage in stages) else ""
+    title = f"Loss<span>nats per masked token; {smoothed}{dots}</span>"
     figure = f'<figure class="card"><figcaption>{title}</figcaption>{loss}</figure>'
     pairs = f'<div class="pair">{"".join(charts)}</div>'
     return f'<h2>Training</h2>\n<p class="keys">{"".join(keys)}</p>\n{figure}\n{pairs}'

@@ -143,8 +143,11 @@ def plot_curves(axes: Axes, stages: Sequence[Stage], line: Curve, light: Curve |
 
 
 def plot_loss(axes: Axes, stages: Sequence[Stage], unigram: float | None) -> None:
-    """Draw the training loss with the unigram loss and, where a stage was scored, its held-out loss."""
+    """Draw the training loss, the unigram loss and the held-out loss: in mid-training, and where a stage was scored."""
     plot_curves(axes, stages, lambda s: smooth(s["loss"]), lambda s: s["loss"])
+    for stage in stages:
+        found = np.isfinite(stage["heldout_loss"])
+        axes.plot(stage["tokens"][found], stage["heldout_loss"][found], "o-", color=stage.colour, mec=CARD, linewidth=1)
     scored = [stage for stage in stages if "heldout_loss" in stage.evaluation]
     label = partial(axes.annotate, textcoords="offset points", ha="right")
     for line, stage in enumerate(reversed(scored)):

@@ -128,6 +128,20 @@ def test_figures_and_facts(tmp_path: Path) -> None:
         assert text not in page
 
 
+def test_held_out_loss_of_mid_training_is_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_report(run, tmp_path / "before.html")
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for step in (9, 19, 39):
+        lines[step] = json.dumps({**json.loads(lines[step]), "heldout_loss": 8.0, "heldout_accuracy": 0.1})
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_report(run, tmp_path / "after.html")
+    before, after = ((tmp_path / name).read_text(encoding="utf-8") for name in ("before.html", "after.html"))
+    assert "dots: held-out" not in before
+    assert "dots: held-out" in after
+    assert np.isfinite(read_stages(run)[0]["heldout_loss"]).nonzero()[0].tolist() == [9, 19, 39]
+
+
 def test_stages_follow_each_other(tmp_path: Path) -> None:
     folder = tmp_path / "quickstart"
     make_run(folder / "stage1")
