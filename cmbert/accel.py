@@ -89,7 +89,7 @@ def what_is_missing(name: str, dtype: torch.dtype, capability: tuple[int, int] |
         return f"it needs fp16 or bf16, not {dtype}"
     if kernel.capabilities and capability not in kernel.capabilities:
         return f"it is not made for compute capability {capability[0]}.{capability[1]}"
-    return "" if is_installed(kernel.module) else f"module {kernel.module} is not installed (docs/performance.md)"
+    return "" if is_installed(kernel.module) else f"module {kernel.module} is not installed (slurm/install_kernels.sh)"
 
 
 def is_installed(module: str) -> bool:
@@ -105,17 +105,7 @@ def _flash_attn_3(
 ) -> torch.Tensor:
     from flash_attn_interface import flash_attn_varlen_func
 
-    out = flash_attn_varlen_func(
-        query,
-        key,
-        value,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        window_size=(side, side),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )
+    out = _call_flash(flash_attn_varlen_func, query, key, value, cu_seqlens, longest, side)
     return out[0] if isinstance(out, tuple) else out  # early versions returned the log-sum-exp, too
 
 
@@ -124,7 +114,20 @@ def _flash_attn(
 ) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(
+    return _call_flash(flash_attn_varlen_func, query, key, value, cu_seqlens, longest, side)
+
+
+def _call_flash(
+    function: Callable[..., Any],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int,
+    side: int,
+) -> Any:
+    """Call flash_attn_varlen_func, whose parameters are the same in FlashAttention 2 and 3."""
+    return function(
         query,
         key,
         value,
@@ -161,7 +164,7 @@ def norm_function(requested: str) -> Norm:
         return _torch_rms_norm
     if not is_installed("apex.normalization"):
         raise ConfigError(
-            f"kernels.norm: {requested!r}: NVIDIA apex is not installed (docs/performance.md says how); or use torch"
+            f"kernels.norm: {requested!r}: NVIDIA apex is not installed (slurm/install_kernels.sh); or use torch"
         )
     return _apex_rms_norm
 

@@ -168,13 +168,17 @@ class KernelConfig:
     """How the model is computed on this machine: speed and memory, the same results within rounding."""
 
     attention: str = "auto"
-    """Attention backend: auto, cpu, flash_attn, flash_attn_3, torch_varlen or flex (docs/performance.md)."""
+    """Attention backend: auto, cpu, flash_attn_3, flash_attn or torch_varlen (docs/training.md)."""
     norm: Literal["torch", "apex"] = "torch"
     """Who computes RMSNorm: torch, or NVIDIA apex where it is installed (not with compile, which fuses torch's)."""
     compile: bool = False
     """Fuse norms, rotations, GeGLU and loss by torch.compile. Needs ZeRO 1 or 2 and a C++ compiler (on GPU: Triton)."""
     checkpointed_share: float = 0.0
     """Share of the layers, from the first, whose activations are computed again in the backward pass; 0 to 1."""
+
+    def num_checkpointed(self, num_layers: int) -> int:
+        """Return how many of `num_layers` layers that are."""
+        return round(self.checkpointed_share * num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,11 @@ class PackedBatch(NamedTuple):
     masked_positions: torch.Tensor  # (M,) int64, into input_ids
     targets: torch.Tensor  # (M,) int64
 
+    def to(self, device: torch.device) -> "PackedBatch":
+        """Move it; the piece bounds stay on the host, where the model reads them without waiting for the GPU."""
+        moved = PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return moved._replace(cu_seqlens=self.cu_seqlens)
+
 
 class StepFacts(NamedTuple):
     """What is worth recording of a step's data, over all ranks unless it says otherwise."""

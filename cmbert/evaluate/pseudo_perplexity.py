@@ -83,7 +83,7 @@ def heldout_reader(tokenizer: Tokenizer, shards: Path, context: int) -> RowReade
 @torch.inference_mode()
 def score_batch(model: MaskedLanguageModel, batch: PackedBatch, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss (nats, float64) and hit (bool) of every masked token of a packed batch, shape (M,) each."""
-    ids, cu_seqlens, masked_positions, targets = (tensor.to(device) for tensor in batch)
+    ids, cu_seqlens, masked_positions, targets = batch.to(device)
     logits_MV = model.logits(ids, cu_seqlens, masked_positions).float()
     loss_M = F.cross_entropy(logits_MV, targets, reduction="none")
     return loss_M.double().cpu().numpy(), (logits_MV.argmax(-1) == targets).cpu().numpy()

@@ -78,12 +78,8 @@ def workloads(contexts: Sequence[int], pieces: Sequence[int], batch_tokens: int,
     for context in contexts:
         generator = torch.Generator().manual_seed(context)
         count = max(1, 2 * batch_tokens // context)
-        drawn = (
-            torch.normal(context / 2, context / 6, (count,), generator=generator)
-            .round()
-            .long()
-            .clamp(min(16, context), context)
-        )
+        drawn = torch.normal(context / 2, context / 6, (count,), generator=generator)
+        drawn = drawn.round().long().clamp(min(SHORTEST_TOKENS, context), context)
         found.append(Workload(f"fixed {context}", (context,) * max(1, batch_tokens // context)))
         found.append(Workload(f"variable to {context}", tuple(drawn.tolist())))
     return found
@@ -146,24 +142,12 @@ def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: to
     built = MaskedLanguageModel(model, kernels)
     initialise(built, 0)
     built = built.to(device, DTYPE)
-    if work == "inference":
-        built.eval()
 
-        def infer(batch: Batch) -> Run:
-            return lambda: inference(lambda: built.model(batch.input_ids, batch.cu_seqlens))
+    def loss(batch: Batch) -> torch.Tensor:
+        loss_sum, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
+        return loss_sum / len(batch.targets)
 
-        return infer
-    optimizer = MixedPrecision(built)
-
-    def train(batch: Batch) -> Run:
-        def run() -> None:
-            loss, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
-            (loss / len(batch.targets)).backward()
-            optimizer.step()
-
-        return run
-
-    return train
+    return make_runner(work, built, lambda batch: built.model(batch.input_ids, batch.cu_seqlens), loss)
 
 
 def their_runner(work: Work, model: ModelConfig, attention: str, device: torch.device) -> Callable[[Batch], Run]:
@@ -177,31 +161,32 @@ def their_runner(work: Work, model: ModelConfig, attention: str, device: torch.d
     torch.manual_seed(0)
     built: Any = ModernBertForMaskedLM(config)
     built = built.to(device, DTYPE)
+
+    def inputs(batch: Batch) -> dict[str, torch.Tensor]:
+        return {"input_ids": batch.padded_ids, "attention_mask": batch.attention_mask}
+
+    return make_runner(
+        work,
+        built,
+        lambda batch: built.model(**inputs(batch)),
+        lambda batch: built(**inputs(batch), labels=batch.labels).loss,
+    )
+
+
+def make_runner(
+    work: Work, built: torch.nn.Module, encode: Callable[[Batch], object], loss: Callable[[Batch], torch.Tensor]
+) -> Callable[[Batch], Run]:
+    """Return batch -> one run of `work`: `encode` alone, or a training step of `loss`."""
     if work == "inference":
         built.eval()
-
-        def infer(batch: Batch) -> Run:
-            inputs = {"input_ids": batch.padded_ids, "attention_mask": batch.attention_mask}
-            return lambda: inference(lambda: built.model(**inputs))
-
-        return infer
+        return lambda batch: torch.inference_mode()(lambda: encode(batch))
     optimizer = MixedPrecision(built)
 
-    def train(batch: Batch) -> Run:
-        def run() -> None:
-            inputs = {"input_ids": batch.padded_ids, "attention_mask": batch.attention_mask}
-            built(**inputs, labels=batch.labels).loss.backward()
-            optimizer.step()
+    def step(batch: Batch) -> None:
+        loss(batch).backward()
+        optimizer.step()
 
-        return run
-
-    return train
-
-
-@torch.inference_mode()
-def inference(forward: Callable[[], Any]) -> None:
-    """Run a forward pass for nothing but its time."""
-    forward()
+    return lambda batch: lambda: step(batch)
 
 
 def bench_throughput(
@@ -274,7 +259,8 @@ def synchronise(device: torch.device) -> None:
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
     """Return bf16 operations per second that MFU is a share of, and where the figure comes from."""
-    nominal = [flops for part, flops in NOMINAL_FLOPS.items() if part in hardware(device)]
+    name = hardware(device)
+    nominal = [flops for part, flops in NOMINAL_FLOPS.items() if part in name]
     if nominal:
         return nominal[0], "nominal"
     left, right = (torch.randn(PEAK_MATRIX, PEAK_MATRIX, device=device).to(DTYPE) for _ in range(2))

@@ -71,7 +71,7 @@ def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
     model, mask, kernels = recipe.model, recipe.mask, recipe.kernels
     tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
     layer = 8 * model.hidden_size + (3 if kernels.compile else 4) * model.intermediate_size
-    num_checkpointed = round(kernels.checkpointed_share * model.num_layers)
+    num_checkpointed = kernels.num_checkpointed(model.num_layers)
     stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer
     masked = tokens * max(mask.start_rate, mask.peak_rate, mask.end_rate)
     values = tokens * (stack + 4 * model.hidden_size) + masked * (model.vocab_size + 5 * model.hidden_size)

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         parts = layer_parts(kernels.compile)
         self.layers = nn.ModuleList(EncoderLayer(config, index, kernels, parts) for index in range(config.num_layers))
         self.final_norm = make_norm(config, kernels)
-        self.num_checkpointed = round(kernels.checkpointed_share * config.num_layers)
+        self.num_checkpointed = kernels.num_checkpointed(config.num_layers)
 
     def forward(self, input_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
         """Packed token ids (T,) int64, cu_seqlens (P+1,) int32 on any device -> final hidden states (T, D)."""

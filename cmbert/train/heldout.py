@@ -40,10 +40,9 @@ class Heldout:
         num_correct = torch.zeros((), dtype=torch.int64, device=device)
         num_masked = 0
         for rows in self.batches():
-            batch = self.read(rows)
-            ids, positions, targets = (t.to(device) for t in (batch.input_ids, batch.masked_positions, batch.targets))
-            loss, correct = engine.module(ids, batch.cu_seqlens, positions, targets)
-            loss_sum, num_correct, num_masked = loss_sum + loss, num_correct + correct, num_masked + len(targets)
+            batch = self.read(rows).to(device)
+            loss, correct = engine.module(*batch)
+            loss_sum, num_correct, num_masked = loss_sum + loss, num_correct + correct, num_masked + len(batch.targets)
         loss, correct, masked = sum_over_ranks([loss_sum, num_correct, num_masked], device)
         return {"heldout_loss": loss / masked, "heldout_accuracy": correct / masked, "heldout_masked_tokens": masked}
 

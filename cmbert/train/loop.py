@@ -20,7 +20,6 @@ from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import (
     BatchGeometry,
     LeftOut,
-    PackedBatch,
     RowReader,
     StepBatches,
     StepData,
@@ -244,7 +243,7 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
     loss_sum = torch.zeros((), device=run.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
     for index, batch in enumerate(micro_batches):
-        loss, correct = engine(*to_device(batch, run.device))
+        loss, correct = engine(*batch.to(run.device))
         engine.backward(loss * scale)
         loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
         if index + 1 < len(micro_batches):
@@ -278,12 +277,6 @@ def evaluate(run: Run) -> dict[str, float]:
     started = time.perf_counter()
     score = run.heldout.score(run.engine, run.device)
     return {**score, "heldout_seconds": time.perf_counter() - started}
-
-
-def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """Move a batch; the piece bounds stay on the host, where the model reads them without waiting for the GPU."""
-    moved = PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    return moved._replace(cu_seqlens=batch.cu_seqlens)
 
 
 def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:

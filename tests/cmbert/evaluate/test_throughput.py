@@ -10,6 +10,7 @@ import torch
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
+from cmbert.evaluate import throughput
 from cmbert.evaluate.memory import PeakMemory
 from cmbert.evaluate.throughput import make_batch, our_runner, their_runner, workloads
 from cmbert.model.cost import count_batch_flops
@@ -99,21 +100,28 @@ def test_both_read_the_same_tokens_and_predict_the_same() -> None:
     assert torch.equal(labels[batch.masked_positions], batch.targets)
 
 
-def test_a_training_run_trains(recipe_file: Path) -> None:
+def test_a_training_run_trains(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[throughput.MixedPrecision] = []
+
+    class Watched(throughput.MixedPrecision):
+        def __init__(self, model: torch.nn.Module):
+            super().__init__(model)
+            made.append(self)
+
+    monkeypatch.setattr(throughput, "MixedPrecision", Watched)
     recipe = load_recipe(recipe_file)
     batch = make_batch([30, 34], recipe.model.vocab_size, CPU)
-    for runner in (
+    runners = (
         our_runner("train", recipe.model, recipe.kernels, CPU),
         their_runner("train", recipe.model, "sdpa", CPU),
-    ):
-        built = next(
-            cell.cell_contents for cell in runner.__closure__ if isinstance(cell.cell_contents, torch.nn.Module)
-        )
-        before = [parameter.detach().clone() for parameter in built.parameters()]
+    )
+    for runner, optimizer in zip(runners, made, strict=True):
+        weights = optimizer.weights
+        before = [parameter.detach().clone() for parameter in weights]
         run = runner(batch)
         for _ in range(3):
             run()
-        moved = [not torch.equal(*pair) for pair in zip(before, built.parameters(), strict=True)]
+        moved = [not torch.equal(*pair) for pair in zip(before, weights, strict=True)]
         assert sum(moved) > 0.5 * len(moved)  # steps of 1e-5 do not always reach the next bf16 number
 
 
