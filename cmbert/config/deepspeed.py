@@ -11,10 +11,9 @@ from cmbert.errors import ConfigError
 # Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
 # ignores a key it does not know, so a typing mistake there would silently train something else.
 KNOWN_KEYS = (
-    "zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "prescale_gradients",
-    "gradient_predivide_factor", "sparse_gradients", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
-    "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger", "flops_profiler", "aio", "checkpoint",
-    "disable_allgather", "seq_parallel_communication_data_type", "nebula", "use_node_local_storage", "torch_autocast",
+    "zero_optimization", "bf16", "data_types", "communication_data_type", "prescale_gradients",
+    "gradient_predivide_factor", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger",
+    "flops_profiler", "aio", "disable_allgather",
 )  # fmt: skip
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",
@@ -24,6 +23,18 @@ RECIPE_KEYS = {
     "optimizer": "optimizer",
     "scheduler": "schedule",
     "steps_per_print": "train.log_every_steps",
+}
+# Keys that DeepSpeed knows and this trainer cannot follow.
+REFUSED_KEYS = {
+    "fp16": "fp16 needs a loss scale and is not tested here; use bf16",
+    "torch_autocast": "precision is bf16 or fp32 throughout; use bf16",
+    "amp": "precision is bf16 or fp32 throughout; use bf16",
+    "checkpoint": "checkpoints have one form here (docs/reliability.md); remove it",
+    "nebula": "checkpoints have one form here (docs/reliability.md); remove it",
+    "use_node_local_storage": "checkpoints lie in the run directory, which all nodes must see; remove it",
+    "sparse_gradients": "the tied embedding has dense gradients; remove it",
+    "zero_allow_untested_optimizer": "always set by this trainer; remove it",
+    "zero_force_ds_cpu_optimizer": "always set by this trainer; remove it",
 }
 
 
@@ -41,6 +52,8 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     for key in table:
         if key in RECIPE_KEYS:
             raise ConfigError(f"{path}: {key}: the recipe owns this number; remove it here and set {RECIPE_KEYS[key]}")
+        if key in REFUSED_KEYS:
+            raise ConfigError(f"{path}: {key}: {REFUSED_KEYS[key]}")
         if key not in KNOWN_KEYS:
             near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
@@ -83,11 +96,11 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optimizer.gradient_clip,
         "steps_per_print": 2**31 - 1,  # the loop prints its own lines
+        "zero_allow_untested_optimizer": True,  # ours: tests compare it with an undivided one at every stage
+        "zero_force_ds_cpu_optimizer": False,  # offload, too, uses ours
     }
 
 
 def activation_dtype(deepspeed: dict[str, Any]) -> str:
     """Return the name of the dtype that weights and activations have under a DeepSpeed table."""
-    if deepspeed.get("bf16", {}).get("enabled"):
-        return "bfloat16"
-    return "float16" if deepspeed.get("fp16", {}).get("enabled") else "float32"
+    return "bfloat16" if deepspeed.get("bf16", {}).get("enabled") else "float32"

@@ -103,8 +103,10 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; no weight decay on norms and biases."""
+    """AdamW or StableAdamW; no weight decay on norms and biases."""
 
+    kind: Literal["stable_adamw", "adamw"] = "stable_adamw"
+    """stable_adamw slows a tensor whose update would be large (F: arXiv 2304.13013); adamw does not."""
     beta1: float = 0.9
     """Decay of the first moment (F)."""
     beta2: float = 0.95
@@ -113,6 +115,8 @@ class OptimizerConfig:
     """Added to the root of the second moment (F)."""
     weight_decay: float = 0.01
     """Decoupled weight decay (ours)."""
+    decay_embeddings: bool = True
+    """Whether the token embedding, which is the decoder too, decays (F)."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; 0 = no clipping (ours)."""
 

@@ -14,6 +14,7 @@ import torch.distributed
 
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.train.distributed import Launch
+from cmbert.train.optim import AdamW, Layout, Segment
 
 SHARED_MEMORY_OPERATION = "deepspeed_shm_comm"
 
@@ -56,12 +57,41 @@ def stop_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_engine(model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+def build_engine(model: torch.nn.Module, optimizer: AdamW, config: dict[str, Any]) -> Any:
     """Return the DeepSpeed engine of `model`; `config` comes from `resolve_deepspeed`."""
     engine, _, _, _ = _import_deepspeed().initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
+    optimizer.layout = find_layout(engine)
     return engine
+
+
+def find_layout(engine: Any) -> Layout:
+    """Return which pieces of which parameters this rank's flat fp32 tensors hold.
+
+    ZeRO 1 and 2 lay the parameters of a group end to end, cut that into one partition a rank, and note what came of
+    each parameter in `_hp_mapping`; ZeRO 3 cuts every parameter (`grad_position`). Only the last pieces are padded.
+    """
+    zero, parameters = engine.optimizer, list(engine.module.parameters())
+    segments: dict[torch.Tensor, list[Segment]] = {}
+    if engine.zero_optimization_stage() == 3:
+        segments |= {flat: [] for flat in zero.fp32_partitioned_groups_flat}
+        for number, parameter in enumerate(parameters):
+            group, start, length = zero.grad_position[zero.get_param_id(parameter)]
+            segments[zero.fp32_partitioned_groups_flat[group]].append(Segment(number, start, length))
+    else:
+        segments |= {flat: [] for flat in zero.single_partition_of_fp32_groups}
+        for number, parameter in enumerate(parameters):
+            piece = parameter._hp_mapping
+            if piece is not None:  # None: other ranks have all of it
+                flat, place = zero.single_partition_of_fp32_groups[piece.param_group_index], piece.hp_fragment_address
+                segments[flat].append(Segment(number, place.start, place.numel))
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]
+    return Layout(
+        segments,
+        torch.tensor(sizes, dtype=torch.float64, device=engine.device),
+        across_ranks=torch.distributed.get_world_size() > 1,
+    )
 
 
 def save_engine(engine: Any, directory: Path, tag: str) -> None:

@@ -1,26 +1,155 @@
-"""The optimizer and its parameter groups."""
+"""The optimizer, its parameter groups, and the door before it: a step that is not admitted moves nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.distributed
 from torch import nn
+from torch.optim.adamw import adamw
 
 from cmbert.config.schema import OptimizerConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split parameters: matrices (embedding included) decay, vectors (norm weights, the decoder bias) do not."""
+class Segment(NamedTuple):
+    """The part of one model parameter that lies in a flat tensor of a ZeRO partition."""
+
+    parameter: int
+    """Its number in `Layout.sizes`."""
+    start: int
+    length: int
+
+
+class Layout(NamedTuple):
+    """Where ZeRO keeps this rank's share of every parameter."""
+
+    segments: Mapping[torch.Tensor, Sequence[Segment]]
+    """Of each flat fp32 tensor that the optimizer is given."""
+    sizes: torch.Tensor  # (parameters,) float64: elements of each whole parameter, on the device of collectives
+    across_ranks: bool
+    """Whether other ranks have the rest."""
+
+
+def whole_parameters(parameters: Sequence[torch.Tensor]) -> Layout:
+    """Return the layout of parameters that nobody has divided."""
+    segments = {p: [Segment(number, 0, p.numel())] for number, p in enumerate(parameters)}
+    sizes = torch.tensor([p.numel() for p in parameters], dtype=torch.float64, device=parameters[0].device)
+    return Layout(segments, sizes, across_ranks=False)
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (arXiv 1711.05101); with `clip_updates` StableAdamW (arXiv 2304.13013, Algorithm 2).
+
+    StableAdamW divides the learning rate of each parameter by max(1, RMS), RMS = sqrt(mean(g^2 / max(v, eps^2))), where
+    v is the bias-corrected second moment that already holds g. Under ZeRO a rank has pieces of parameters in flat
+    tensors: `layout` says which, and the sums are added up over the ranks, so that RMS is that of the whole parameter.
+    The state is torch AdamW's (step, exp_avg, exp_avg_sq), and so is the kernel that moves the weights.
+    """
+
+    def __init__(
+        self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_updates: bool, lr: float = 0.0
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.clip_updates = clip_updates
+        self.layout: Layout | None = None
+        self.admit: Callable[[], bool] | None = None
+        self.moved = False
+        """Whether the last call of `step` was admitted; whoever wants to know sets it to False before."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the parameters that have gradients, unless `admit` says no. All ranks call this alike."""
+        if self.admit is not None and not self.admit():
+            return
+        self.moved = True
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                self._prepare(parameter)
+            if self.clip_updates:
+                self._step_clipped(parameters, group)
+            else:
+                for parameter in parameters:
+                    self._move(parameter, Segment(0, 0, parameter.numel()), self.state[parameter]["step"], group)
+
+    def _prepare(self, parameter: torch.Tensor) -> None:
+        """Make the state of `parameter`. Names and types are torch AdamW's, which DeepSpeed's converter knows."""
+        if not self.state[parameter]:
+            self.state[parameter] |= {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def _step_clipped(self, parameters: list[torch.Tensor], group: dict) -> None:
+        if self.layout is None:
+            self.layout = whole_parameters([p for every in self.param_groups for p in every["params"]])
+        segments, sizes, across_ranks = self.layout
+        pieces = [(flat, segment) for flat in parameters for segment in segments[flat]]
+        sums = torch.zeros_like(sizes)
+        for flat, segment in pieces:
+            sums[segment.parameter] += self._relative_energy(flat, segment, group).to(sums.device)
+        if across_ranks:
+            torch.distributed.all_reduce(sums)
+        rates = group["lr"] / (sums / sizes).sqrt().clamp_min(1.0)
+        if all(flat.device.type == "cpu" for flat in parameters):
+            rates = rates.tolist()  # the CPU's kernel takes a number; a GPU's takes a tensor, and nobody waits for it
+        for flat, segment in pieces:
+            step = self.state[flat]["step"].clone()
+            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]})
+        for flat in parameters:
+            self.state[flat]["step"] += 1
+
+    def _relative_energy(self, flat: torch.Tensor, segment: Segment, group: dict) -> torch.Tensor:
+        """Return the sum of g^2 / max(v, eps^2) over `segment`, float64."""
+        assert flat.grad is not None
+        state, (_, beta2) = self.state[flat], group["betas"]
+        correction = 1 - beta2 ** (state["step"] + 1)  # of the bias: v = (what is kept) / correction
+        gradient = _part(flat.grad, segment)
+        kept = _part(state["exp_avg_sq"], segment) * beta2
+        kept.addcmul_(gradient, gradient, value=1 - beta2).clamp_min_(correction * group["eps"] ** 2)
+        return kept.reciprocal_().mul_(gradient).mul_(gradient).sum(dtype=torch.float64) * correction
+
+    def _move(self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict) -> None:
+        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`."""
+        assert flat.grad is not None
+        state, (beta1, beta2) = self.state[flat], group["betas"]
+        adamw(
+            [_part(flat, segment)],
+            [_part(flat.grad, segment)],
+            [_part(state["exp_avg"], segment)],
+            [_part(state["exp_avg_sq"], segment)],
+            [],
+            [step],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _part(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
+    return tensor.view(-1).narrow(0, segment.start, segment.length)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """Split parameters: matrices decay, vectors (norm weights, the decoder bias) do not, embeddings by config."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and not config.decay_embeddings}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
+    kept = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return torch's fused AdamW (CPU and CUDA): DeepSpeed's own Adam would compile an extension at start."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=0.0,  # set before every step from the schedule
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
+    """Return the recipe's optimizer with learning rate 0; the schedule sets it before every step."""
+    return AdamW(
+        parameter_groups(model, config),
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=True,
+        clip_updates=config.kind == "stable_adamw",
     )

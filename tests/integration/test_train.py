@@ -24,7 +24,7 @@ from cmbert.model.init import initialise
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import load_weights
 from cmbert.train.metrics import read_metrics
-from cmbert.train.optim import parameter_groups
+from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
 
@@ -70,11 +70,7 @@ def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
     reader = open_reader(recipe.data, recipe.mask, tokenizer, recipe.train.seed)
     model = MaskedLanguageModel(recipe.model)
     initialise(model, recipe.train.seed)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.optimizer.weight_decay),
-        betas=(recipe.optimizer.beta1, recipe.optimizer.beta2),
-        eps=recipe.optimizer.eps,
-    )
+    optimizer = build_optimizer(model, recipe.optimizer)
     found, rows = [], recipe.train.rows_per_step
     for step in range(num_steps(recipe)):
         batch = reader.micro_batch(range(step * rows, (step + 1) * rows), step_mask_rate(step, recipe))

@@ -1,0 +1,42 @@
+"""The optimizer on ZeRO's flat partitions is the undivided one: stages 1, 2, 3 at 1, 2 and 3 ranks."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("zero_steps.py")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_divided_as_undivided(tmp_path: Path, ranks: int) -> None:
+    spec = importlib.util.spec_from_file_location("zero_steps", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    zero_steps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(zero_steps)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path / "found.pt")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found) == 6
+    for (stage, clip_updates), weights in found.items():
+        model = zero_steps.Weights()
+        optimizer = zero_steps.AdamW(zero_steps.groups(model), clip_updates=clip_updates, **zero_steps.SETTINGS)
+        for step in range(1, zero_steps.NUM_STEPS + 1):
+            model(zero_steps.gradients(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for weight, expected in zip(weights, model.all, strict=True):
+            message = f"ZeRO {stage}, clip_updates {clip_updates}: {weight} is not {expected}"
+            torch.testing.assert_close(
+                weight, expected.detach(), rtol=1e-6, atol=1e-6, msg=lambda text, name=message: f"{name}: {text}"
+            )
+    assert not torch.equal(found[1, True][0], found[1, False][0])
