@@ -169,6 +169,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from cmbert.train.preemption import StopRequest
+
+    stop = StopRequest(options.stop_after_seconds)
+    stop.listen()  # before the imports that take seconds: a signal then, too, ends in an orderly way
     from cmbert.config.load import load_recipe
     from cmbert.train.distributed import leave, read_launch
     from cmbert.train.loop import train
@@ -177,7 +181,7 @@ def _train(options: argparse.Namespace) -> int:
         load_recipe(options.recipe, options.overrides),
         resume=options.resume,
         max_steps=options.max_steps,
-        stop_after_seconds=options.stop_after_seconds,
+        stop=stop,
         skip_steps=options.skip_steps,
     )
     if read_launch(os.environ).world_size > 1:

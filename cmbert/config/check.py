@@ -12,6 +12,7 @@ def check_recipe(recipe: Recipe) -> None:
         *_schedule_rules(recipe),
         *_training_rules(recipe),
         *_kernel_rules(recipe),
+        *_guard_rules(recipe),
     ):
         if broken:
             raise ConfigError(f"{key}: {remedy}")
@@ -147,6 +148,11 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "intervals must be positive",
         ),
         (
+            min(train.keep_every_tokens, train.rolling_every_steps, train.max_failed_saves) < 0,
+            "train.rolling_every_steps",
+            "keep_every_tokens, rolling_every_steps and max_failed_saves must not be negative",
+        ),
+        (
             min(recipe.evaluation.every_steps, recipe.evaluation.max_rows) < 1,
             "evaluation.every_steps",
             "every_steps and max_rows must be positive",
@@ -177,5 +183,23 @@ def _kernel_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             kernels.norm == "apex" and kernels.compile,
             "kernels.norm",
             "apex cannot be compiled; use torch, whose norm is fused by kernels.compile",
+        ),
+    ]
+
+
+def _guard_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    guards = recipe.guards
+    return [
+        (
+            min(guards.max_skipped_steps, guards.max_rewinds, guards.hang_seconds) < 0,
+            "guards",
+            "max_skipped_steps, max_rewinds and hang_seconds must not be negative",
+        ),
+        (guards.spike_score <= 0, "guards.spike_score", "must be positive"),
+        (guards.rewind_steps < 1, "guards.rewind_steps", "must be at least 1: the spike's own batch is left out"),
+        (
+            guards.spike_window_steps < 16,
+            "guards.spike_window_steps",
+            "must be at least 16: fewer steps say nothing about a spike",
         ),
     ]

@@ -163,6 +163,12 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end (ours)."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept (ours)."""
+    keep_every_tokens: int = 0
+    """Also keep, for good, the first checkpoint at or after each multiple of this; 0 = none; tokens."""
+    rolling_every_steps: int = 0
+    """Steps between rolling checkpoints, each removed by the next of any kind; 0 = none (ours)."""
+    max_failed_saves: int = 3
+    """Checkpoints in a row that may fail (a full disk) before the run ends (ours)."""
     log_every_steps: int = 10
     """Steps between log lines; metrics.jsonl has every step."""
 
@@ -198,6 +204,26 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What may not move the weights, and when to give up."""
+
+    max_skipped_steps: int = 5
+    """Steps in a row whose loss or gradient is not finite that are skipped before the run ends (ours)."""
+    spike_action: Literal["none", "skip", "rewind"] = "none"
+    """On a spike: nothing, do not apply the step, or go back to the last checkpoint and leave the batches out."""
+    spike_score: float = 20.0
+    """Loss or gradient norm this many robust standard deviations above the window's median is a spike (ours)."""
+    spike_window_steps: int = 128
+    """Steps that a spike is judged by (ours)."""
+    rewind_steps: int = 32
+    """Batches left out by a rewind: the spike's and those before it, back to the checkpoint at most (ours)."""
+    max_rewinds: int = 3
+    """Rewinds of one call before the run ends (ours)."""
+    hang_seconds: float = 1800.0
+    """End the run, with a stack of every rank, when a rank makes no progress for so long; 0 = wait for ever (ours)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One stage of pretraining: everything `cmbert train` needs. Paths are relative to the working directory."""
 
@@ -211,3 +237,4 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)

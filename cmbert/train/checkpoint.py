@@ -1,26 +1,28 @@
-"""Checkpoints that are whole or absent: written aside, hashed into MANIFEST.json, renamed, then named in `latest`.
+"""Checkpoints on disk: whole or absent, proved before they are used, and how many stay. checkpoint_writer.py writes.
 
-checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.json
+checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.json (size and BLAKE2b of every file)
 checkpoints/latest            name of the newest
 """
 
 import json
+import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 
 from cmbert.errors import CheckpointError
-from cmbert.files import hash_file, publish_directory, write_json, write_text
-from cmbert.train.engine import consolidate, load_engine, save_engine
+from cmbert.files import hash_file
+from cmbert.train.engine import consolidate
 
 CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "MANIFEST.json"
+DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
+UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,46 @@ class TrainState:
     tokenizer_fingerprint: str
     shard_fingerprints: list[str]
     left_out: list[list[int]] = field(default_factory=list)
-    """Batches [first, last) of the data that no step got (--skip-steps)."""
+    """Rows [first, last) of the data that no step got (--skip-steps, guards.spike_action = "rewind")."""
+    rolling: bool = False
+    """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guards remember of the steps before."""
 
 
-def save_checkpoint(run: Path, engine: Any, state: TrainState, keep: int) -> Path:
-    """Write a checkpoint and remove all but the `keep` newest. All ranks call this."""
-    root = run / CHECKPOINTS
-    final = root / f"step_{state.step:09d}"
-    aside = root / f".{final.name}.partial"
-    if torch.distributed.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    torch.distributed.barrier()
-    save_engine(engine, root, aside.name)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        write_json(aside / STATE_FILE, asdict(state))
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
-        manifest = {str(p.relative_to(aside)): {"bytes": p.stat().st_size, "blake2b": hash_file(p)} for p in files}
-        write_json(aside / MANIFEST_FILE, manifest)
-        shutil.rmtree(final, ignore_errors=True)  # an earlier life of the run may have come this far
-        publish_directory(aside, final)
-        write_text(root / LATEST_FILE, final.name + "\n")
-        for old in _checkpoints(root)[:-keep]:
-            shutil.rmtree(old)
-    torch.distributed.barrier()
-    return final
+class Retention(NamedTuple):
+    """Which checkpoints stay."""
+
+    keep_newest: int
+    keep_every_tokens: int
+    """The first at or after each multiple stays for good; 0 = none."""
 
 
-def _checkpoints(root: Path) -> list[Path]:
-    return sorted(path.parent for path in root.glob(f"step_*/{MANIFEST_FILE}"))
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the complete checkpoints under `root`, oldest first."""
+    found = [path.parent for path in root.glob(f"step_*/{MANIFEST_FILE}")]
+    return sorted(path for path in found if re.fullmatch(r"step_\d+", path.name))
+
+
+def prune(root: Path, retention: Retention, step: int) -> None:
+    """Remove checkpoints up to `step`, the newest, that need not stay, and what killed runs have left.
+
+    Later ones belong to another life of the run, which somebody left by --resume PATH; that is theirs to remove.
+    """
+    states = {path: read_state(path) for path in list_checkpoints(root) if not damaged_files(path, 0, 0)}
+    states = {path: state for path, state in states.items() if state.step <= step}
+    lasting = [path for path, state in states.items() if not state.rolling]
+    keep = {*lasting[-retention.keep_newest :], max(states, key=lambda path: states[path].step)}
+    if retention.keep_every_tokens:
+        first_of: dict[int, Path] = {}
+        for path in lasting:
+            first_of.setdefault(states[path].tokens // retention.keep_every_tokens, path)
+        keep |= {path for multiple, path in first_of.items() if multiple > 0}
+    for path in states.keys() - keep:
+        (path / MANIFEST_FILE).unlink()  # first: from here on it is no checkpoint
+        shutil.rmtree(path)
+    for left in [*root.glob(".step_*.partial"), *root.glob(f".step_*{UNIVERSAL_SUFFIX}")]:
+        shutil.rmtree(left)
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -85,6 +97,17 @@ def find_checkpoint(path: Path) -> Path | None:
     return checkpoint
 
 
+def resume_candidates(run: Path) -> list[Path]:
+    """Return the checkpoints that a resume may use, best first: the one that `latest` names, then the older ones.
+
+    Without a `latest` that names one that is there: all, newest first.
+    """
+    found, latest = list_checkpoints(run / CHECKPOINTS)[::-1], run / CHECKPOINTS / LATEST_FILE
+    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    names = [path.name for path in found]
+    return found[names.index(named) :] if named in names else found
+
+
 def require_checkpoint(path: Path) -> Path:
     """Return the checkpoint that `path` means. Raises CheckpointError when there is none."""
     checkpoint = find_checkpoint(path) if path.is_dir() else None
@@ -95,27 +118,50 @@ def require_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def check_files(checkpoint: Path) -> None:
-    """Raise CheckpointError unless every file of the manifest is there with its hash."""
-    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-    for name, expected in manifest.items():
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return a file's entry in the manifest."""
+    return {"bytes": path.stat().st_size, "blake2b": hash_file(path)}
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that nothing takes it for one; what is in it stays for whoever can mend it."""
+    target = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
+    if not target.exists():
+        checkpoint.rename(target)
+
+
+def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list[str]:
+    """Return what is wrong with the files of `checkpoint`, one line each.
+
+    Manifest and state are always read; of the others only every num_shares-th from `share` on, or none if 0.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+        read_state(checkpoint)
+    except (ValueError, TypeError, OSError) as error:
+        return [f"{checkpoint}: {MANIFEST_FILE} or {STATE_FILE} cannot be read: {error}"]
+    found = []
+    for name, expected in sorted(manifest.items())[share::num_shares] if num_shares else ():
         path = checkpoint / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing, the manifest lists it; resume from another checkpoint")
-        if path.stat().st_size != expected["bytes"] or hash_file(path) != expected["blake2b"]:
-            raise CheckpointError(
-                f"{path}: does not match its hash: truncated or changed; resume from another checkpoint"
-            )
+            found.append(f"{path}: missing, the manifest lists it")
+        elif path.stat().st_size != expected["bytes"]:
+            found.append(f"{path}: has {path.stat().st_size:,} bytes of {expected['bytes']:,}: truncated")
+        elif hash_file(path) != expected["blake2b"]:
+            found.append(f"{path}: does not match its hash: changed")
+    return found
+
+
+def check_files(checkpoint: Path) -> None:
+    """Raise CheckpointError unless every file of the manifest is there with its hash."""
+    damaged = damaged_files(checkpoint)
+    if damaged:
+        raise CheckpointError(f"{damaged[0]}; use another checkpoint")
 
 
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint."""
     return TrainState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-
-
-def load_checkpoint(checkpoint: Path, engine: Any) -> None:
-    """Restore the engine from a checkpoint of the same world size and ZeRO stage. All ranks call this."""
-    load_engine(engine, checkpoint.parent, checkpoint.name)
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -91,9 +91,16 @@ def sum_over_ranks(values: Sequence[float | torch.Tensor], device: torch.device)
     return tensor.tolist()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Return whether the flag is set on at least one rank; every rank gets the same answer."""
-    return sum_over_ranks([float(flag)], device)[0] > 0
+def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Return for each flag whether it is set on at least one rank; every rank gets the same answer."""
+    return [count > 0 for count in sum_over_ranks([float(flag) for flag in flags], device)]
+
+
+def gather_from_ranks(value: Any) -> list[Any]:
+    """Return `value` of every rank, in their order, the same on every rank. It is pickled: keep it small."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def leave(code: int) -> NoReturn:

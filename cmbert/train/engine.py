@@ -1,10 +1,14 @@
 """The ONLY home of deepspeed: start it, build an engine, save, load, read a checkpoint back as plain weights."""
 
+import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +21,7 @@ from cmbert.train.distributed import Launch
 from cmbert.train.optim import AdamW, Layout, Segment
 
 SHARED_MEMORY_OPERATION = "deepspeed_shm_comm"
+UNIVERSAL_VERSION = 0.2  # of the form that DeepSpeed's converter writes
 
 
 def _import_deepspeed() -> ModuleType:
@@ -38,8 +43,11 @@ def _import_deepspeed() -> ModuleType:
     return deepspeed
 
 
-def start_distributed(launch: Launch, device: torch.device) -> None:
-    """Join the process group (NCCL on GPUs, gloo on CPUs); `stop_distributed` leaves it."""
+def start_distributed(launch: Launch, device: torch.device, timeout: timedelta | None = None) -> None:
+    """Join the process group (NCCL on GPUs, gloo on CPUs); `stop_distributed` leaves it.
+
+    timeout: how long a collective may wait for the slowest rank before it fails (None: torch's default).
+    """
     os.environ.update(
         RANK=str(launch.rank),
         WORLD_SIZE=str(launch.world_size),
@@ -48,7 +56,8 @@ def start_distributed(launch: Launch, device: torch.device) -> None:
         MASTER_PORT=str(launch.port),
     )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    _import_deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    limit = {} if timeout is None else {"timeout": timeout}
+    _import_deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)
 
 
 def stop_distributed() -> None:
@@ -94,18 +103,62 @@ def find_layout(engine: Any) -> Layout:
     )
 
 
-def save_engine(engine: Any, directory: Path, tag: str) -> None:
-    """Write the ZeRO files of every rank under `directory`/`tag`. All ranks call this."""
-    engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+def save_engine(engine: Any, directory: Path, tag: str, write: Callable[[Any, str], None]) -> None:
+    """Hand the ZeRO state of this rank to `write(table, path)`, paths under `directory`/`tag`. All ranks call this."""
+    engine.checkpoint_engine.save = lambda state_dict, path: write(state_dict, path)
+    engine._copy_recovery_script = lambda path: None  # `cmbert export` does what that script does
+    client_state = {"universal_checkpoint_info": {"universal_checkpoint_version": UNIVERSAL_VERSION}}
+    engine.save_checkpoint(str(directory), tag=tag, client_state=client_state, save_latest=False)
 
 
-def load_engine(engine: Any, directory: Path, tag: str) -> None:
-    """Restore weights and optimizer from `directory`/`tag`, written at the same world size. All ranks call this."""
-    path, _ = engine.load_checkpoint(str(directory), tag=tag)
+def load_engine(engine: Any, checkpoint: Path, *, universal: bool = False) -> None:
+    """Restore weights and optimizer. All ranks call this.
+
+    checkpoint: written at this world size, or, if `universal`, made by `convert_to_universal` from any. DeepSpeed
+    unpickles it: nothing but a run's own files, proved by their hashes, may come here.
+    """
+    engine._config.load_universal_checkpoint = universal
+    optimizer = engine.basic_optimizer
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    with contextlib.redirect_stdout(io.StringIO()):
+        path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
-        raise CheckpointError(
-            f"{directory / tag}: DeepSpeed found no checkpoint of this world size and ZeRO stage there"
-        )
+        raise CheckpointError(f"{checkpoint}: DeepSpeed found no checkpoint of this world size and ZeRO stage there")
+    # DeepSpeed 0.19 loads the universal form at ZeRO 3 with one step counter for all sub-groups, and gives every group
+    # the first one's weight decay.
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group |= own
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
+    optimizer.layout = find_layout(engine)
+
+
+def convert_to_universal(checkpoint: Path, target: Path) -> None:
+    """Write `checkpoint` to the directory `target` in DeepSpeed's form for any number of ranks, in this process."""
+    _import_deepspeed()
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=False,
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(options)
+
+
+def global_gradient_norm(engine: Any) -> float:
+    """Return the norm of the gradient over all parameters and ranks before clipping; inf when it is not finite.
+
+    Valid from the moment the optimizer is asked to step. DeepSpeed marks a norm that is not finite by -1.
+    """
+    norm = float(engine.optimizer._global_grad_norm or 0.0)
+    return norm if norm >= 0 else math.inf
 
 
 def consolidate(directory: Path, tag: str) -> dict[str, torch.Tensor]:

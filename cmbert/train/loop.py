@@ -10,42 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 
-from cmbert.accel import check_kernels
-from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.ledger import LedgerWriter
-from cmbert.data.loader import (
-    BatchGeometry,
-    LeftOut,
-    RowReader,
-    StepBatches,
-    StepData,
-    StepFacts,
-    check_epochs,
-    data_step,
-    iterate_steps,
-    open_reader,
-)
-from cmbert.errors import ConfigError
-from cmbert.model.heads import MaskedLanguageModel
-from cmbert.progress import duration
-from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from cmbert.data.loader import BatchGeometry, LeftOut, RowReader, StepBatches, StepData, data_step, iterate_steps
+from cmbert.errors import CheckpointError
+from cmbert.tokenizer import Tokenizer
+from cmbert.train.checkpoint import Retention, TrainState, resume_candidates, set_aside
+from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
-from cmbert.train.engine import build_engine, start_distributed, stop_distributed
-from cmbert.train.guards import require_finite
-from cmbert.train.heldout import Heldout, open_heldout
-from cmbert.train.metrics import MetricsWriter
-from cmbert.train.optim import build_optimizer
+from cmbert.train.engine import global_gradient_norm, start_distributed, stop_distributed
+from cmbert.train.guards import Guard, TrainingError
+from cmbert.train.heldout import Heldout
+from cmbert.train.metrics import MetricsWriter, record_event
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
-from cmbert.train.run_directory import find_resume, open_run_directory
+from cmbert.train.reporting import Reporter
+from cmbert.train.run_directory import open_run_directory
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
-from cmbert.train.starting_weights import check_starting_weights, starting_model
+from cmbert.train.start import (
+    Resume,
+    Start,
+    check_start,
+    choose_checkpoint,
+    collective_timeout,
+    leave_out,
+    open_engine,
+    restore,
+)
+from cmbert.train.watchdog import Watchdog
 
-PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
+LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
 
 logger = logging.getLogger(__name__)
 
@@ -61,29 +56,28 @@ class Run:
     engine: Any
     reader: RowReader
     tokenizer: Tokenizer
-    metrics: MetricsWriter | None
-    ledger: LedgerWriter | None
     heldout: Heldout | None
+    writer: CheckpointWriter
+    watchdog: Watchdog
+    guard: Guard
+    reporter: Reporter | None
+    """Only rank 0 has one."""
     left_out: LeftOut
     step: int
     last_step: int
-    first_step: int = field(init=False)
-    started: float = field(default_factory=time.perf_counter)
+    num_rewinds: int = field(default=0)
 
-    def __post_init__(self) -> None:
-        self.first_step = self.step
+    def event(self, kind: str, text: str) -> None:
+        """Say and record what does not happen in every step."""
+        logger.warning("%s", text)
+        if self.reporter is not None:
+            record_event(self.directory, kind, self.step, text)
 
-    def time_left(self) -> str:
-        """Return how long the steps still to do take at the mean pace of this call's steps, the first left out.
-
-        The first step compiles what is compiled, and says nothing about the others.
-        """
-        done = self.step - self.first_step - 1
-        if done < 1:
-            self.started = time.perf_counter()
-            return ""
-        seconds = (time.perf_counter() - self.started) / done * (self.last_step - self.step)
-        return f"  {' '.join(duration(seconds))} left"
+    def close(self) -> None:
+        """End what this rank has running, whether the call ended well or not."""
+        self.writer.close()
+        if self.reporter is not None:
+            self.reporter.close()
 
 
 def train(
@@ -91,118 +85,127 @@ def train(
     *,
     resume: str,
     max_steps: int | None,
-    stop_after_seconds: float | None,
+    stop: StopRequest,
     skip_steps: tuple[int, int] | None = None,
 ) -> int:
     """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
 
     resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
-    max_steps: stop after this many steps of this call. stop_after_seconds: likewise by the clock. skip_steps: leave out
+    max_steps: stop after this many steps of this call. stop: listens to signals and the clock. skip_steps: leave out
     the batches that steps [first, last) would get.
     Raises CmbertError.
     """
     launch = read_launch(os.environ)
     if launch.rank > 0:
-        logging.getLogger("cmbert").setLevel(logging.WARNING)  # one voice: every rank knows the same
-    start = check_start(recipe, resume, launch, skip_steps)
-    if start.step >= num_steps(recipe):
-        logger.info("%s: already finished, %d steps", recipe.run_directory, start.step)
+        logging.getLogger("cmbert").setLevel(logging.ERROR)  # one voice: every rank knows the same
+    start = check_start(recipe, resume, launch)
+    if start.is_finished:
+        logger.info("%s: already finished, %d steps", recipe.run_directory, num_steps(recipe))
         return 0
-    stop = StopRequest(stop_after_seconds)
-    stop.listen()
-    run = set_up(recipe, launch, start, max_steps)
-    stopping = False
+    start_distributed(launch, select_device(launch), collective_timeout(recipe))
+    watchdog = Watchdog(Path(recipe.run_directory) / LOGS_FOLDER, launch, recipe.guards.hang_seconds)
+    run = None
     try:
-        for data, wait_seconds in timed(batches(run)):
-            record = train_step(run, data)
-            record |= evaluate(run)
-            report(run, {**record, "data_wait_seconds": wait_seconds}, data.facts)
-            stopping = any_rank(stop.pending(), run.device)
-            if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
-                save(run)
-            if stopping:
-                break
-        return finish(run, stop.reason() if stopping else None)
+        run = set_up(recipe, launch, start, watchdog, max_steps, skip_steps)
+        while (outcome := do_steps(run, stop)) == "rewind":
+            rewind(run)
+        return finish(run, stop.reason() if outcome == "stop" else None)
     finally:
-        if run.metrics:
-            run.metrics.close()
-        if run.ledger:
-            run.ledger.close()
+        watchdog.stop()
+        if run is not None:
+            run.close()
         stop_distributed()
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a run begins with, checked before any rank waits for another."""
-
-    deepspeed_config: dict[str, Any]
-    tokenizer: Tokenizer
-    reader: RowReader
-    heldout: Heldout | None
-    checkpoint: Path | None
-    step: int
-    left_out: LeftOut
-
-
-def check_start(recipe: Recipe, resume: str, launch: Launch, skip_steps: tuple[int, int] | None) -> Start:
-    """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
-    deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
-    tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
-    reader = open_reader(
-        recipe.data,
-        recipe.mask,
-        tokenizer,
-        recipe.train.seed,
-        rows_per_step=recipe.train.rows_per_step,
-        plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
-    )
-    check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
-    checkpoint, state = find_resume(recipe, resume, tokenizer, reader, launch.world_size)
-    if checkpoint is None:
-        check_starting_weights(recipe)
-    heldout = open_heldout(recipe, tokenizer, launch)
-    step = state.step if state else 0
-    left_out = leave_out(tuple((first, last) for first, last in state.left_out) if state else (), skip_steps, step)
-    check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
-    return Start(deepspeed_config, tokenizer, reader, heldout, checkpoint, step, left_out)
-
-
-def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int) -> LeftOut:
-    """Add the batches of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
-    if skip_steps is None:
-        return before
-    first, last = skip_steps
-    if not step <= first < last:
-        raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
-    batch = data_step(first, before)
-    return (*before, (batch, batch + last - first))
-
-
-def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) -> Run:
-    """Join the ranks, build the model and restore what is there."""
-    device = select_device(launch)
-    start_distributed(launch, device)
+def set_up(
+    recipe: Recipe,
+    launch: Launch,
+    start: Start,
+    watchdog: Watchdog,
+    max_steps: int | None,
+    skip_steps: tuple[int, int] | None,
+) -> Run:
+    """Find the checkpoint, build the model, open the run directory. All ranks call this."""
+    resume = choose_checkpoint(start.candidates, launch)
+    left_out = leave_out(resume.left_out, skip_steps, resume.step)
     directory = open_run_directory(recipe, start.deepspeed_config, launch.rank)
     if launch.rank == 0:
         for source in start.reader.blend.sources:
             source.keep_plan()
-    model = MaskedLanguageModel(recipe.model, recipe.kernels) if start.checkpoint else starting_model(recipe)
-    engine = build_engine(model.to(device), build_optimizer(model, recipe.optimizer), start.deepspeed_config)
-    if start.checkpoint:
-        load_checkpoint(start.checkpoint, engine)
-    last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), start.step + max_steps)
+    engine = open_engine(recipe, start, resume, launch)
+    train = recipe.train
+    retention = Retention(train.keep_checkpoints, train.keep_every_tokens)
+    last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), resume.step + max_steps)
+    device = select_device(launch)
+    run = Run(
+        recipe, directory, launch, device, engine, start.reader, start.tokenizer, start.heldout,
+        CheckpointWriter(directory, engine, retention, train.max_failed_saves), watchdog,
+        guard_of(engine, recipe, resume), None, left_out, resume.step, last_step,
+    )  # fmt: skip
+    run.reporter = open_reporter(run)
+    watchdog.start()
     logger.info(
         "%s: %s on %d x %s, %d steps of %d tokens",
         recipe.run_directory,
-        f"resuming at step {start.step} from {start.checkpoint}" if start.checkpoint else "starting",
+        f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting",
         launch.world_size, device.type, num_steps(recipe), step_tokens(recipe),
     )  # fmt: skip
-    metrics = MetricsWriter(directory, start.step) if launch.rank == 0 else None
-    ledger = LedgerWriter(directory, start.step) if launch.rank == 0 else None
-    return Run(
-        recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, ledger, start.heldout,
-        start.left_out, start.step, last_step,
-    )  # fmt: skip
+    for path, lines in resume.passed_over.items():
+        if launch.rank == 0:
+            set_aside(path)
+        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {path}.damaged: {'; '.join(lines)}")
+    if resume.state and resume.state.world_size != launch.world_size:
+        run.event("elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {launch.world_size}")
+    return run
+
+
+def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
+    """Return a guard that remembers what the checkpoint says, in charge of the engine's optimizer."""
+    guard = Guard(recipe.guards, resume.state.guard if resume.state else None)
+    engine.basic_optimizer.admit = guard.admit
+    return guard
+
+
+def open_reporter(run: Run) -> Reporter | None:
+    """Rewind metrics and ledger to the run's step and return who continues them; None but on rank 0."""
+    if run.launch.rank > 0:
+        return None
+    metrics, ledger = MetricsWriter(run.directory, run.step), LedgerWriter(run.directory, run.step)
+    return Reporter(run.recipe, run.reader, metrics, ledger, run.step, run.last_step)
+
+
+def do_steps(run: Run, stop: StopRequest) -> str:
+    """Train until the last step ("end"), a request to stop ("stop") or a spike to go back from ("rewind")."""
+    (stopping,) = any_rank([stop.pending()], run.device)
+    if stopping:
+        return "stop"
+    for data, wait_seconds in timed(batches(run), run):
+        record = train_step(run, data)
+        verdict = run.guard.finish(run.step - 1, record["grad_norm"], run.engine.basic_optimizer.moved)
+        if verdict != "ok":
+            run.event(verdict, turned_away(run, record, verdict))
+            if verdict == "spike" and run.recipe.guards.spike_action == "rewind":
+                return "rewind"
+        record |= evaluate(run)
+        if run.reporter is not None:
+            counts = {"skipped_steps": run.guard.num_skipped, "data_wait_seconds": wait_seconds}
+            run.reporter.report({**record, **counts}, data.facts)
+        run.watchdog.enter("checkpoint", run.step)
+        stopping, writing = any_rank([stop.pending(), run.writer.is_writing()], run.device)
+        if run.writer.state is not None and not writing:
+            settle(run)
+        save_if_due(run, stopping)
+        if stopping:
+            return "stop"
+    return "end"
+
+
+def turned_away(run: Run, record: dict[str, Any], verdict: str) -> str:
+    """Say why a step did not move the weights."""
+    figures = f"loss {record['loss']:.4g}, gradient norm {record['grad_norm']:.4g}"
+    if verdict == "spike":
+        figures += ", {:.1f} and {:.1f} robust standard deviations above the steps before".format(*run.guard.scores)
+    return f"step {record['step']}: {verdict}: {figures}; not applied ({run.guard.num_skipped} so far)"
 
 
 def batches(run: Run) -> Iterator[StepData]:
@@ -219,9 +222,10 @@ def batches(run: Run) -> Iterator[StepData]:
     return iterate_steps(dataset, steps, run.recipe.data.num_workers, pin_memory=run.device.type == "cuda")
 
 
-def timed(steps: Iterator[StepData]) -> Iterator[tuple[StepData, float]]:
+def timed(steps: Iterator[StepData], run: Run) -> Iterator[tuple[StepData, float]]:
     """Yield each step's data with the seconds that the trainer waited for it."""
     while True:
+        run.watchdog.enter("data", run.step)
         started = time.perf_counter()
         data = next(steps, None)
         if data is None:
@@ -232,6 +236,7 @@ def timed(steps: Iterator[StepData]) -> Iterator[tuple[StepData, float]]:
 def train_step(run: Run, data: StepData) -> dict[str, float]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
+    run.watchdog.enter("forward and backward", run.step)
     engine, recipe, micro_batches = run.engine, run.recipe, data.micro_batches
     (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
     maskable_tokens = sum(data.facts.source_tokens)
@@ -250,7 +255,9 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
             engine.step()  # counts the micro-batch; the optimizer moves only with the last
     global_loss, global_correct = sum_over_ranks([loss_sum, num_correct], run.device)
     mean_loss = global_loss / max(masked_tokens, 1.0)
-    require_finite(mean_loss, run.step)
+    run.watchdog.enter("optimizer", run.step)
+    engine.basic_optimizer.moved = False
+    run.guard.begin(mean_loss, partial(global_gradient_norm, engine))
     engine.step()
     record = {
         "step": run.step,
@@ -262,7 +269,7 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
         "masked_tokens": masked_tokens,
         "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * data.facts.num_pieces,
         "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
-        "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+        "grad_norm": global_gradient_norm(engine),
         "step_seconds": time.perf_counter() - started,
     }
     run.step += 1
@@ -274,51 +281,34 @@ def evaluate(run: Run) -> dict[str, float]:
     is_due = run.step % run.recipe.evaluation.every_steps == 0 or run.step == num_steps(run.recipe)
     if run.heldout is None or not is_due:
         return {}
+    run.watchdog.enter("evaluation", run.step)
     started = time.perf_counter()
     score = run.heldout.score(run.engine, run.device)
     return {**score, "heldout_seconds": time.perf_counter() - started}
 
 
-def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:
-    """Record a step and, now and then, print it with the time left. Only rank 0 does anything here."""
-    if run.metrics is None or run.ledger is None:
-        return
-    run.ledger.write(record["step"], facts.ledger)
-    record["data_step"] = facts.data_step
-    record["source_tokens"] = facts.source_tokens
-    record["unit_lengths"] = facts.unit_lengths
-    record["straddle_rate"] = straddle_rate(run.reader, facts.source_tokens)
-    seconds = record["step_seconds"] + record["data_wait_seconds"]
-    record["tokens_per_second"] = record["real_tokens"] / seconds
-    record["fill_rate"] = record["real_tokens"] / step_tokens(run.recipe)
-    record["time"] = time.time()
-    run.metrics.write(record)
-    left = run.time_left()
-    if run.step % run.recipe.train.log_every_steps == 0 or run.step in (1, run.last_step):
-        logger.info(
-            "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
-            run.step, run.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
-            record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
-        )  # fmt: skip
-    if "heldout_loss" in record:
-        logger.info(
-            "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", run.step, run.last_step,
-            record["heldout_loss"], record["heldout_accuracy"], record["heldout_seconds"],
-        )  # fmt: skip
+def save_if_due(run: Run, stopping: bool) -> None:
+    """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
+    train, is_last = run.recipe.train, stopping or run.step == run.last_step
+    lasting = is_last or run.step % train.checkpoint_every_steps == 0
+    rolling = bool(train.rolling_every_steps) and run.step % train.rolling_every_steps == 0
+    if lasting or rolling:
+        if run.writer.state is not None:
+            settle(run)
+        begin_save(run, rolling=not lasting)
+    if is_last:
+        error = settle(run)
+        if error is not None:
+            raise CheckpointError(
+                f"{run.directory}: the steps since the newest checkpoint are lost, the last one could not be written: "
+                f"{error}; mend that and run the same command again"
+            )
 
 
-def straddle_rate(reader: RowReader, source_tokens: list[int]) -> float | None:
-    """Return the share of word boundaries inside a token, over the sources as a step mixed them; None if unknown."""
-    rates = [source.shards.manifest.get("straddle", {}).get("rate") for source in reader.blend.sources]
-    known = [(rate, tokens) for rate, tokens in zip(rates, source_tokens, strict=True) if rate is not None]
-    total = sum(tokens for _, tokens in known)
-    return sum(rate * tokens for rate, tokens in known) / total if total else None
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint of the steps done so far. All ranks call this."""
-    if run.ledger:
-        run.ledger.sync()
+def begin_save(run: Run, *, rolling: bool) -> None:
+    """Begin to write a checkpoint of the steps done so far."""
+    if run.reporter is not None:
+        run.reporter.ledger.sync()
     state = TrainState(
         step=run.step,
         rows=data_step(run.step, run.left_out) * run.recipe.train.rows_per_step,
@@ -328,10 +318,60 @@ def save(run: Run) -> None:
         zero_stage=run.engine.zero_optimization_stage(),
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
+        rolling=rolling,
+        guard=run.guard.memory(),
     )
-    started = time.perf_counter()
-    path = save_checkpoint(run.directory, run.engine, state, run.recipe.train.keep_checkpoints)
-    logger.info("checkpoint %s (%.1f s)", path, time.perf_counter() - started)
+    run.writer.begin(state)
+
+
+def settle(run: Run) -> str | None:
+    """Publish the checkpoint on its way; return why it could not be written, if so. All ranks call this."""
+    report = run.writer.finish()
+    if report.error is not None:
+        run.event(
+            "failed save",
+            f"checkpoint of step {report.step} could not be written ({report.error}); older ones are intact, failure "
+            f"{run.writer.num_failures} of {run.recipe.train.max_failed_saves} in a row that training survives",
+        )
+        return report.error
+    logger.info(
+        "checkpoint %s: %.2f GB written in %.1f s; training stood still for %.2f s",
+        report.path, report.num_bytes / 1e9, report.write_seconds, report.copy_seconds,
+    )  # fmt: skip
+    if run.reporter is not None:
+        run.reporter.notes |= {
+            "checkpoint_stall_seconds": report.copy_seconds,
+            "checkpoint_write_seconds": report.write_seconds,
+        }
+    return None
+
+
+def rewind(run: Run) -> None:
+    """Go back from a spike to the last good checkpoint and leave its batches out. All ranks call this.
+
+    Raises TrainingError after guards.max_rewinds of this call, or without a checkpoint to go back to.
+    """
+    spike, guards = run.step - 1, run.recipe.guards
+    run.num_rewinds += 1
+    if run.num_rewinds > guards.max_rewinds:
+        raise TrainingError(
+            f"step {spike}: a spike after {guards.max_rewinds} rewinds; lower schedule.lr_max in a run of its own, or "
+            "look at the data (cmbert ledger)"
+        )
+    if run.writer.state is not None:
+        settle(run)
+    resume = choose_checkpoint(resume_candidates(run.directory), run.launch)
+    if resume.state is None:
+        raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
+    first = max(resume.step, spike + 1 - guards.rewind_steps)
+    run.left_out = leave_out(resume.left_out, (first, spike + 1), resume.step)
+    restore(run.engine, resume, run.launch)
+    run.guard = guard_of(run.engine, run.recipe, resume)
+    run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
+    run.step = resume.step
+    if run.reporter is not None:
+        run.reporter.close()
+        run.reporter = open_reporter(run)
 
 
 def finish(run: Run, stopped_by: str | None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,24 @@ from cmbert.errors import CheckpointError
 from cmbert.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+
+
+def record_event(run: Path, kind: str, step: int, text: str) -> None:
+    """Append what happened to a run, on disk when this returns; unlike the metrics it is never rewound."""
+    with open(run / EVENTS_FILE, "a", encoding="utf-8") as file:
+        file.write(
+            json.dumps({"time": time.time(), "kind": kind, "step": step, "text": text}, ensure_ascii=False) + "\n"
+        )
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_events(run: Path) -> list[dict]:
+    """Return what happened to a run, oldest first; a last line cut short by a kill is left out."""
+    path = run / EVENTS_FILE
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def read_metrics(run: Path) -> list[dict]:

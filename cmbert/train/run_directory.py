@@ -14,14 +14,7 @@ from cmbert.data.loader import RowReader
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import write_json
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint import (
-    CHECKPOINTS,
-    TrainState,
-    check_files,
-    find_checkpoint,
-    read_state,
-    require_checkpoint,
-)
+from cmbert.train.checkpoint import CHECKPOINTS, TrainState, require_checkpoint, resume_candidates
 
 RECIPE_FILE = "resolved.toml"
 # Keys that may change within a run: they alter speed, memory or bookkeeping, not what is learnt.
@@ -29,11 +22,21 @@ FREE_KEYS = (
     "train.micro_batch_rows",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.keep_every_tokens",
+    "train.rolling_every_steps",
+    "train.max_failed_saves",
     "train.log_every_steps",
     "data.num_workers",
     "evaluation.shards",
     "evaluation.every_steps",
     "evaluation.max_rows",
+    "guards.max_skipped_steps",
+    "guards.spike_action",
+    "guards.spike_score",
+    "guards.spike_window_steps",
+    "guards.rewind_steps",
+    "guards.max_rewinds",
+    "guards.hang_seconds",
     "kernels.attention",
     "kernels.norm",
     "kernels.compile",
@@ -98,32 +101,30 @@ def check_belongs(recipe: Recipe) -> None:
         )
 
 
-def find_resume(
-    recipe: Recipe, resume: str, tokenizer: Tokenizer, reader: RowReader, world_size: int
-) -> tuple[Path | None, TrainState | None]:
-    """Return the checkpoint to continue from and its state, or (None, None) for a fresh start.
+def find_resume(recipe: Recipe, resume: str) -> list[Path]:
+    """Return the checkpoints to continue from, best first; empty for a fresh start. Nobody has proved their files yet.
 
-    Raises ConfigError or CheckpointError when the run directory belongs to another recipe, the checkpoint is torn, or
-    it was made with other data, tokenizer or number of ranks.
+    resume: "auto", "never" or a path, which allows no other. Raises ConfigError or CheckpointError when the run
+    directory belongs to another recipe, or holds checkpoints and must not.
     """
     directory = Path(recipe.run_directory)
     check_belongs(recipe)
-    existing = find_checkpoint(directory)
-    if resume == "never" and existing:
-        raise CheckpointError(f"{directory}: holds {existing.name}, and --resume never was given; move the run away")
-    checkpoint = existing if resume in ("auto", "never") else require_checkpoint(Path(resume))
-    if checkpoint is None:
-        return None, None
-    check_files(checkpoint)
-    state = read_state(checkpoint)
+    if resume not in ("auto", "never"):
+        return [require_checkpoint(Path(resume))]
+    found = resume_candidates(directory)
+    if resume == "never" and found:
+        raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")
+    return found
+
+
+def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: RowReader) -> None:
+    """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data."""
     found = {
         "tokenizer": (state.tokenizer_fingerprint, tokenizer.fingerprint),
         "shards": (state.shard_fingerprints, [source.shards.fingerprint for source in reader.blend.sources]),
-        "number of ranks": (state.world_size, world_size),
     }
     for name, (saved, current) in found.items():
         if saved != current:
             raise CheckpointError(
                 f"{checkpoint}: made with other {name} ({saved}, now {current}); resume with what it was made with"
             )
-    return checkpoint, state

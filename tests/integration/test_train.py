@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,41 +25,7 @@ from cmbert.train.metrics import read_metrics
 from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
-
-REPEATED = ("loss", "grad_norm", "accuracy", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "tokens")
-
-
-def start(recipe: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    if ranks > 1:
-        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    command = [sys.executable, *launcher, "-m", "cmbert", "train", str(recipe), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def train(recipe: Path, *arguments: str, ranks: int = 1, code: int = 0) -> str:
-    process = start(recipe, *arguments, ranks=ranks)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    return output
-
-
-def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run)]
-
-
-def trace(run: Path) -> list[dict]:
-    records = read_metrics(run)
-    assert [record["step"] for record in records] == list(range(len(records)))
-    return [{key: record[key] for key in REPEATED} for record in records]
-
-
-def deepspeed_file(directory: Path, stage: int, bf16: bool = False) -> str:
-    path = directory / f"zero{stage}{'_bf16' if bf16 else ''}.json"
-    precision = {"bf16": {"enabled": True}} if bf16 else {}
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **precision}), encoding="utf-8")
-    return f"train.deepspeed={path}"
+from tests.integration.launching import children, deepspeed_file, losses, start, trace, train
 
 
 def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
@@ -133,11 +97,6 @@ def test_killed_run_resumes_bitwise(recipe_file: Path, tmp_path: Path, stage: in
     output = train(recipe_file, *killed, ranks=2)
     assert f"resuming at step {int(latest.removeprefix('step_'))}" in output
     assert trace(tmp_path / "killed") == trace(tmp_path / "unbroken")
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
 
 
 def test_signal_saves_and_the_same_command_continues(recipe_file: Path, tmp_path: Path) -> None:

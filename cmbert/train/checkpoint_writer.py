@@ -1,0 +1,194 @@
+"""Checkpoints written while training goes on: the state is copied, a thread writes and hashes it, all ranks agree.
+
+`begin` copies this rank's ZeRO state into host memory and returns; `finish` makes the whole appear in one rename, or,
+if a rank could not write, removes what is there and counts the failure. Nobody else's files are touched.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+import torch.distributed
+
+from cmbert.errors import CheckpointError
+from cmbert.files import publish_directory, write_json, write_text
+from cmbert.train.checkpoint import (
+    CHECKPOINTS,
+    LATEST_FILE,
+    MANIFEST_FILE,
+    STATE_FILE,
+    Retention,
+    TrainState,
+    describe_file,
+    prune,
+)
+from cmbert.train.distributed import gather_from_ranks
+from cmbert.train.engine import save_engine
+
+logger = logging.getLogger(__name__)
+
+
+class SaveReport(NamedTuple):
+    """What became of a checkpoint, the same on every rank."""
+
+    step: int
+    path: Path
+    error: str | None
+    """Why it was not written; None when it is there."""
+    copy_seconds: float
+    """How long training stood still for it: the copy, and the wait for an earlier one."""
+    write_seconds: float
+    """How long the files took, training going on."""
+    num_bytes: int
+
+
+class _HashingFile:
+    """What torch.save writes to: a file whose hash is known when it is written, without reading it again."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest, self.num_bytes = file, hashlib.blake2b(digest_size=32), 0
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        self.num_bytes += len(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time. Every rank has one and calls its methods alike."""
+
+    def __init__(self, run: Path, engine: Any, retention: Retention, max_failures: int):
+        self.root, self.engine, self.retention, self.max_failures = run / CHECKPOINTS, engine, retention, max_failures
+        self.is_first = torch.distributed.get_rank() == 0
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.state: TrainState | None = None
+        """Of the checkpoint on its way; None when there is none."""
+        self.num_failures = 0
+        """In a row."""
+
+    def begin(self, state: TrainState) -> None:
+        """Copy the engine's state and let the thread write it. None may be on its way."""
+        assert self.state is None
+        started = time.perf_counter()
+        self.state, self.aside = state, self.root / f".step_{state.step:09d}.partial"
+        copies: list[tuple[str, Any]] = []
+        self.begin_error = self._agree(self._make_directory)
+        if self.begin_error is None:
+            save_engine(self.engine, self.root, self.aside.name, lambda table, path: copies.append((path, copy(table))))
+        self.copy_seconds = time.perf_counter() - started
+        self.written: Future = self.thread.submit(_write_all, copies, self.aside)
+
+    def _make_directory(self) -> None:
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+
+    def is_writing(self) -> bool:
+        """Return whether this rank's thread still writes."""
+        return self.state is not None and not self.written.done()
+
+    def finish(self) -> SaveReport:
+        """Wait for the files of all ranks and publish them. Raises CheckpointError after max_failures + 1 in a row."""
+        assert self.state is not None
+        waited = time.perf_counter()
+        files, seconds, error = self._result()
+        waited = time.perf_counter() - waited
+        results = gather_from_ranks((files, seconds, error))
+        errors = [f"rank {rank}: {text}" for rank, (_, _, text) in enumerate(results) if text]
+        manifest = {name: entry for found, _, _ in results for name, entry in found.items()}
+        final = self.root / f"step_{self.state.step:09d}"
+        problem = "; ".join(errors) or self._agree(lambda: self._publish(final, manifest))
+        if problem and self.is_first:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        report = SaveReport(
+            self.state.step,
+            final,
+            problem,
+            self.copy_seconds + waited,
+            max(spent for _, spent, _ in results),
+            sum(entry["bytes"] for entry in manifest.values()),
+        )
+        self.state = None
+        self.num_failures = self.num_failures + 1 if problem else 0
+        if self.num_failures > self.max_failures:
+            raise CheckpointError(
+                f"{self.root}: {self.num_failures} checkpoints in a row could not be written ({problem}); make room "
+                "there, then run the same command again: it continues from the newest that is whole"
+            )
+        return report
+
+    def _result(self) -> tuple[dict[str, dict], float, str | None]:
+        """Return this rank's files, the seconds they took, and what went wrong with the disk."""
+        error = self.written.exception()  # waits
+        if error is None:
+            return *self.written.result(), self.begin_error
+        if not isinstance(error, OSError | RuntimeError):  # torch's zip writer makes a RuntimeError of a full disk
+            raise error
+        return {}, 0.0, f"{type(error).__name__}: {error}"
+
+    def _publish(self, final: Path, manifest: dict[str, dict]) -> None:
+        assert self.state is not None
+        write_json(self.aside / STATE_FILE, asdict(self.state))
+        manifest[STATE_FILE] = describe_file(self.aside / STATE_FILE)
+        write_json(self.aside / MANIFEST_FILE, dict(sorted(manifest.items())))
+        shutil.rmtree(final, ignore_errors=True)  # an earlier life of the run may have come this far
+        publish_directory(self.aside, final)
+        write_text(self.root / LATEST_FILE, final.name + "\n")
+        prune(self.root, self.retention, self.state.step)
+
+    def _agree(self, action: Any) -> str | None:
+        """Let rank 0 do `action`; every rank returns what went wrong with the disk, or None."""
+        outcome: list[str | None] = [None]
+        if self.is_first:
+            try:
+                action()
+            except OSError as error:
+                outcome = [f"{error.filename or self.root}: {error.strerror}"]
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        return outcome[0]
+
+    def close(self) -> None:
+        """Wait for the thread. What it has written without `finish` is no checkpoint."""
+        self.thread.shutdown()
+
+
+def copy(value: Any, copied: dict[tuple, torch.Tensor] | None = None) -> Any:
+    """Return `value` with every tensor copied into host memory; tensors that are the same stay the same."""
+    copied = {} if copied is None else copied
+    if isinstance(value, torch.Tensor):
+        key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if key not in copied:
+            copied[key] = value.detach().to("cpu", copy=True)
+        return copied[key]
+    if isinstance(value, dict):
+        return type(value)((name, copy(entry, copied)) for name, entry in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(copy(entry, copied) for entry in value)
+    return value
+
+
+def _write_all(copies: list[tuple[str, Any]], directory: Path) -> tuple[dict[str, dict], float]:
+    """Write each table to its path, on disk when this returns; return sizes and hashes by name, and the seconds."""
+    started = time.perf_counter()
+    files = {}
+    while copies:
+        path, table = copies.pop(0)  # so that its memory is free once it is written
+        with open(path, "wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(table, hashing)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        files[str(Path(path).relative_to(directory))] = {
+            "bytes": hashing.num_bytes,
+            "blake2b": hashing.digest.hexdigest(),
+        }
+    return files, time.perf_counter() - started

@@ -1,0 +1,83 @@
+"""What rank 0 writes and prints of every step."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cmbert.config.schema import Recipe
+from cmbert.data.ledger import LedgerWriter
+from cmbert.data.loader import RowReader, StepFacts
+from cmbert.progress import duration
+from cmbert.train.metrics import MetricsWriter
+from cmbert.train.schedule import step_tokens
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Reporter:
+    """Metrics, ledger and log lines of one stretch of steps, from `first_step` to before `last_step`."""
+
+    recipe: Recipe
+    reader: RowReader
+    metrics: MetricsWriter
+    ledger: LedgerWriter
+    first_step: int
+    last_step: int
+    started: float = field(default_factory=time.perf_counter)
+    notes: dict[str, float] = field(default_factory=dict)
+    """Figures for the next record: what the last checkpoint cost."""
+
+    def report(self, record: dict[str, Any], facts: StepFacts) -> None:
+        """Record a step and, now and then, print it with the time left."""
+        self.ledger.write(record["step"], facts.ledger)
+        record |= self.notes
+        self.notes.clear()
+        record["data_step"] = facts.data_step
+        record["source_tokens"] = facts.source_tokens
+        record["unit_lengths"] = facts.unit_lengths
+        record["straddle_rate"] = straddle_rate(self.reader, facts.source_tokens)
+        seconds = record["step_seconds"] + record["data_wait_seconds"]
+        record["tokens_per_second"] = record["real_tokens"] / seconds
+        record["fill_rate"] = record["real_tokens"] / step_tokens(self.recipe)
+        record["time"] = time.time()
+        self.metrics.write(record)
+        done = record["step"] + 1
+        left = self.time_left(done)
+        if done % self.recipe.train.log_every_steps == 0 or done in (1, self.last_step):
+            logger.info(
+                "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
+                done, self.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
+                record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
+            )  # fmt: skip
+        if "heldout_loss" in record:
+            logger.info(
+                "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", done, self.last_step,
+                record["heldout_loss"], record["heldout_accuracy"], record["heldout_seconds"],
+            )  # fmt: skip
+
+    def time_left(self, done: int) -> str:
+        """Return how long the steps still to do take at the mean pace of those done here, the first left out.
+
+        The first step compiles what is compiled, and says nothing about the others.
+        """
+        steps = done - self.first_step - 1
+        if steps < 1:
+            self.started = time.perf_counter()
+            return ""
+        seconds = (time.perf_counter() - self.started) / steps * (self.last_step - done)
+        return f"  {' '.join(duration(seconds))} left"
+
+    def close(self) -> None:
+        """Put everything on disk."""
+        self.metrics.close()
+        self.ledger.close()
+
+
+def straddle_rate(reader: RowReader, source_tokens: list[int]) -> float | None:
+    """Return the share of word boundaries inside a token, over the sources as a step mixed them; None if unknown."""
+    rates = [source.shards.manifest.get("straddle", {}).get("rate") for source in reader.blend.sources]
+    known = [(rate, tokens) for rate, tokens in zip(rates, source_tokens, strict=True) if rate is not None]
+    total = sum(tokens for _, tokens in known)
+    return sum(rate * tokens for rate, tokens in known) / total if total else None

@@ -1,0 +1,155 @@
+"""How a run begins: everything a user can have wrong is checked before any rank waits for another, then ranks join."""
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from cmbert.accel import check_kernels
+from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
+from cmbert.config.schema import Recipe
+from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_step, open_reader
+from cmbert.errors import CheckpointError, ConfigError
+from cmbert.files import aside_directory, publish_directory
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state
+from cmbert.train.distributed import Launch, gather_from_ranks, select_device
+from cmbert.train.engine import build_engine, convert_to_universal, load_engine
+from cmbert.train.heldout import Heldout, open_heldout
+from cmbert.train.optim import build_optimizer
+from cmbert.train.run_directory import check_fits, find_resume
+from cmbert.train.schedule import num_steps
+from cmbert.train.starting_weights import check_starting_weights, starting_model
+
+PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
+HANG_MARGIN = 2  # a collective fails by itself only after this many times guards.hang_seconds: the watchdog says more
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, the same on every rank."""
+
+    deepspeed_config: dict[str, Any]
+    tokenizer: Tokenizer
+    reader: RowReader
+    heldout: Heldout | None
+    candidates: list[Path]
+    """Checkpoints to continue from, best first."""
+    is_finished: bool
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on."""
+
+    checkpoint: Path | None
+    """None = at the beginning."""
+    state: TrainState | None
+    passed_over: dict[Path, list[str]]
+    """What was wrong with newer checkpoints."""
+
+    @property
+    def step(self) -> int:
+        return self.state.step if self.state else 0
+
+    @property
+    def left_out(self) -> LeftOut:
+        return tuple((first, last) for first, last in self.state.left_out) if self.state else ()
+
+
+def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
+    """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
+    deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
+    tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
+    reader = open_reader(
+        recipe.data,
+        recipe.mask,
+        tokenizer,
+        recipe.train.seed,
+        rows_per_step=recipe.train.rows_per_step,
+        plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
+    )
+    check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
+    candidates = find_resume(recipe, resume)
+    states = [read_state(path) for path in candidates if not damaged_files(path, 0, 0)]
+    for path, state in zip(candidates, states, strict=False):
+        check_fits(path, state, tokenizer, reader)
+        stage = zero_stage(deepspeed_config, Path(recipe.train.deepspeed))
+        if state.zero_stage != stage:
+            raise CheckpointError(
+                f"{path}: written under ZeRO {state.zero_stage}, and {recipe.train.deepspeed} says {stage}; set it back"
+            )
+    if not candidates:
+        check_starting_weights(recipe)
+    heldout = open_heldout(recipe, tokenizer, launch)
+    check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
+    is_finished = bool(states) and states[0].step >= num_steps(recipe)
+    return Start(deepspeed_config, tokenizer, reader, heldout, candidates, is_finished)
+
+
+def collective_timeout(recipe: Recipe) -> timedelta | None:
+    """Return how long a collective may wait: longer than the watchdog, which knows who hangs, and where."""
+    seconds = recipe.guards.hang_seconds
+    return timedelta(seconds=max(HANG_MARGIN * seconds, 600)) if seconds else timedelta(days=7)
+
+
+def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
+    """Return the first checkpoint whose files are all whole. Every rank proves its share of them; all ranks call this.
+
+    Raises CheckpointError when there are checkpoints and none is whole: training from the beginning would hide that.
+    """
+    passed_over: dict[Path, list[str]] = {}
+    for path in candidates:
+        found = gather_from_ranks(damaged_files(path, launch.rank, launch.world_size))
+        damaged = list(dict.fromkeys(line for lines in found for line in lines))
+        if not damaged:
+            return Resume(path, read_state(path), passed_over)
+        passed_over[path] = damaged
+    if candidates:
+        raise CheckpointError(f"{passed_over[candidates[0]][0]}; no other checkpoint is whole: restore one from a copy")
+    return Resume(None, None, {})
+
+
+def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int) -> LeftOut:
+    """Add the batches of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+    if skip_steps is None:
+        return before
+    first, last = skip_steps
+    if not step <= first < last:
+        raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
+    batch = data_step(first, before)
+    return (*before, (batch, batch + last - first))
+
+
+def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> Any:
+    """Build the model on this rank's device and restore what is there. All ranks call this."""
+    model = MaskedLanguageModel(recipe.model, recipe.kernels) if resume.checkpoint else starting_model(recipe)
+    model = model.to(select_device(launch))
+    engine = build_engine(model, build_optimizer(model, recipe.optimizer), start.deepspeed_config)
+    if resume.checkpoint:
+        restore(engine, resume, launch)
+    return engine
+
+
+def restore(engine: Any, resume: Resume, launch: Launch) -> None:
+    """Load a checkpoint of any number of ranks into `engine`. All ranks call this."""
+    assert resume.checkpoint is not None
+    assert resume.state is not None
+    if resume.state.world_size == launch.world_size:
+        load_engine(engine, resume.checkpoint)
+        return
+    universal = resume.checkpoint.with_name(f".{resume.checkpoint.name}{UNIVERSAL_SUFFIX}")
+    if launch.rank == 0 and not universal.is_dir():
+        logger.info("converting %s of %d ranks for %d", resume.checkpoint, resume.state.world_size, launch.world_size)
+        aside = aside_directory(universal)
+        convert_to_universal(resume.checkpoint, aside)
+        publish_directory(aside, universal)
+    torch.distributed.barrier()
+    load_engine(engine, universal, universal=True)

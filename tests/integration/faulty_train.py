@@ -1,0 +1,76 @@
+"""`cmbert train` with one fault put in, as FAULT=kind:step:rank says. What is broken is the world, not the trainer."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+
+from cmbert.cli import main
+from cmbert.train import checkpoint_writer, loop
+
+KIND, STEP, RANK = os.environ["FAULT"].split(":")
+MINE = int(os.environ.get("RANK", "0")) == int(RANK)
+SPIKE = 1e4
+
+
+def spoil_gradient(run: loop.Run, factor: float) -> None:
+    """Multiply the gradient of one weight by `factor` in this step's backward passes."""
+    weight = run.engine.module.model.layers[0].attn.Wqkv.weight
+    handle = weight.register_hook(lambda gradient: gradient * factor)
+    run.engine.spoiled = handle
+
+
+def spoil(run: loop.Run) -> None:
+    match KIND:
+        case "nan":
+            spoil_gradient(run, float("nan"))
+        case "spike":
+            spoil_gradient(run, SPIKE)
+        case "hang":
+            time.sleep(600)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "clock":
+            real = time.time
+            time.time = lambda: real() - 86_400.0
+        case "term_twice":
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def broken_step(run: loop.Run, data: Any) -> dict[str, float]:
+    is_now = run.step == int(STEP) and not getattr(broken_step, "done", KIND.startswith("save_")) and MINE
+    if is_now:
+        broken_step.done = True
+        spoil(run)
+    record = sound_step(run, data)
+    if is_now and hasattr(run.engine, "spoiled"):
+        run.engine.spoiled.remove()
+    return record
+
+
+def broken_write(copies: list, directory: Any) -> Any:
+    """A fault while the thread writes the checkpoint of STEP."""
+    if MINE and directory.name == f".step_{int(STEP):09d}.partial":
+        if KIND == "save_kill":
+            path, table = copies[0]
+            torch.save(table, path)
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if KIND == "save_term":
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+    return sound_write(copies, directory)
+
+
+sound_step, loop.train_step = loop.train_step, broken_step
+sound_write, checkpoint_writer._write_all = checkpoint_writer._write_all, broken_write
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,71 @@
+"""Start `cmbert train` as a user does, and read what it left."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cmbert.train.metrics import read_metrics
+
+# Python that starts the rest of its command line under a limit on the size of files.
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+REPEATED = ("loss", "grad_norm", "accuracy", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "tokens")
+
+
+def start(
+    recipe: Path, *arguments: str, ranks: int = 1, fault: str = "", limit_file_bytes: int = 0
+) -> subprocess.Popen:
+    """fault: kind:step:rank of faulty_train.py. limit_file_bytes: writing more fails, as on a full disk."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    if ranks > 1:
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    program = [str(Path(__file__).with_name("faulty_train.py"))] if fault else ["-m", "cmbert", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
+    if limit_file_bytes:
+        launcher = ["-c", LIMITED.format(limit_file_bytes), *launcher]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *program, str(recipe), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def train(
+    recipe: Path, *arguments: str, ranks: int = 1, code: int = 0, fault: str = "", limit_file_bytes: int = 0
+) -> str:
+    process = start(recipe, *arguments, ranks=ranks, fault=fault, limit_file_bytes=limit_file_bytes)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def settings(*values: str) -> tuple[str, ...]:
+    """Return --set options."""
+    return tuple(word for value in values for word in ("--set", value))
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run)]
+
+
+def trace(run: Path) -> list[dict]:
+    records = read_metrics(run)
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return [{key: record[key] for key in REPEATED} for record in records]
+
+
+def deepspeed_file(directory: Path, stage: int, bf16: bool = False) -> str:
+    path = directory / f"zero{stage}{'_bf16' if bf16 else ''}.json"
+    precision = {"bf16": {"enabled": True}} if bf16 else {}
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **precision}), encoding="utf-8")
+    return f"train.deepspeed={path}"
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
