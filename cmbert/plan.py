@@ -15,7 +15,7 @@ from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dt
 from cmbert.errors import ConfigError
 from cmbert.model.cost import FlopsPerToken, count_flops, estimate_activations
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from cmbert.train.schedule import learning_rate, mask_rate, num_steps, step_tokens
+from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, rows_before, tokens_before
 
 ASSUMED_PEAK_FLOPS = 989e12  # per second, H100 SXM, dense bf16 (NVIDIA's data sheet)
 ASSUMED_MFU = 0.33  # what ModernBERT-large's published hours on 8 H100 at 1,024 come to
@@ -80,6 +80,8 @@ class Plan:
     micro_batch_rows: int
     accumulation: int
     """Micro-batches of one GPU in a step."""
+    batch_ramp: tuple[tuple[int, int, int], ...]
+    """First step, tokens seen before it and rows of each size of a step; one entry without a ramp."""
     sources: tuple[Source, ...]
     checkpoint_bytes: int
     checkpoints_bytes: int
@@ -115,7 +117,7 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
     bytes_per_token = token_dtype(recipe.model.vocab_size).itemsize + 1 / 8  # one word bit a token
     zero_stage = deepspeed.get("zero_optimization", {}).get("stage", 0)
     saved_bytes = OPTIMIZER_BYTES + (weight_bytes if zero_stage < 3 else 0)  # ZeRO 3 saves the fp32 weights alone
-    training_flops = flops.training * num_steps(recipe) * step_tokens(recipe)
+    training_flops = flops.training * tokens_before(num_steps(recipe), recipe)
     return Plan(
         run_directory=recipe.run_directory,
         num_gpus=num_gpus,
@@ -125,11 +127,12 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
         memory=tuple(count_memory(parameters.total, stage, num_gpus, weight_bytes, activations) for stage in range(4)),
         context_tokens=context,
         total_tokens=train.total_tokens,
-        step_tokens=step_tokens(recipe),
+        step_tokens=train.rows_per_step * context,
         num_steps=num_steps(recipe),
         rows_per_step=train.rows_per_step,
         micro_batch_rows=train.micro_batch_rows,
         accumulation=deepspeed["gradient_accumulation_steps"],
+        batch_ramp=tuple((s.first_step, s.first_row * context, s.step_rows) for s in batch_ramp(recipe)),
         sources=sources,
         checkpoint_bytes=parameters.total * saved_bytes,
         checkpoints_bytes=parameters.total * saved_bytes * (train.keep_checkpoints + 1),
@@ -212,7 +215,7 @@ def _look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         blend = reader.blend
         epochs: list[float | None] = [None] * len(there)  # a blend with a source missing says nothing
         if found == data:
-            num_rows = num_steps(recipe) * recipe.train.rows_per_step
+            num_rows = rows_before(num_steps(recipe), recipe)
             check_epochs(blend, data, num_rows)
             epochs = [*blend.epochs(num_rows)]
         for source, rows, repeats in zip(there, blend.sources, epochs, strict=True):
@@ -276,6 +279,7 @@ def describe(plan: Plan) -> str:
         f"Steps {plan.num_steps:>29,}   of {plan.step_tokens:,} tokens, {plan.total_tokens:,} in all",
         f"  one step is {plan.rows_per_step:,} rows = {plan.num_gpus} GPUs x {plan.accumulation} micro-batches x "
         f"{plan.micro_batch_rows} rows",
+        *_describe_ramp(plan),
         "",
         f"Memory per GPU, GB, by ZeRO stage (the recipe's: {plan.zero_stage})",
         "  stage   weights  gradients  optimizer  activations*    total*",
@@ -310,6 +314,17 @@ def describe(plan: Plan) -> str:
         ]
         lines.append(f"  {point.percent:>3} %{point.tokens:>21,}{rates}  |{bars[0]:<{BAR_WIDTH}}|{bars[1]}".rstrip())
     return "\n".join([*lines, *([""] if plan.notes else []), *(f"Note: {note}" for note in plan.notes)])
+
+
+def _describe_ramp(plan: Plan) -> list[str]:
+    """Return a line for each size of a step, with a bar; nothing without a batch ramp."""
+    if len(plan.batch_ramp) == 1:
+        return []
+    lines = ["", "Batch ramp          from token     from step   rows a step"]
+    for step, tokens, rows in plan.batch_ramp:
+        bar = "#" * max(round(BAR_WIDTH * rows / plan.rows_per_step), 1)
+        lines.append(f"  {tokens:>28,}{step:>14,}{rows:>14,}  |{bar}")
+    return lines
 
 
 def gigabytes(size: float) -> str:

@@ -136,6 +136,7 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "train.micro_batch_rows",
             f"rows_per_step {train.rows_per_step} must be a multiple of micro_batch_rows {train.micro_batch_rows}",
         ),
+        *_ramp_rules(recipe),
         (train.seed < 0, "train.seed", "must not be negative"),
         (
             train.init_tiling and not train.init_from,
@@ -162,6 +163,34 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             min(optimizer.eps, optimizer.weight_decay, optimizer.gradient_clip) < 0,
             "optimizer",
             "values must not be negative",
+        ),
+    ]
+
+
+def _ramp_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    train = recipe.train
+    start, increment, micro_rows = train.ramp_start_rows, train.ramp_increment_rows, max(train.micro_batch_rows, 1)
+    ramped = bool(start or increment or train.ramp_tokens)
+    return [
+        (
+            ramped and min(start, increment, train.ramp_tokens) < 1,
+            "train.ramp_start_rows",
+            "ramp_start_rows, ramp_increment_rows and ramp_tokens go together: set all three, positive, or none",
+        ),
+        (
+            ramped and (start >= train.rows_per_step or (train.rows_per_step - start) % max(increment, 1) != 0),
+            "train.ramp_increment_rows",
+            f"must lead from ramp_start_rows {start} to rows_per_step {train.rows_per_step} in equal increments",
+        ),
+        (
+            ramped and (start % micro_rows != 0 or increment % micro_rows != 0),
+            "train.ramp_increment_rows",
+            f"ramp_start_rows and ramp_increment_rows must be multiples of micro_batch_rows {micro_rows}",
+        ),
+        (
+            ramped and train.ramp_tokens >= train.total_tokens,
+            "train.ramp_tokens",
+            "must lie below train.total_tokens",
         ),
     ]
 

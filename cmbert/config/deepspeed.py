@@ -83,6 +83,13 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
             f"train.rows_per_step: {train.rows_per_step} rows do not divide into micro-batches of "
             f"{train.micro_batch_rows} rows on {world_size} ranks; change train.micro_batch_rows or the number of ranks"
         )
+    for rows in (train.ramp_start_rows, train.ramp_increment_rows):
+        if rows % (train.micro_batch_rows * world_size):
+            raise ConfigError(
+                f"train.ramp_start_rows, train.ramp_increment_rows: {rows} rows do not divide into micro-batches of "
+                f"{train.micro_batch_rows} rows on {world_size} ranks; choose multiples of "
+                f"{train.micro_batch_rows * world_size}, or another number of ranks"
+            )
     table = load_deepspeed_file(train.deepspeed)
     if recipe.kernels.compile and table["zero_optimization"]["stage"] == 3:
         raise ConfigError(

@@ -151,6 +151,12 @@ class TrainConfig:
     """Rows in one optimizer step over all ranks (F: 4,928 at 1,024; 616 at 8,192)."""
     micro_batch_rows: int
     """Rows in one forward of one rank; changes speed and memory, not the result."""
+    ramp_start_rows: int = 0
+    """Rows of the first steps of a batch ramp, which grow to rows_per_step; 0 = no ramp (F: optional)."""
+    ramp_increment_rows: int = 0
+    """Rows by which the ramp grows at a time."""
+    ramp_tokens: int = 0
+    """Length of the ramp; every size gets an equal share, rounded up to whole steps; tokens (F: 10 B)."""
     seed: int = 0
     """Seed of initialisation, row order and masks."""
     deepspeed: str = "ds_configs/zero1.json"

@@ -17,7 +17,7 @@ from cmbert.errors import CheckpointError
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
-HEADER = struct.Struct("<QQIII")  # step, number of its batch in the data, pieces, bytes that follow, their CRC-32
+HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, pieces, bytes that follow, their CRC-32
 
 
 class Pieces(NamedTuple):
@@ -33,23 +33,23 @@ class StepRecord(NamedTuple):
     """What one step saw."""
 
     step: int
-    data_step: int
+    first_row: int
     """Number of its batch in the data; greater than `step` once batches were left out."""
     pieces: Pieces
 
 
-def pack_record(step: int, data_step: int, pieces: Pieces) -> bytes:
+def pack_record(step: int, first_row: int, pieces: Pieces) -> bytes:
     """Return the bytes of a record."""
     documents = np.diff(pieces.documents, prepend=0).astype("<i8")
     columns = (pieces.sources.astype("u1"), documents, pieces.starts.astype("<i4"), pieces.lengths.astype("<i4"))
     # Byte by byte: the high bytes of a column are nearly all zero and cost nothing side by side.
     planes = [column.view(np.uint8).reshape(len(column), -1).T.tobytes() for column in columns]
     body = zlib.compress(b"".join(planes), level=6)
-    return HEADER.pack(step, data_step, len(pieces.sources), len(body), zlib.crc32(body)) + body
+    return HEADER.pack(step, first_row, len(pieces.sources), len(body), zlib.crc32(body)) + body
 
 
 def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> StepRecord:
-    step, data_step, count, _, checksum = header
+    step, first_row, count, _, checksum = header
     if zlib.crc32(body) != checksum:
         raise CheckpointError(f"{path}: the record of step {step} is damaged; later ones may be sound")
     raw, columns, place = zlib.decompress(body), [], 0
@@ -59,7 +59,7 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
         columns.append(np.ascontiguousarray(planes.T).view(dtype).reshape(count))
         place += size
     sources, documents, starts, lengths = columns
-    return StepRecord(step, data_step, Pieces(sources, np.cumsum(documents), starts, lengths))
+    return StepRecord(step, first_row, Pieces(sources, np.cumsum(documents), starts, lengths))
 
 
 class LedgerWriter:

@@ -46,8 +46,8 @@ class PackedBatch(NamedTuple):
 class StepFacts(NamedTuple):
     """What is worth recording of a step's data, over all ranks unless it says otherwise."""
 
-    data_step: int
-    """Number of its batch in the data; greater than the step's once batches were left out."""
+    first_row: int
+    """Number of its first row in the data; rows that were left out count."""
     source_tokens: list[int]
     """Tokens of each source, specials not counted."""
     num_pieces: int
@@ -103,30 +103,32 @@ class AssembledRows(NamedTuple):
 
 
 LeftOut = tuple[tuple[int, int], ...]
-"""Batches [first, last) of the data that no step gets, in order."""
+"""Rows [first, last) of the data that no step gets, in order."""
 
 
-def data_step(step: int, left_out: LeftOut) -> int:
-    """Return which batch of the data a step gets."""
+def data_row(row: int, left_out: LeftOut) -> int:
+    """Return which row of the data is the run's row number `row`."""
     for first, last in left_out:
-        step += last - first if step >= first else 0
-    return step
+        row += last - first if row >= first else 0
+    return row
 
 
 @dataclass(frozen=True)
 class BatchGeometry:
     """How the rows of a step are dealt to ranks and micro-batches."""
 
-    rows_per_step: int
+    step_rows: Callable[[int], range]
+    """Numbers of the rows of a step, as they would be if none were left out."""
     micro_batch_rows: int
     rank: int
     world_size: int
     left_out: LeftOut = ()
 
     def rows(self, step: int) -> range:
-        """Return the run-wide numbers of the rows of a step, over all ranks."""
-        first = data_step(step, self.left_out) * self.rows_per_step
-        return range(first, first + self.rows_per_step)
+        """Return the numbers in the data of the rows of a step, over all ranks."""
+        rows = self.step_rows(step)
+        first = data_row(rows.start, self.left_out)
+        return range(first, first + len(rows))
 
     def micro_batches(self, rows: range, work: Sequence[int]) -> list[list[int]]:
         """Return this rank's micro-batches of a step's `rows`; `work`: attention work of each row.
@@ -136,7 +138,7 @@ class BatchGeometry:
         """
         mine = deal(work, self.world_size)[self.rank]
         own_work = [work[index] for index in mine]
-        parts = deal(own_work, self.rows_per_step // (self.micro_batch_rows * self.world_size))
+        parts = deal(own_work, len(rows) // (self.micro_batch_rows * self.world_size))
         return [sorted(rows[mine[index]] for index in part) for part in parts]
 
 
@@ -243,15 +245,15 @@ class StepBatches(Dataset):
         rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
         found = reader.find(rows)
         parts = self.geometry.micro_batches(rows, [row.work for row in found])
-        pieces, batch = reader.pieces(found), data_step(step, self.geometry.left_out)
+        pieces = reader.pieces(found)
         assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)
         facts = StepFacts(
-            data_step=batch,
+            first_row=rows.start,
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
             num_pieces=len(pieces.documents),
             unit_lengths=assembled[0].unit_lengths(),
-            ledger=pack_record(step, batch, pieces) if self.geometry.rank == 0 else b"",
+            ledger=pack_record(step, rows.start, pieces) if self.geometry.rank == 0 else b"",
         )
         return StepData([reader.mask_rows(part, rate) for part in assembled], facts)
 

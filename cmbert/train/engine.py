@@ -152,6 +152,13 @@ def convert_to_universal(checkpoint: Path, target: Path) -> None:
         ds_to_universal.main(options)
 
 
+def set_accumulation(engine: Any, num_micro_batches: int) -> None:
+    """Tell the engine how many micro-batches this rank has in the coming step: a batch ramp changes that."""
+    if num_micro_batches != engine.gradient_accumulation_steps():
+        ranks = torch.distributed.get_world_size()
+        engine.set_train_batch_size(num_micro_batches * engine.train_micro_batch_size_per_gpu() * ranks)
+
+
 def global_gradient_norm(engine: Any) -> float:
     """Return the norm of the gradient over all parameters and ranks before clipping; inf when it is not finite.
 

@@ -11,7 +11,7 @@ from cmbert.data.loader import PackedBatch, RowReader, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
 from cmbert.train.run_directory import read_run_recipe
-from cmbert.train.schedule import step_mask_rate
+from cmbert.train.schedule import step_mask_rate, step_rows
 
 MASKED, REPLACED, KEPT = "⟦{}⟧", "⟦{}→{}⟧", "⟦{}=⟧"
 
@@ -27,13 +27,12 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
     reader = open_reader(
         recipe.data, recipe.mask, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step
     )
-    print(f"step {step}, batch {record.data_step} of the data: {len(record.pieces.documents):,} pieces")
+    print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
     for line in describe(record, reader):
         print(line)
     if not show:
         return
-    first = record.data_step * recipe.train.rows_per_step
-    rows = range(first, first + recipe.train.rows_per_step)
+    rows = range(record.first_row, record.first_row + len(step_rows(step, recipe)))
     again = reader.pieces(reader.find(rows))
     if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):
         raise CheckpointError(f"{run}: its data makes another batch of step {step} today; the shards were changed")

@@ -14,20 +14,20 @@ import torch
 from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.ledger import LedgerWriter
-from cmbert.data.loader import BatchGeometry, LeftOut, RowReader, StepBatches, StepData, data_step, iterate_steps
+from cmbert.data.loader import BatchGeometry, LeftOut, RowReader, StepBatches, StepData, data_row, iterate_steps
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.checkpoint import Retention, TrainState, resume_candidates, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
-from cmbert.train.engine import global_gradient_norm, start_distributed, stop_distributed
+from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed
 from cmbert.train.guards import Guard, TrainingError
 from cmbert.train.heldout import Heldout
 from cmbert.train.metrics import MetricsWriter, record_event
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.reporting import Reporter
 from cmbert.train.run_directory import open_run_directory
-from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
+from cmbert.train.schedule import num_steps, rows_before, step_learning_rate, step_mask_rate, step_rows, tokens_before
 from cmbert.train.start import (
     Resume,
     Start,
@@ -127,7 +127,7 @@ def set_up(
 ) -> Run:
     """Find the checkpoint, build the model, open the run directory. All ranks call this."""
     resume = choose_checkpoint(start.candidates, launch)
-    left_out = leave_out(resume.left_out, skip_steps, resume.step)
+    left_out = leave_out(resume.left_out, skip_steps, resume.step, recipe)
     directory = open_run_directory(recipe, start.deepspeed_config, launch.rank)
     if launch.rank == 0:
         for source in start.reader.blend.sources:
@@ -145,10 +145,10 @@ def set_up(
     run.reporter = open_reporter(run)
     watchdog.start()
     logger.info(
-        "%s: %s on %d x %s, %d steps of %d tokens",
+        "%s: %s on %d x %s, %d steps, %d tokens",
         recipe.run_directory,
         f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting",
-        launch.world_size, device.type, num_steps(recipe), step_tokens(recipe),
+        launch.world_size, device.type, num_steps(recipe), recipe.train.total_tokens,
     )  # fmt: skip
     for path, lines in resume.passed_over.items():
         if launch.rank == 0:
@@ -211,7 +211,7 @@ def turned_away(run: Run, record: dict[str, Any], verdict: str) -> str:
 def batches(run: Run) -> Iterator[StepData]:
     """Yield this rank's part of every step still to do."""
     geometry = BatchGeometry(
-        rows_per_step=run.recipe.train.rows_per_step,
+        step_rows=partial(step_rows, recipe=run.recipe),
         micro_batch_rows=run.recipe.train.micro_batch_rows,
         rank=run.launch.rank,
         world_size=run.launch.world_size,
@@ -247,7 +247,9 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
         group["lr"] = learning_rate
     loss_sum = torch.zeros((), device=run.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
+    set_accumulation(engine, len(micro_batches))
     for index, batch in enumerate(micro_batches):
+        engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
         loss, correct = engine(*batch.to(run.device))
         engine.backward(loss * scale)
         loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
@@ -261,7 +263,7 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
     engine.step()
     record = {
         "step": run.step,
-        "tokens": (run.step + 1) * step_tokens(recipe),
+        "tokens": tokens_before(run.step + 1, recipe),
         "loss": mean_loss,
         "accuracy": global_correct / max(masked_tokens, 1.0),
         "learning_rate": learning_rate,
@@ -311,9 +313,9 @@ def begin_save(run: Run, *, rolling: bool) -> None:
         run.reporter.ledger.sync()
     state = TrainState(
         step=run.step,
-        rows=data_step(run.step, run.left_out) * run.recipe.train.rows_per_step,
+        rows=data_row(rows_before(run.step, run.recipe), run.left_out),
         left_out=[list(batches) for batches in run.left_out],
-        tokens=run.step * step_tokens(run.recipe),
+        tokens=tokens_before(run.step, run.recipe),
         world_size=run.launch.world_size,
         zero_stage=run.engine.zero_optimization_stage(),
         tokenizer_fingerprint=run.tokenizer.fingerprint,
@@ -364,7 +366,7 @@ def rewind(run: Run) -> None:
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
     first = max(resume.step, spike + 1 - guards.rewind_steps)
-    run.left_out = leave_out(resume.left_out, (first, spike + 1), resume.step)
+    run.left_out = leave_out(resume.left_out, (first, spike + 1), resume.step, run.recipe)
     restore(run.engine, resume, run.launch)
     run.guard = guard_of(run.engine, run.recipe, resume)
     run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")

@@ -10,7 +10,7 @@ from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import RowReader, StepFacts
 from cmbert.progress import duration
 from cmbert.train.metrics import MetricsWriter
-from cmbert.train.schedule import step_tokens
+from cmbert.train.schedule import step_rows
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,14 @@ class Reporter:
         self.ledger.write(record["step"], facts.ledger)
         record |= self.notes
         self.notes.clear()
-        record["data_step"] = facts.data_step
+        rows = step_rows(record["step"], self.recipe)
+        record["first_row"], record["rows_left_out"] = facts.first_row, facts.first_row - rows.start
         record["source_tokens"] = facts.source_tokens
         record["unit_lengths"] = facts.unit_lengths
         record["straddle_rate"] = straddle_rate(self.reader, facts.source_tokens)
         seconds = record["step_seconds"] + record["data_wait_seconds"]
         record["tokens_per_second"] = record["real_tokens"] / seconds
-        record["fill_rate"] = record["real_tokens"] / step_tokens(self.recipe)
+        record["fill_rate"] = record["real_tokens"] / (len(rows) * self.recipe.data.context_tokens)
         record["time"] = time.time()
         self.metrics.write(record)
         done = record["step"] + 1

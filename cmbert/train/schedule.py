@@ -1,18 +1,61 @@
-"""Learning rate and mask rate as pure functions of tokens seen, so that another batch size does not change them."""
+"""Batch size, learning rate and mask rate as pure functions of tokens seen, the same at any number of ranks."""
 
 import math
+from bisect import bisect, bisect_left
+from functools import lru_cache
+from typing import NamedTuple
 
-from cmbert.config.schema import MaskConfig, Recipe, ScheduleConfig
+from cmbert.config.schema import MaskConfig, Recipe, ScheduleConfig, TrainConfig
 
 
-def step_tokens(recipe: Recipe) -> int:
-    """Row positions in one optimizer step: what this project counts as tokens seen."""
-    return recipe.train.rows_per_step * recipe.data.context_tokens
+class Stretch(NamedTuple):
+    """Steps of equal size, until the next stretch begins."""
+
+    first_step: int
+    first_row: int
+    step_rows: int
+
+
+@lru_cache(maxsize=8)
+def _ramp(train: TrainConfig, context_tokens: int) -> tuple[Stretch, ...]:
+    stretches, step, row = [], 0, 0
+    if train.ramp_start_rows:
+        sizes = range(train.ramp_start_rows, train.rows_per_step, train.ramp_increment_rows)
+        for rows in sizes:
+            stretches.append(Stretch(step, row, rows))
+            steps = -(-train.ramp_tokens // (len(sizes) * rows * context_tokens))
+            step, row = step + steps, row + steps * rows
+    return (*stretches, Stretch(step, row, train.rows_per_step))
+
+
+def batch_ramp(recipe: Recipe) -> tuple[Stretch, ...]:
+    """The sizes of the stage's steps in turn; the last one stays."""
+    return _ramp(recipe.train, recipe.data.context_tokens)
+
+
+def rows_before(step: int, recipe: Recipe) -> int:
+    """Rows of all steps before `step`, over all ranks."""
+    stretches = batch_ramp(recipe)
+    stretch = stretches[bisect(stretches, step, key=lambda s: s.first_step) - 1]
+    return stretch.first_row + (step - stretch.first_step) * stretch.step_rows
+
+
+def step_rows(step: int, recipe: Recipe) -> range:
+    """Numbers of the rows of a step, over all ranks, as they would be if none were left out."""
+    return range(rows_before(step, recipe), rows_before(step + 1, recipe))
+
+
+def tokens_before(step: int, recipe: Recipe) -> int:
+    """Row positions of all steps before `step`: what this project counts as tokens seen."""
+    return rows_before(step, recipe) * recipe.data.context_tokens
 
 
 def num_steps(recipe: Recipe) -> int:
     """Optimizer steps of the stage."""
-    return -(-recipe.train.total_tokens // step_tokens(recipe))
+    rows = -(-recipe.train.total_tokens // recipe.data.context_tokens)
+    stretches = batch_ramp(recipe)
+    stretch = stretches[bisect_left(stretches, rows, key=lambda s: s.first_row) - 1]
+    return stretch.first_step - (stretch.first_row - rows) // stretch.step_rows
 
 
 def damped_cosine(progress: float, schedule: ScheduleConfig) -> float:
@@ -54,9 +97,9 @@ def mask_rate(tokens: int, mask: MaskConfig, total_tokens: int) -> float:
 
 def step_learning_rate(step: int, recipe: Recipe) -> float:
     """Learning rate of step `step` (0-based): its value once the step's tokens are counted, so step 0 does learn."""
-    return learning_rate((step + 1) * step_tokens(recipe), recipe.schedule, recipe.train.total_tokens)
+    return learning_rate(tokens_before(step + 1, recipe), recipe.schedule, recipe.train.total_tokens)
 
 
 def step_mask_rate(step: int, recipe: Recipe) -> float:
     """Mask rate of step `step` (0-based), from the tokens seen before it."""
-    return mask_rate(step * step_tokens(recipe), recipe.mask, recipe.train.total_tokens)
+    return mask_rate(tokens_before(step, recipe), recipe.mask, recipe.train.total_tokens)

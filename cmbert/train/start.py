@@ -12,7 +12,7 @@ import torch.distributed
 from cmbert.accel import check_kernels
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_step, open_reader
+from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, open_reader
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import aside_directory, publish_directory
 from cmbert.model.heads import MaskedLanguageModel
@@ -23,7 +23,7 @@ from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.optim import build_optimizer
 from cmbert.train.run_directory import check_fits, find_resume
-from cmbert.train.schedule import num_steps
+from cmbert.train.schedule import num_steps, rows_before
 from cmbert.train.starting_weights import check_starting_weights, starting_model
 
 PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
@@ -76,7 +76,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
         rows_per_step=recipe.train.rows_per_step,
         plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
     )
-    check_epochs(reader.blend, recipe.data, num_steps(recipe) * recipe.train.rows_per_step)
+    check_epochs(reader.blend, recipe.data, rows_before(num_steps(recipe), recipe))
     candidates = find_resume(recipe, resume)
     states = [read_state(path) for path in candidates if not damaged_files(path, 0, 0)]
     for path, state in zip(candidates, states, strict=False):
@@ -117,15 +117,15 @@ def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
     return Resume(None, None, {})
 
 
-def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int) -> LeftOut:
-    """Add the batches of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int, recipe: Recipe) -> LeftOut:
+    """Add the rows of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
     if skip_steps is None:
         return before
     first, last = skip_steps
     if not step <= first < last:
         raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
-    batch = data_step(first, before)
-    return (*before, (batch, batch + last - first))
+    row = data_row(rows_before(first, recipe), before)
+    return (*before, (row, row + rows_before(last, recipe) - rows_before(first, recipe)))
 
 
 def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> Any:

@@ -59,7 +59,7 @@ def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
             "tokens_per_second": 1234.0,
             "fill_rate": 0.8,
             "time": 1.79e9 + step,
-            "data_step": step + 3,
+            "rows_left_out": 3,
             "source_tokens": [700, 100],
             "unit_lengths": [50, 30, 10, 5, 2, 1, 1, 1],
         }
@@ -242,4 +242,4 @@ def test_what_it_saw(tmp_path: Path) -> None:
     assert "What it saw" in page
     assert "87.50 %" in page  # 700 of 800 tokens of a step
     assert "8 or more" in page
-    assert "<td>3</td>" in page  # batches left out
+    assert "<td>3</td>" in page  # rows left out

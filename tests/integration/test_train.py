@@ -216,17 +216,17 @@ def test_ledger_and_skipped_steps(recipe_file: Path, tmp_path: Path, capsys: pyt
     assert "must name steps still to do, 8 or later" in output
     train(recipe_file, "--set", f"run_directory={skipping}", "--skip-steps", "10:13", "--max-steps", "4")
     train(recipe_file, "--set", f"run_directory={skipping}")  # the batches stay left out
-    data_steps = [record["data_step"] for record in read_metrics(skipping)]
-    assert data_steps == [*range(10), *range(13, 19)]
+    data_rows = [record["first_row"] for record in read_metrics(skipping)]
+    assert data_rows == [8 * batch for batch in (*range(10), *range(13, 19))]
     for step in (3, 12):
-        assert read_record(skipping, step).data_step == data_steps[step]
+        assert read_record(skipping, step).first_row == data_rows[step]
     assert losses(skipping)[:10] == losses(unbroken)[:10]
     assert losses(skipping)[10:] != losses(unbroken)[10:]
 
     assert main(["ledger", str(skipping), "--step", "12", "--show"]) == 0
     shown = capsys.readouterr().out
     pieces = len(read_record(skipping, 12).pieces.documents)
-    assert f"step 12, batch 15 of the data: {pieces} pieces" in shown
+    assert f"step 12, rows from 120 of the data: {pieces} pieces" in shown
     assert shown.count(" document ") == pieces
     assert "⟦" in shown
     assert main(["ledger", str(skipping), "--step", "99"]) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Pieces, pack_record, read_record
-from cmbert.data.loader import BatchGeometry, StepBatches, data_step, open_reader
+from cmbert.data.loader import BatchGeometry, StepBatches, data_row, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import PAD_ID, Tokenizer
 
@@ -32,7 +32,7 @@ def write_steps(run: Path, steps: range) -> None:
 
 def check(run: Path, step: int) -> None:
     record = read_record(run, step)
-    assert (record.step, record.data_step) == (step, step)
+    assert (record.step, record.first_row) == (step, step)
     assert all(np.array_equal(a, b) for a, b in zip(record.pieces, make_pieces(step), strict=True))
 
 
@@ -75,7 +75,9 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     rate = partial(lambda step: 0.15)
 
     def steps(rank: int, left_out: tuple[tuple[int, int], ...] = ()) -> StepBatches:
-        return StepBatches(reader, BatchGeometry(12, 3, rank, 2, left_out), rate)
+        return StepBatches(
+            reader, BatchGeometry(lambda step: range(12 * step, 12 * step + 12), 3, rank, 2, left_out), rate
+        )
 
     facts = steps(0)[5].facts
     assert steps(1)[5].facts.ledger == b""
@@ -97,9 +99,9 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     assert sorted(found) == sorted(tokens)
     assert facts.source_tokens == [sum(map(len, tokens))]
     assert sum(facts.unit_lengths) > 0
-    later = steps(0, ((2, 4), (6, 7)))
-    assert [data_step(step, later.geometry.left_out) for step in range(6)] == [0, 1, 4, 5, 7, 8]
-    assert later[3].facts.data_step == 5
+    later = steps(0, ((24, 48), (72, 84)))
+    assert [data_row(12 * step, later.geometry.left_out) // 12 for step in range(6)] == [0, 1, 4, 5, 7, 8]
+    assert later[3].facts.first_row == 60
     assert later[3].facts.source_tokens == facts.source_tokens
 
 

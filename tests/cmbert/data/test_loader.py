@@ -29,11 +29,16 @@ def data(tokenizer_directory: Path, shards: Path) -> DataConfig:
     return DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
 
 
+def rows_of(step: int, size: int) -> range:
+    return range(step * size, (step + 1) * size)
+
+
 def batches(
     data: DataConfig, tokenizer: Tokenizer, rank: int, world: int, rows: int, rows_per_step: int = ROWS_PER_STEP
 ) -> StepBatches:
     reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
-    geometry = BatchGeometry(rows_per_step=rows_per_step, micro_batch_rows=rows, rank=rank, world_size=world)
+    step_rows = partial(rows_of, size=rows_per_step)
+    geometry = BatchGeometry(step_rows=step_rows, micro_batch_rows=rows, rank=rank, world_size=world)
     return StepBatches(reader, geometry, partial(rate_of, start=0.15))
 
 
@@ -117,7 +122,7 @@ def test_workers_outlive_a_signal_meant_for_the_trainer(data: DataConfig, tokeni
     rest = list(steps)
     assert len(rest) == 29
     for step, data_of_step in enumerate([first, *rest]):
-        assert data_of_step.facts.data_step == step
+        assert data_of_step.facts.first_row == step * ROWS_PER_STEP
 
 
 def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:

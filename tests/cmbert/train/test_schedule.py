@@ -5,10 +5,22 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import MaskConfig, ScheduleConfig
-from cmbert.train.schedule import damped_cosine, learning_rate, mask_rate, num_steps, step_learning_rate, step_mask_rate
+from cmbert.train.schedule import (
+    damped_cosine,
+    learning_rate,
+    mask_rate,
+    num_steps,
+    rows_before,
+    step_learning_rate,
+    step_mask_rate,
+    step_rows,
+    tokens_before,
+)
 
 ONE_FALL = [1, 0.889, 0.764, 0.634, 0.51, 0.4, 0.308, 0.236, 0.182, 0.139, 0.1]
 SWINGS = [1, 0.705, 0.42, 0.615, 0.8, 0.525, 0.26, 0.435, 0.6, 0.345, 0.1]
@@ -68,3 +80,32 @@ def test_batch_size_does_not_move_the_schedules(recipe_file: Path) -> None:
     assert step_mask_rate(8, small) == step_mask_rate(2, large)
     assert step_learning_rate(0, small) > 0
     assert step_learning_rate(15, small) == pytest.approx(small.schedule.lr_min)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # it is only read
+@given(
+    context=st.sampled_from([8, 64]),
+    start=st.integers(1, 6),
+    increment=st.integers(1, 5),
+    count=st.integers(0, 4),
+    ramp_tokens=st.integers(1, 4000),
+    total=st.integers(1, 9000),
+)
+def test_ramp_is_the_naive_one(
+    recipe_file: Path, context: int, start: int, increment: int, count: int, ramp_tokens: int, total: int
+) -> None:
+    """Against a walk over the steps, one by one."""
+    small = load_recipe(recipe_file)
+    full = start + count * increment
+    ramp = {"ramp_start_rows": start, "ramp_increment_rows": increment, "ramp_tokens": ramp_tokens} if count else {}
+    train = dataclasses.replace(small.train, rows_per_step=full, total_tokens=total, **ramp)
+    recipe = dataclasses.replace(small, train=train, data=dataclasses.replace(small.data, context_tokens=context))
+    rows, size, in_size, step = 0, start, 0, 0
+    while rows * context < total:
+        assert rows_before(step, recipe) == rows
+        assert tokens_before(step, recipe) == rows * context
+        assert len(step_rows(step, recipe)) == size
+        rows, in_size, step = rows + size, in_size + size * context, step + 1
+        if size < full and in_size >= ramp_tokens / count:
+            size, in_size = size + increment, 0
+    assert num_steps(recipe) == step

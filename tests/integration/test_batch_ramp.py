@@ -1,0 +1,52 @@
+"""A batch ramp is the same run at any number of ranks, and a resume in the middle of it is bitwise."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from cmbert.train.metrics import read_metrics
+from tests.integration.launching import deepspeed_file, settings, trace, train
+
+RAMP = ("train.ramp_start_rows=4", "train.ramp_increment_rows=2", "train.ramp_tokens=2000", "train.micro_batch_rows=1")
+# two sizes below 8, 1,000 tokens each: 4 steps of 4 rows x 64, 3 steps of 6, then 8
+ROWS = [4] * 4 + [6] * 3 + [8] * 12
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_ramp(recipe_file: Path, tmp_path: Path, stage: int) -> None:
+    ramp = settings(*RAMP, deepspeed_file(tmp_path, stage))
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    train(recipe_file, *ramp, *settings(f"run_directory={alone}"))
+    for _ in range(3):
+        train(recipe_file, *ramp, *settings(f"run_directory={together}"), "--max-steps", "6", ranks=2)
+    train(recipe_file, *ramp, *settings(f"run_directory={together}"), ranks=2)
+    for run in (alone, together):
+        records = read_metrics(run)
+        assert [b["first_row"] - a["first_row"] for a, b in pairwise(records)] == ROWS[:-1]
+        assert records[-1]["tokens"] == 64 * sum(ROWS)
+    for a, b in zip(trace(alone), trace(together), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["masked_tokens"] == b["masked_tokens"]
+    unbroken = tmp_path / "unbroken"
+    train(recipe_file, *ramp, *settings(f"run_directory={unbroken}"), ranks=2)
+    assert trace(together) == trace(unbroken)
+    refused = train(recipe_file, *ramp, *settings(f"run_directory={tmp_path}/x"), ranks=4, code=1)
+    assert "train.ramp_start_rows, train.ramp_increment_rows: 2 rows do not divide" in refused
+
+
+def test_loss_does_not_depend_on_how_a_step_is_cut(recipe_file: Path, tmp_path: Path) -> None:
+    """1 rank x 4 micro-batches == 2 ranks x 2 == 4 ranks x 1, and a micro-batch without a masked token is safe."""
+    found = []
+    for ranks in (1, 2, 4):
+        run = tmp_path / f"ranks{ranks}"
+        few = ("mask.start_rate=0.01", "mask.peak_rate=0.01", "mask.end_rate=0.01")
+        setting = settings(*few, f"run_directory={run}", deepspeed_file(tmp_path, 1))
+        train(recipe_file, *setting, ranks=ranks)
+        found.append(read_metrics(run))
+    assert min(record["masked_tokens"] for record in found[0]) <= 6  # of 8 rows in 4 micro-batches
+    for one, two, four in zip(*found, strict=True):
+        assert two["masked_tokens"] == four["masked_tokens"] == one["masked_tokens"]
+        for key in ("loss", "grad_norm"):
+            assert two[key] == pytest.approx(one[key], rel=1e-5)
+            assert four[key] == pytest.approx(one[key], rel=1e-5)
