@@ -207,3 +207,14 @@ def test_a_run_directory_that_cannot_be_written(recipe_file: Path, tmp_path: Pat
         (tmp_path / "closed").mkdir(mode=0o500)
         output = train(recipe_file, "--set", f"run_directory={tmp_path}/closed/run", code=2)
         assert "Permission denied" in output
+
+
+def test_offload_is_the_same_run(recipe_file: Path, tmp_path: Path) -> None:
+    """The shipped files; without a GPU both keep everything in host memory, so that every bit must agree."""
+    found = []
+    for name in ("zero2", "zero2_offload", "zero3_offload"):
+        setting = settings(f"train.deepspeed=ds_configs/{name}.json", f"run_directory={tmp_path}/{name}")
+        for _ in range(2):  # with a resume
+            train(recipe_file, *setting, "--max-steps", "3", ranks=2)
+        found.append(trace(tmp_path / name))
+    assert found[0] == found[1] == found[2]

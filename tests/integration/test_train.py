@@ -25,7 +25,7 @@ from cmbert.train.metrics import read_metrics
 from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
-from tests.integration.launching import children, deepspeed_file, losses, start, trace, train
+from tests.integration.launching import children, deepspeed_file, losses, settings, start, trace, train
 
 
 def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
@@ -66,8 +66,7 @@ def test_zero_agrees_with_plain_torch(
     assert len(expected) == 16
     assert expected[-1] < expected[0]
     run = tmp_path / "zero"
-    settings = (deepspeed_file(tmp_path, stage), f"run_directory={run}", *kernels)
-    train(recipe_file, *(word for setting in settings for word in ("--set", setting)), ranks=ranks)
+    train(recipe_file, *settings(deepspeed_file(tmp_path, stage), f"run_directory={run}", *kernels), ranks=ranks)
     # fp32: only the order of the sums differs
     assert losses(run) == pytest.approx(expected, rel=1e-5)
     weights = dict(model.named_parameters())
@@ -76,9 +75,12 @@ def test_zero_agrees_with_plain_torch(
         torch.testing.assert_close(weight, expected_weight.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "bf16"), [(1, True), (3, False)])
-def test_killed_run_resumes_bitwise(recipe_file: Path, tmp_path: Path, stage: int, bf16: bool) -> None:
-    setting = ("--set", deepspeed_file(tmp_path, stage, bf16))
+@pytest.mark.parametrize(
+    ("stage", "bf16", "micro_rows"),
+    [(1, True, 2), (1, False, 4), (2, True, 4), (2, False, 2), (3, True, 2), (3, False, 4)],  # 4: no accumulation
+)
+def test_killed_run_resumes_bitwise(recipe_file: Path, tmp_path: Path, stage: int, bf16: bool, micro_rows: int) -> None:
+    setting = settings(deepspeed_file(tmp_path, stage, bf16), f"train.micro_batch_rows={micro_rows}")
     train(recipe_file, *setting, "--set", f"run_directory={tmp_path}/unbroken", ranks=2)
 
     killed = (*setting, "--set", f"run_directory={tmp_path}/killed")
@@ -159,14 +161,14 @@ def test_a_larger_model_starts_from_a_smaller_ones_weights(recipe_file: Path, tm
     model = load_recipe(recipe_file).model
     width, heads = 2 * model.hidden_size, 2 * model.num_heads
     larger = (f"model.hidden_size={width}", f"model.num_heads={heads}", f"run_directory={tmp_path}/larger")
-    settings = [word for setting in larger for word in ("--set", setting)]
+    shape = settings(*larger)
     start = ["--set", f"train.init_from={tmp_path}/run"]
-    refused = train(recipe_file, *settings, *start, code=2)
+    refused = train(recipe_file, *shape, *start, code=2)
     assert f"model.hidden_size: {width}, but {tmp_path}/run (train.init_from) has {model.hidden_size}" in refused
     assert "set train.init_tiling = true" in refused
     assert refused.count("\n") == 1
     assert not (tmp_path / "larger").exists()
-    output = train(recipe_file, *settings, *start, "--set", "train.init_tiling=true", "--max-steps", "1")
+    output = train(recipe_file, *shape, *start, "--set", "train.init_tiling=true", "--max-steps", "1")
     assert f"tiled {tmp_path}/run" in output
     before = losses(tmp_path / "run")
     assert losses(tmp_path / "larger")[0] < before[0] - 0.15
@@ -180,8 +182,7 @@ def test_held_out_score_is_that_of_eval_at_any_number_of_ranks(recipe_file: Path
     found = []
     for stage, ranks in ((1, 1), (3, 2)):
         run = tmp_path / f"ranks{ranks}"
-        settings = (*evaluation, deepspeed_file(tmp_path, stage), f"run_directory={run}")
-        train(recipe_file, *(word for setting in settings for word in ("--set", setting)), ranks=ranks)
+        train(recipe_file, *settings(*evaluation, deepspeed_file(tmp_path, stage), f"run_directory={run}"), ranks=ranks)
         scored = [record for record in read_metrics(run) if "heldout_loss" in record]
         assert [record["step"] for record in scored] == [5, 11, 15]
         found.append([(r["heldout_loss"], r["heldout_accuracy"], r["heldout_masked_tokens"]) for r in scored])
