@@ -58,7 +58,12 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
             raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
-    zero_stage(table, path)
+    accumulated = table.get("data_types", {}).get("grad_accum_dtype")
+    if zero_stage(table, path) == 1 and accumulated not in (None, "bf16" if "bf16" in table else "fp32"):
+        raise ConfigError(
+            f"{path}: data_types.grad_accum_dtype: DeepSpeed has another optimizer and checkpoint form for {accumulated} "
+            "at ZeRO 1, which this trainer does not follow; use ZeRO 2"
+        )
     return table
 
 

@@ -99,6 +99,12 @@ def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> 
         ({"train_batch_size": 8}, "train_batch_size: the recipe owns this number; .* set train.rows_per_step"),
         ({"gradient_clipping": 1.0}, "the recipe owns this number; .* set optimizer.gradient_clip"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: 4 is not"),
+        ({"fp16": {"enabled": True}}, "fp16 needs a loss scale and is not tested here; use bf16"),
+        ({"checkpoint": {"load_universal": True}}, "checkpoints have one form here"),
+        (
+            {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            "grad_accum_dtype: .* use ZeRO 2",
+        ),
         ([], "must be a JSON object"),
     ],
 )
