@@ -61,7 +61,7 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
     if zero_stage(table, path) == 1 and accumulated not in (None, "bf16" if "bf16" in table else "fp32"):
         raise ConfigError(
-            f"{path}: data_types.grad_accum_dtype: DeepSpeed has another optimizer and checkpoint form for {accumulated} "
+            f"{path}: data_types.grad_accum_dtype: DeepSpeed has another checkpoint form for {accumulated} "
             "at ZeRO 1, which this trainer does not follow; use ZeRO 2"
         )
     return table
