@@ -21,6 +21,7 @@ from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
+from cmbert.hardware import peak_flops
 from cmbert.model.cost import count_batch_flops
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -33,8 +34,6 @@ LEAST_SECONDS = 0.3  # a round repeats its work until it takes as long
 SHORTEST_TOKENS = 16  # of the variable lengths
 DTYPE = torch.bfloat16
 PEAK_MATRIX = 4096  # rows and columns of the matmul that measures a CPU
-NOMINAL_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
-"""Dense bf16 operations per second by NVIDIA's data sheets, SXM boards; looked for in the device's name."""
 
 Work = Literal["inference", "train"]
 Run = Callable[[], object]
@@ -205,7 +204,7 @@ def bench_throughput(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_kernels(kernels, device, DTYPE)
     peers = peer_attentions(device) if against_transformers else []
-    peak, source = peak_flops(device)
+    peak, source = find_peak(device)
     logger.info("%s, torch %s: bf16 peak %.3g TFLOP/s (%s)", hardware(device), torch.__version__, peak / 1e12, source)
     runners = {"cmbert": our_runner(work, model, kernels, device)}
     for attention in peers:
@@ -257,12 +256,11 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_flops(device: torch.device) -> tuple[float, str]:
+def find_peak(device: torch.device) -> tuple[float, str]:
     """Return bf16 operations per second that MFU is a share of, and where the figure comes from."""
-    name = hardware(device)
-    nominal = [flops for part, flops in NOMINAL_FLOPS.items() if part in name]
+    nominal = peak_flops(hardware(device)) if device.type == "cuda" else None
     if nominal:
-        return nominal[0], "nominal"
+        return nominal, "nominal"
     left, right = (torch.randn(PEAK_MATRIX, PEAK_MATRIX, device=device).to(DTYPE) for _ in range(2))
     timed(lambda: left @ right, 1, device)
     seconds = statistics.median(timed(lambda: left @ right, 1, device) for _ in range(ROUNDS))
