@@ -161,6 +161,8 @@ class TrainConfig:
     """Newest checkpoints kept (ours)."""
     log_every_steps: int = 10
     """Steps between log lines; metrics.jsonl has every step."""
+    wandb_project: str = ""
+    """Weights & Biases project that gets the metrics, too; empty = none. Needs `pip install wandb`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ class StepFacts(NamedTuple):
     """Tokens of each source, specials not counted."""
     num_pieces: int
     """Pieces of documents, each with a [CLS] and a [SEP]."""
+    piece_lengths: dict[int, int]
+    """How many of these pieces there are of each length; tokens, [CLS] and [SEP] among them."""
     unit_lengths: list[int]
     """Maskable units of this rank's first micro-batch by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
     ledger: bytes
@@ -62,6 +64,8 @@ class StepData(NamedTuple):
     """One rank's part of a step."""
 
     micro_batches: list[PackedBatch]
+    row_sources: list[list[int]]
+    """Source of each row of each micro-batch."""
     facts: StepFacts
 
 
@@ -246,14 +250,17 @@ class StepBatches(Dataset):
         pieces, batch = reader.pieces(found), data_step(step, self.geometry.left_out)
         assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)
+        lengths, counts = np.unique(pieces.lengths + SPECIALS_PER_PIECE, return_counts=True)
         facts = StepFacts(
             data_step=batch,
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
             num_pieces=len(pieces.documents),
+            piece_lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             unit_lengths=assembled[0].unit_lengths(),
             ledger=pack_record(step, batch, pieces) if self.geometry.rank == 0 else b"",
         )
-        return StepData([reader.mask_rows(part, rate) for part in assembled], facts)
+        row_sources = [[address.source for address in part.addresses] for part in assembled]
+        return StepData([reader.mask_rows(part, rate) for part in assembled], row_sources, facts)
 
 
 def iterate_steps(batches: StepBatches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[StepData]:

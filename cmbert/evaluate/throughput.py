@@ -143,7 +143,7 @@ def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: to
     built = built.to(device, DTYPE)
 
     def loss(batch: Batch) -> torch.Tensor:
-        loss_sum, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
+        loss_sum, _, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
         return loss_sum / len(batch.targets)
 
     return make_runner(work, built, lambda batch: built.model(batch.input_ids, batch.cu_seqlens), loss)

@@ -30,20 +30,24 @@ from cmbert.data.loader import (
     open_reader,
 )
 from cmbert.errors import ConfigError
+from cmbert.evaluate.memory import peak_memory_bytes
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import duration
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
+from cmbert.train.distributed import Launch, max_over_ranks, read_launch, select_device, sum_over_ranks
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.guards import require_finite
 from cmbert.train.heldout import Heldout, open_heldout
-from cmbert.train.metrics import MetricsWriter
+from cmbert.train.metrics import MetricsWriter, check_wandb
 from cmbert.train.optim import build_optimizer
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
+from cmbert.train.rates import compute_rates
 from cmbert.train.run_directory import find_resume, open_run_directory
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_tokens
+from cmbert.train.source_loss import SourceLoss, mean_source_loss
 from cmbert.train.starting_weights import check_starting_weights, starting_model
+from cmbert.train.step_timer import StepTimer
 
 PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
 
@@ -68,10 +72,12 @@ class Run:
     step: int
     last_step: int
     first_step: int = field(init=False)
+    timer: StepTimer = field(init=False)
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self.first_step = self.step
+        self.timer = StepTimer(self.device)
 
     def time_left(self) -> str:
         """Return how long the steps still to do take at the mean pace of this call's steps, the first left out.
@@ -116,8 +122,11 @@ def train(
         for data, wait_seconds in timed(batches(run)):
             record = train_step(run, data)
             record |= evaluate(run)
-            report(run, {**record, "data_wait_seconds": wait_seconds}, data.facts)
-            stopping = any_rank(stop.pending(), run.device)
+            # One all-reduce for both: the most of any rank.
+            asked_to_stop, peak_memory = max_over_ranks([stop.pending(), peak_memory_bytes(run.device)], run.device)
+            record |= {"data_wait_seconds": wait_seconds, "peak_memory_bytes": int(peak_memory)}
+            report(run, record, data.facts)
+            stopping = asked_to_stop > 0
             if stopping or run.step == run.last_step or run.step % recipe.train.checkpoint_every_steps == 0:
                 save(run)
             if stopping:
@@ -147,6 +156,7 @@ class Start:
 def check_start(recipe: Recipe, resume: str, launch: Launch, skip_steps: tuple[int, int] | None) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
+    check_wandb(recipe.train.wandb_project)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
     reader = open_reader(
         recipe.data,
@@ -197,7 +207,7 @@ def set_up(recipe: Recipe, launch: Launch, start: Start, max_steps: int | None) 
         f"resuming at step {start.step} from {start.checkpoint}" if start.checkpoint else "starting",
         launch.world_size, device.type, num_steps(recipe), step_tokens(recipe),
     )  # fmt: skip
-    metrics = MetricsWriter(directory, start.step) if launch.rank == 0 else None
+    metrics = MetricsWriter(directory, start.step, recipe) if launch.rank == 0 else None
     ledger = LedgerWriter(directory, start.step) if launch.rank == 0 else None
     return Run(
         recipe, directory, launch, device, engine, start.reader, start.tokenizer, metrics, ledger, start.heldout,
@@ -229,10 +239,11 @@ def timed(steps: Iterator[StepData]) -> Iterator[tuple[StepData, float]]:
         yield data, time.perf_counter() - started
 
 
-def train_step(run: Run, data: StepData) -> dict[str, float]:
+def train_step(run: Run, data: StepData) -> dict[str, Any]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
-    engine, recipe, micro_batches = run.engine, run.recipe, data.micro_batches
+    engine, recipe, micro_batches, timer = run.engine, run.recipe, data.micro_batches, run.timer
+    timer.start()
     (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
     maskable_tokens = sum(data.facts.source_tokens)
     # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
@@ -242,16 +253,24 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
         group["lr"] = learning_rate
     loss_sum = torch.zeros((), device=run.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
-    for index, batch in enumerate(micro_batches):
-        loss, correct = engine(*batch.to(run.device))
-        engine.backward(loss * scale)
+    source_loss = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, run.device)
+    for index, (batch, row_sources) in enumerate(zip(micro_batches, data.row_sources, strict=True)):
+        batch = batch.to(run.device)
+        with timer.phase("forward"):
+            loss, correct, losses = engine(*batch)
+        with timer.phase("backward"):
+            engine.backward(loss * scale)
         loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
+        source_loss.add(batch, losses, row_sources)
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the optimizer moves only with the last
-    global_loss, global_correct = sum_over_ranks([loss_sum, num_correct], run.device)
+    global_loss, global_correct, *source_totals = sum_over_ranks(
+        [loss_sum, num_correct, *source_loss.totals()], run.device
+    )
     mean_loss = global_loss / max(masked_tokens, 1.0)
     require_finite(mean_loss, run.step)
-    engine.step()
+    with timer.phase("optimizer"):
+        engine.step()
     record = {
         "step": run.step,
         "tokens": (run.step + 1) * step_tokens(recipe),
@@ -263,6 +282,8 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
         "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * data.facts.num_pieces,
         "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
         "grad_norm": float(engine.get_global_grad_norm() or 0.0),
+        **mean_source_loss(source_totals),
+        **timer.read(),  # waits for the device, so that the seconds of the whole step are done, too
         "step_seconds": time.perf_counter() - started,
     }
     run.step += 1
@@ -290,6 +311,9 @@ def report(run: Run, record: dict[str, Any], facts: StepFacts) -> None:
     record["straddle_rate"] = straddle_rate(run.reader, facts.source_tokens)
     seconds = record["step_seconds"] + record["data_wait_seconds"]
     record["tokens_per_second"] = record["real_tokens"] / seconds
+    record |= compute_rates(
+        run.recipe.model, facts.piece_lengths, record["masked_tokens"], seconds, run.launch.world_size, run.device
+    )
     record["fill_rate"] = record["real_tokens"] / step_tokens(run.recipe)
     record["time"] = time.time()
     run.metrics.write(record)

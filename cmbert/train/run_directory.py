@@ -30,6 +30,7 @@ FREE_KEYS = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.log_every_steps",
+    "train.wandb_project",
     "data.num_workers",
     "evaluation.shards",
     "evaluation.every_steps",

@@ -9,12 +9,12 @@ import torch
 
 COMMUNICATION = "communication"
 PHASES = ("forward", "backward", "optimizer", COMMUNICATION)
-COLLECTIVES = frozenset(
-    ("all_reduce", "inference_all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor")
-    + ("all_gather", "all_gather_into_tensor", "all_gather_base", "all_gather_coalesced", "all_gather_object")
-    + ("all_to_all", "all_to_all_single", "broadcast", "broadcast_object_list", "gather", "scatter")
-    + ("send", "recv", "isend", "irecv", "barrier", "monitored_barrier")
-)
+COLLECTIVES = frozenset({
+    "all_reduce", "inference_all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter", "reduce_scatter_tensor",
+    "all_gather", "all_gather_into_tensor", "all_gather_base", "all_gather_coalesced", "all_gather_object",
+    "all_to_all", "all_to_all_single", "broadcast", "broadcast_object_list", "gather", "scatter",
+    "send", "recv", "isend", "irecv", "barrier", "monitored_barrier",
+})  # fmt: skip
 """Methods of DeepSpeed's communication backend that move data or wait for other ranks."""
 
 
