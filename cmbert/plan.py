@@ -13,11 +13,11 @@ from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.errors import ConfigError
+from cmbert.hardware import H100_FLOPS
 from cmbert.model.cost import FlopsPerToken, count_flops, estimate_activations
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, rows_before, tokens_before
 
-ASSUMED_PEAK_FLOPS = 989e12  # per second, H100 SXM, dense bf16 (NVIDIA's data sheet)
 ASSUMED_MFU = 0.33  # what ModernBERT-large's published hours on 8 H100 at 1,024 come to
 OPTIMIZER_BYTES = 12  # per parameter: fp32 copy and Adam's two moments, 4 each
 MEMORY_COLUMNS = (12, 11, 11, 14, 10)  # characters
@@ -132,17 +132,21 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
         rows_per_step=train.rows_per_step,
         micro_batch_rows=train.micro_batch_rows,
         accumulation=deepspeed["gradient_accumulation_steps"],
-        batch_ramp=tuple((s.first_step, s.first_row * context, s.step_rows) for s in batch_ramp(recipe)),
+        batch_ramp=_list_ramp(recipe),
+            (s.first_step, s.first_row * context, s.step_rows)
+            for s in batch_ramp(recipe)
+            if s.first_step < num_steps(recipe)
+        ),
         sources=sources,
         checkpoint_bytes=parameters.total * saved_bytes,
         checkpoints_bytes=parameters.total * saved_bytes * (train.keep_checkpoints + 1),
         shards_bytes=sum(s.bytes or 0 for s in sources) if shards_measured else train.total_tokens * bytes_per_token,
         shards_measured=shards_measured,
         training_flops=training_flops,
-        assumed_peak_flops=ASSUMED_PEAK_FLOPS,
+        assumed_peak_flops=H100_FLOPS,
         assumed_mfu=ASSUMED_MFU,
-        gpu_hours=training_flops / (ASSUMED_MFU * ASSUMED_PEAK_FLOPS) / 3600,
-        hours=training_flops / (ASSUMED_MFU * ASSUMED_PEAK_FLOPS) / 3600 / num_gpus,
+        gpu_hours=training_flops / (ASSUMED_MFU * H100_FLOPS) / 3600,
+        hours=training_flops / (ASSUMED_MFU * H100_FLOPS) / 3600 / num_gpus,
         schedule=_sample_schedule(recipe),
         notes=notes,
     )
@@ -165,6 +169,11 @@ def count_memory(num_parameters: int, zero_stage: int, num_gpus: int, weight_byt
 
     parts = (share(weight_bytes, 3), share(weight_bytes, 2), share(OPTIMIZER_BYTES, 1), activations)
     return Memory(zero_stage, *parts, total_bytes=sum(parts))
+
+
+def _list_ramp(recipe: Recipe) -> tuple[tuple[int, int, int], ...]:
+    stretches = [s for s in batch_ramp(recipe) if s.first_step < num_steps(recipe)]
+    return tuple((s.first_step, s.first_row * recipe.data.context_tokens, s.step_rows) for s in stretches)
 
 
 def _check_batch(recipe: Recipe, num_gpus: int) -> None:

@@ -84,6 +84,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pa
     return make_shards(tmp_path_factory.mktemp("data") / "shards", tokenizer, lengths=lengths.tolist(), num_shards=3)
 
 
+@pytest.fixture(scope="session")
+def other_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A second source: 120 documents of 9 to 150 tokens."""
+    return make_shards(tmp_path_factory.mktemp("data") / "other", tokenizer, lengths=[20, 150, 9, 60] * 30, seed=5)
+
+
 @pytest.fixture
 def recipe_file(tmp_path: Path, tokenizer_directory: Path, shards: Path) -> Path:
     """A recipe small enough to train a few steps in a second; fp32, ZeRO 1."""

@@ -24,6 +24,7 @@ ONE_HOME = {
     "deepspeed": ("cmbert/train/engine.py",),
     "flash_attn": ("cmbert/accel.py",),
     "apex": ("cmbert/accel.py",),
+    "wandb": ("cmbert/train/metrics.py",),
     "numba": ("cmbert/data/kernels.py",),
     "transformers": ("cmbert/model/hf.py", "cmbert/evaluate/", HF_CODE),
 }

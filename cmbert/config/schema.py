@@ -177,6 +177,8 @@ class TrainConfig:
     """Checkpoints in a row that may fail (a full disk) before the run ends (ours)."""
     log_every_steps: int = 10
     """Steps between log lines; metrics.jsonl has every step."""
+    wandb_project: str = ""
+    """Weights & Biases project that gets the metrics, too; empty = none. Needs `pip install wandb`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import heapq
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +52,8 @@ class StepFacts(NamedTuple):
     """Tokens of each source, specials not counted."""
     num_pieces: int
     """Pieces of documents, each with a [CLS] and a [SEP]."""
+    piece_lengths: dict[int, int]
+    """How many of these pieces there are of each length; tokens, [CLS] and [SEP] among them."""
     unit_lengths: list[int]
     """Maskable units of this rank's first micro-batch by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
     ledger: bytes
@@ -62,6 +64,8 @@ class StepData(NamedTuple):
     """One rank's part of a step."""
 
     micro_batches: list[PackedBatch]
+    row_sources: list[list[int]]
+    """Source of each row of each micro-batch."""
     facts: StepFacts
 
 
@@ -103,7 +107,18 @@ class AssembledRows(NamedTuple):
 
 
 LeftOut = tuple[tuple[int, int], ...]
-"""Rows [first, last) of the data that no step gets, in order."""
+"""Rows [first, last) of the data that no step gets: ascending, apart from each other."""
+
+
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> LeftOut:
+    """Return ranges in ascending order, those that touch or overlap as one."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
 
 
 def data_row(row: int, left_out: LeftOut) -> int:
@@ -124,13 +139,15 @@ class BatchGeometry:
     world_size: int
     left_out: LeftOut = ()
 
-    def rows(self, step: int) -> range:
-        """Return the numbers in the data of the rows of a step, over all ranks."""
+    def rows(self, step: int) -> Sequence[int]:
+        """Return the numbers in the data of the rows of a step, over all ranks, ascending."""
         rows = self.step_rows(step)
-        first = data_row(rows.start, self.left_out)
-        return range(first, first + len(rows))
+        first, last = data_row(rows[0], self.left_out), data_row(rows[-1], self.left_out)
+        if last - first == len(rows) - 1:
+            return range(first, last + 1)
+        return [data_row(row, self.left_out) for row in rows]  # in a batch ramp a gap may fall into a step
 
-    def micro_batches(self, rows: range, work: Sequence[int]) -> list[list[int]]:
+    def micro_batches(self, rows: Sequence[int], work: Sequence[int]) -> list[list[int]]:
         """Return this rank's micro-batches of a step's `rows`; `work`: attention work of each row.
 
         Rows are dealt to the ranks, then to each rank's micro-batches, so that none waits long for another; the loss
@@ -248,14 +265,17 @@ class StepBatches(Dataset):
         pieces = reader.pieces(found)
         assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)
+        lengths, counts = np.unique(pieces.lengths + SPECIALS_PER_PIECE, return_counts=True)
         facts = StepFacts(
-            first_row=rows.start,
+            first_row=rows[0],
             source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
             num_pieces=len(pieces.documents),
+            piece_lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             unit_lengths=assembled[0].unit_lengths(),
-            ledger=pack_record(step, rows.start, pieces) if self.geometry.rank == 0 else b"",
+            ledger=pack_record(step, rows[0], pieces) if self.geometry.rank == 0 else b"",
         )
-        return StepData([reader.mask_rows(part, rate) for part in assembled], facts)
+        row_sources = [[address.source for address in part.addresses] for part in assembled]
+        return StepData([reader.mask_rows(part, rate) for part in assembled], row_sources, facts)
 
 
 def iterate_steps(batches: StepBatches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[StepData]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import resource
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +39,15 @@ class PeakMemory:
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self.before
         else:
             self.bytes = resident_bytes("VmHWM") - self.before
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory this process has held: torch's on the GPU, the process's resident size on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.is_file():
+        return resident_bytes("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS; Linux, which says kB, has the file
 
 
 def resident_bytes(field: str) -> int:

@@ -21,6 +21,7 @@ from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
+from cmbert.hardware import peak_flops
 from cmbert.model.cost import count_batch_flops
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -33,8 +34,6 @@ LEAST_SECONDS = 0.3  # a round repeats its work until it takes as long
 SHORTEST_TOKENS = 16  # of the variable lengths
 DTYPE = torch.bfloat16
 PEAK_MATRIX = 4096  # rows and columns of the matmul that measures a CPU
-NOMINAL_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12}
-"""Dense bf16 operations per second by NVIDIA's data sheets, SXM boards; looked for in the device's name."""
 
 Work = Literal["inference", "train"]
 Run = Callable[[], object]
@@ -144,7 +143,7 @@ def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: to
     built = built.to(device, DTYPE)
 
     def loss(batch: Batch) -> torch.Tensor:
-        loss_sum, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
+        loss_sum, _, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
         return loss_sum / len(batch.targets)
 
     return make_runner(work, built, lambda batch: built.model(batch.input_ids, batch.cu_seqlens), loss)
@@ -205,7 +204,7 @@ def bench_throughput(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_kernels(kernels, device, DTYPE)
     peers = peer_attentions(device) if against_transformers else []
-    peak, source = peak_flops(device)
+    peak, source = find_peak(device)
     logger.info("%s, torch %s: bf16 peak %.3g TFLOP/s (%s)", hardware(device), torch.__version__, peak / 1e12, source)
     runners = {"cmbert": our_runner(work, model, kernels, device)}
     for attention in peers:
@@ -221,7 +220,7 @@ def bench_throughput(
             row["tokens_per_second"] = round(tokens / seconds[peer])
             if peer == "cmbert" and len(runners) > 1:
                 row["ratio"] = round(min(seconds[other] for other in runners if other != peer) / seconds[peer], 2)
-            row |= {"mfu": round(flops / seconds[peer] / peak, 3), "run_memory_mb": round(memory[peer] / 1e6)}
+            row |= {"mfu": float(f"{flops / seconds[peer] / peak:.3g}"), "run_memory_mb": round(memory[peer] / 1e6)}
             row |= {"tokens": tokens, "pieces": len(load.lengths), "compiled": kernels.compile and peer == "cmbert"}
             yield row | {"peak_tflops": round(peak / 1e12, 3), "peak": source, **versions(device)}
 
@@ -257,12 +256,11 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_flops(device: torch.device) -> tuple[float, str]:
+def find_peak(device: torch.device) -> tuple[float, str]:
     """Return bf16 operations per second that MFU is a share of, and where the figure comes from."""
-    name = hardware(device)
-    nominal = [flops for part, flops in NOMINAL_FLOPS.items() if part in name]
+    nominal = peak_flops(hardware(device)) if device.type == "cuda" else None
     if nominal:
-        return nominal[0], "nominal"
+        return nominal, "nominal"
     left, right = (torch.randn(PEAK_MATRIX, PEAK_MATRIX, device=device).to(DTYPE) for _ in range(2))
     timed(lambda: left @ right, 1, device)
     seconds = statistics.median(timed(lambda: left @ right, 1, device) for _ in range(ROUNDS))

@@ -1,6 +1,7 @@
 """What a model costs in closed form: operations per token, activations. Torch-free."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cmbert.config.parameters import count_parameters
@@ -36,28 +37,48 @@ def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsP
 
     masked_share: share of the positions that the head is evaluated at.
     """
-    width, side = model.hidden_size, model.local_window // 2
-    num_global = -(-model.num_layers // model.global_every)
-    parameters = count_parameters(model)
-    linear = 2 * (parameters.attention + parameters.mlp)
-    pair = 4 * width  # scores and weighted sum, 2 x width each per key seen
-    global_attention = num_global * pair * keys_seen(context, -1) / context
-    local_attention = (model.num_layers - num_global) * pair * keys_seen(context, side) / context
+    linear = linear_flops(model)
+    global_attention, local_attention = (flops / context for flops in attention_flops(model, {context: 1}))
     forward = linear + global_attention + local_attention
-    head = masked_share * 2 * (width**2 + width * model.vocab_size)
+    head = masked_share * head_flops(model)
     training = (1 + GRADIENT_CALLS) * (forward + head)
     return FlopsPerToken(linear, global_attention, local_attention, forward, head, training)
 
 
-def count_batch_flops(model: ModelConfig, lengths: Sequence[int], num_masked: int, *, training: bool) -> float:
+def linear_flops(model: ModelConfig) -> float:
+    """Return the operations per token of the layers' matrices, forward."""
+    parameters = count_parameters(model)
+    return 2 * (parameters.attention + parameters.mlp)
+
+
+def head_flops(model: ModelConfig) -> float:
+    """Return the operations per masked position of prediction head and decoder, forward."""
+    return 2 * (model.hidden_size**2 + model.hidden_size * model.vocab_size)
+
+
+def attention_flops(model: ModelConfig, num_pieces: Mapping[int, int]) -> tuple[float, float]:
+    """Return the operations of the global and of the local layers' attention on pieces, counted by length; forward."""
+    num_global = -(-model.num_layers // model.global_every)
+    pair = 4 * model.hidden_size  # scores and weighted sum, 2 x width each per key seen
+    seen = [
+        sum(count * keys_seen(length, side) for length, count in num_pieces.items())
+        for side in (-1, model.local_window // 2)
+    ]
+    return num_global * pair * seen[0], (model.num_layers - num_global) * pair * seen[1]
+
+
+def count_batch_flops(
+    model: ModelConfig, lengths: Sequence[int] | Mapping[int, int], num_masked: float, *, training: bool
+) -> float:
     """Return the operations of a batch of pieces of `lengths`: the encoder, or a training step with its head.
 
-    Only what the model needs: nothing computed twice (checkpointing) or in vain (padding, masked-out scores) counts.
+    lengths: of every piece, or how many pieces there are of each length. Only what the model needs counts: nothing
+    computed twice (checkpointing) or in vain (padding, masked-out scores).
     """
-    if not training:
-        return float(sum(length * count_flops(model, length, 0.0).forward for length in lengths))
-    share = num_masked / sum(lengths)
-    return sum(length * count_flops(model, length, share).training for length in lengths)
+    num_pieces = Counter(lengths)  # a step of a large run has tens of thousands of pieces, of a few hundred lengths
+    num_tokens = sum(length * count for length, count in num_pieces.items())
+    forward = num_tokens * linear_flops(model) + sum(attention_flops(model, num_pieces))
+    return float((1 + GRADIENT_CALLS) * (forward + num_masked * head_flops(model)) if training else forward)
 
 
 def estimate_activations(recipe: Recipe, value_bytes: int) -> int:

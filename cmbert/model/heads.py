@@ -38,7 +38,7 @@ class Decoder(nn.Linear):
         self.chunk_loss: ChunkFunction = compiled(fusible_chunk_loss, dynamic=True) if kernels.compile else chunk_loss
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """(M, D) -> (M, V); with targets (M,): loss and number of correct, as `masked_cross_entropy` returns them."""
+        """(M, D) -> (M, V); with targets (M,): what `masked_cross_entropy` returns of them."""
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         return masked_cross_entropy(hidden, self.weight, self.bias, targets, self.chunk_loss)
@@ -65,11 +65,12 @@ class MaskedLanguageModel(nn.Module):
         cu_seqlens: torch.Tensor,
         masked_positions: torch.Tensor,
         targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss of the masked positions of one packed batch.
 
         input_ids (T,) int64, cu_seqlens (P+1,) int32, masked_positions (M,) int64 into T, targets (M,) int64. Returns
-        the cross-entropy summed over the M positions (fp32, nats) and how many of them the model ranks first (int64).
+        the cross-entropy summed over the M positions (fp32, nats), how many of them the model ranks first (int64), and
+        the cross-entropy of each (M,), without a gradient.
         M may be 0: loss and gradients are zeros, so that a rank without targets stays in step with the others.
         """
         hidden_MD = self.model(input_ids, cu_seqlens).index_select(0, masked_positions)

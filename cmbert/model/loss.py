@@ -16,7 +16,7 @@ CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 class ChunkLoss(NamedTuple):
     """What a chunk of positions adds."""
 
-    loss: torch.Tensor  # () fp32, nats
+    losses: torch.Tensor  # (C,) fp32, nats
     num_correct: torch.Tensor  # () int64
     bias_gradient: torch.Tensor | None  # (V,) fp32
 
@@ -40,14 +40,14 @@ def chunk_loss(
     target_score_C1 = scores_CV.gather(1, target_C1)
     exponentials_CV = scores_CV.exp_()
     sum_C1 = exponentials_CV.sum(dim=-1, keepdim=True)
-    loss = (sum_C1.log() - target_score_C1).sum()
+    loss_C = (sum_C1.log() - target_score_C1).squeeze(1)
     num_correct = (is_highest_C1 & (num_highest_C1 == 1)).sum()
     if not needs_gradient:
-        return ChunkLoss(loss, num_correct, None)
+        return ChunkLoss(loss_C, num_correct, None)
     exponentials_CV *= 1 / sum_C1
     exponentials_CV.scatter_(1, target_C1, exponentials_CV.gather(1, target_C1) - 1)
     logits_CV.copy_(exponentials_CV)
-    return ChunkLoss(loss, num_correct, exponentials_CV.sum(dim=0))
+    return ChunkLoss(loss_C, num_correct, exponentials_CV.sum(dim=0))
 
 
 def fusible_chunk_loss(
@@ -61,14 +61,14 @@ def fusible_chunk_loss(
     num_highest_C1 = (scores_CV == highest_C1).sum(dim=-1, keepdim=True)
     exponentials_CV = (scores_CV - highest_C1).exp()
     sum_C1 = exponentials_CV.sum(dim=-1, keepdim=True)
-    loss = (sum_C1.log() + highest_C1 - target_score_C1).sum()
+    loss_C = (sum_C1.log() + highest_C1 - target_score_C1).squeeze(1)
     num_correct = ((target_score_C1 == highest_C1) & (num_highest_C1 == 1)).sum()
     if not needs_gradient:
-        return ChunkLoss(loss, num_correct, None)
+        return ChunkLoss(loss_C, num_correct, None)
     is_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C1
     gradient_CV = exponentials_CV * (1 / sum_C1) - is_target_CV.float()
     logits_CV.copy_(gradient_CV)
-    return ChunkLoss(loss, num_correct, gradient_CV.sum(dim=0))
+    return ChunkLoss(loss_C, num_correct, gradient_CV.sum(dim=0))
 
 
 def masked_cross_entropy(
@@ -77,32 +77,33 @@ def masked_cross_entropy(
     bias_V: torch.Tensor,
     target_M: torch.Tensor,
     chunk_function: ChunkFunction = chunk_loss,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of `F.linear(hidden_MD, weight_VD, bias_V)` against `target_M` (M,) int64; M may be 0.
 
-    Returns the cross-entropy summed over the positions (fp32, nats), and how many of them rank their target first
-    (int64). The gradient is computed in the forward pass, chunk by chunk, as Liger Kernel does (arXiv 2410.10989): the
-    logits are held once, in the model's dtype, and become their own gradient.
+    Returns the cross-entropy summed over the positions (fp32, nats), how many of them rank their target first (int64),
+    and the cross-entropy of each (M,), which has no gradient. The sum's gradient is computed in the forward pass, chunk
+    by chunk, as Liger Kernel does (arXiv 2410.10989): the logits are held once, in the model's dtype, and become their
+    own gradient.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_MD.requires_grad or weight_VD.requires_grad)
     if needs_gradient:
         return _MaskedCrossEntropy.apply(hidden_MD, weight_VD, bias_V, target_M, chunk_function)
-    _, loss, num_correct, _ = _run_chunks(hidden_MD, weight_VD, bias_V, target_M, chunk_function, False)
-    return loss, num_correct
+    _, loss_M, num_correct, _ = _run_chunks(hidden_MD, weight_VD, bias_V, target_M, chunk_function, False)
+    return loss_M.sum(), num_correct, loss_M
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, bias_V, target_M, chunk_function):  # type: ignore[no-untyped-def,override]
-        gradient_MV, loss, num_correct, bias_gradient_V = _run_chunks(
+        gradient_MV, loss_M, num_correct, bias_gradient_V = _run_chunks(
             hidden_MD, weight_VD, bias_V, target_M, chunk_function, True
         )
         ctx.save_for_backward(gradient_MV @ weight_VD, gradient_MV.t() @ hidden_MD, bias_gradient_V.to(bias_V.dtype))
-        ctx.mark_non_differentiable(num_correct)
-        return loss, num_correct
+        ctx.mark_non_differentiable(num_correct, loss_M)
+        return loss_M.sum(), num_correct, loss_M
 
     @staticmethod
-    def backward(ctx, scale, _):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, scale, *_):  # type: ignore[no-untyped-def,override]
         # In place: the weight's gradient is as large as the embedding. A second backward would find the saved tensors
         # changed, and autograd refuses it.
         return *(gradient.mul_(scale) for gradient in ctx.saved_tensors), None, None
@@ -116,9 +117,9 @@ def _run_chunks(
     chunk_function: ChunkFunction,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return logits (M, V), or their gradient if `needs_gradient`, the loss, the correct, and the bias's gradient."""
+    """Return logits (M, V), or their gradient if `needs_gradient`, losses (M,), the correct, the bias's gradient."""
     logits_MV = F.linear(hidden_MD, weight_VD)
-    loss = torch.zeros((), dtype=torch.float32, device=hidden_MD.device)
+    losses = []
     num_correct = torch.zeros((), dtype=torch.int64, device=hidden_MD.device)
     bias_gradient_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=hidden_MD.device)
     most = max(1, CHUNK_BYTES[hidden_MD.device.type] // (4 * len(weight_VD)))
@@ -128,7 +129,8 @@ def _run_chunks(
     chunks = zip(logits_MV.tensor_split(num_chunks), target_M.tensor_split(num_chunks), strict=True)
     for logits_CV, target_C in chunks:
         chunk = chunk_function(logits_CV, bias_V, target_C, needs_gradient)
-        loss, num_correct = loss + chunk.loss, num_correct + chunk.num_correct
+        losses.append(chunk.losses)
+        num_correct = num_correct + chunk.num_correct
         if chunk.bias_gradient is not None:
             bias_gradient_V += chunk.bias_gradient
-    return logits_MV, loss, num_correct, bias_gradient_V
+    return logits_MV, torch.cat(losses), num_correct, bias_gradient_V

@@ -19,6 +19,7 @@ import torch.distributed
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.train.distributed import Launch
 from cmbert.train.optim import AdamW, Layout, Segment
+from cmbert.train.step_timer import StepTimer, time_collectives
 
 SHARED_MEMORY_OPERATION = "deepspeed_shm_comm"
 UNIVERSAL_VERSION = 0.2  # of the form that DeepSpeed's converter writes
@@ -64,6 +65,16 @@ def stop_distributed() -> None:
     """Leave the process group; without this a rank may abort at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def time_steps(device: torch.device) -> StepTimer:
+    """Return a timer of this rank's steps that DeepSpeed's collectives, too, add to. After `start_distributed`."""
+    _import_deepspeed()
+    from deepspeed.comm import comm
+
+    timer = StepTimer(device)
+    comm.cdb = time_collectives(comm.cdb, timer)
+    return timer
 
 
 def build_engine(model: torch.nn.Module, optimizer: AdamW, config: dict[str, Any]) -> Any:

@@ -41,7 +41,7 @@ class Heldout:
         num_masked = 0
         for rows in self.batches():
             batch = self.read(rows).to(device)
-            loss, correct = engine.module(*batch)
+            loss, correct, _ = engine.module(*batch)
             loss_sum, num_correct, num_masked = loss_sum + loss, num_correct + correct, num_masked + len(batch.targets)
         loss, correct, masked = sum_over_ranks([loss_sum, num_correct, num_masked], device)
         return {"heldout_loss": loss / masked, "heldout_accuracy": correct / masked, "heldout_masked_tokens": masked}

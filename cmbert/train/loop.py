@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,71 +12,31 @@ import torch
 
 from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
-from cmbert.data.ledger import LedgerWriter
-from cmbert.data.loader import BatchGeometry, LeftOut, RowReader, StepBatches, StepData, data_row, iterate_steps
-from cmbert.errors import CheckpointError
-from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint import Retention, TrainState, resume_candidates, set_aside
+from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
+from cmbert.evaluate.memory import peak_memory_bytes
+from cmbert.train.checkpoint import Retention, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
-from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, sum_over_ranks
-from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed
-from cmbert.train.guards import Guard, TrainingError
-from cmbert.train.heldout import Heldout
-from cmbert.train.metrics import MetricsWriter, record_event
+from cmbert.train.distributed import Launch, any_rank, max_over_ranks, read_launch, select_device, sum_over_ranks
+from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
-from cmbert.train.reporting import Reporter
+from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.run_directory import open_run_directory
-from cmbert.train.schedule import num_steps, rows_before, step_learning_rate, step_mask_rate, step_rows, tokens_before
+from cmbert.train.saving import rewind, save_if_due, settle
+from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows, tokens_before
+from cmbert.train.source_loss import SourceLoss, mean_source_loss
 from cmbert.train.start import (
-    Resume,
     Start,
     check_start,
     choose_checkpoint,
     collective_timeout,
     leave_out,
     open_engine,
-    restore,
 )
 from cmbert.train.watchdog import Watchdog
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """Everything one rank holds while it trains."""
-
-    recipe: Recipe
-    directory: Path
-    launch: Launch
-    device: torch.device
-    engine: Any
-    reader: RowReader
-    tokenizer: Tokenizer
-    heldout: Heldout | None
-    writer: CheckpointWriter
-    watchdog: Watchdog
-    guard: Guard
-    reporter: Reporter | None
-    """Only rank 0 has one."""
-    left_out: LeftOut
-    step: int
-    last_step: int
-    num_rewinds: int = field(default=0)
-
-    def event(self, kind: str, text: str) -> None:
-        """Say and record what does not happen in every step."""
-        logger.warning("%s", text)
-        if self.reporter is not None:
-            record_event(self.directory, kind, self.step, text)
-
-    def close(self) -> None:
-        """End what this rank has running, whether the call ended well or not."""
-        self.writer.close()
-        if self.reporter is not None:
-            self.reporter.close()
 
 
 def train(
@@ -140,7 +99,7 @@ def set_up(
     run = Run(
         recipe, directory, launch, device, engine, start.reader, start.tokenizer, start.heldout,
         CheckpointWriter(directory, engine, retention, train.max_failed_saves), watchdog,
-        guard_of(engine, recipe, resume), None, left_out, resume.step, last_step,
+        guard_of(engine, recipe, resume), None, left_out, resume.step, last_step, time_steps(device),
     )  # fmt: skip
     run.reporter = open_reporter(run)
     watchdog.start()
@@ -159,25 +118,9 @@ def set_up(
     return run
 
 
-def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
-    """Return a guard that remembers what the checkpoint says, in charge of the engine's optimizer."""
-    guard = Guard(recipe.guards, resume.state.guard if resume.state else None)
-    engine.basic_optimizer.admit = guard.admit
-    return guard
-
-
-def open_reporter(run: Run) -> Reporter | None:
-    """Rewind metrics and ledger to the run's step and return who continues them; None but on rank 0."""
-    if run.launch.rank > 0:
-        return None
-    metrics, ledger = MetricsWriter(run.directory, run.step), LedgerWriter(run.directory, run.step)
-    return Reporter(run.recipe, run.reader, metrics, ledger, run.step, run.last_step)
-
-
 def do_steps(run: Run, stop: StopRequest) -> str:
     """Train until the last step ("end"), a request to stop ("stop") or a spike to go back from ("rewind")."""
-    (stopping,) = any_rank([stop.pending()], run.device)
-    if stopping:
+    if any_rank(stop.pending(), run.device):
         return "stop"
     for data, wait_seconds in timed(batches(run), run):
         record = train_step(run, data)
@@ -187,14 +130,16 @@ def do_steps(run: Run, stop: StopRequest) -> str:
             if verdict == "spike" and run.recipe.guards.spike_action == "rewind":
                 return "rewind"
         record |= evaluate(run)
-        if run.reporter is not None:
-            counts = {"skipped_steps": run.guard.num_skipped, "data_wait_seconds": wait_seconds}
-            run.reporter.report({**record, **counts}, data.facts)
         run.watchdog.enter("checkpoint", run.step)
-        stopping, writing = any_rank([stop.pending(), run.writer.is_writing()], run.device)
+        # One all-reduce for all: the most of any rank.
+        asked = [stop.pending(), run.writer.is_writing(), peak_memory_bytes(run.device)]
+        stopping, writing, peak_memory = max_over_ranks(asked, run.device)
+        if run.reporter is not None:
+            counts = {"skipped_steps": run.guard.num_skipped, "peak_memory_bytes": int(peak_memory)}
+            run.reporter.report({**record, **counts, "data_wait_seconds": wait_seconds}, data.facts)
         if run.writer.state is not None and not writing:
             settle(run)
-        save_if_due(run, stopping)
+        save_if_due(run, bool(stopping))
         if stopping:
             return "stop"
     return "end"
@@ -233,11 +178,12 @@ def timed(steps: Iterator[StepData], run: Run) -> Iterator[tuple[StepData, float
         yield data, time.perf_counter() - started
 
 
-def train_step(run: Run, data: StepData) -> dict[str, float]:
+def train_step(run: Run, data: StepData) -> dict[str, Any]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
     run.watchdog.enter("forward and backward", run.step)
-    engine, recipe, micro_batches = run.engine, run.recipe, data.micro_batches
+    engine, recipe, micro_batches, timer = run.engine, run.recipe, data.micro_batches, run.timer
+    timer.start()
     (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
     maskable_tokens = sum(data.facts.source_tokens)
     # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
@@ -248,19 +194,26 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
     loss_sum = torch.zeros((), device=run.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
     set_accumulation(engine, len(micro_batches))
-    for index, batch in enumerate(micro_batches):
+    source_loss = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, run.device)
+    for index, (batch, row_sources) in enumerate(zip(micro_batches, data.row_sources, strict=True)):
         engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
-        loss, correct = engine(*batch.to(run.device))
-        engine.backward(loss * scale)
+        batch = batch.to(run.device)
+        with timer.phase("forward"):
+            loss, correct, losses = engine(*batch)
+        with timer.phase("backward"):
+            engine.backward(loss * scale)
+        source_loss.add(batch, losses, row_sources)
         loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the optimizer moves only with the last
-    global_loss, global_correct = sum_over_ranks([loss_sum, num_correct], run.device)
+    sums = sum_over_ranks([loss_sum, num_correct, *source_loss.totals()], run.device)
+    global_loss, global_correct, *source_totals = sums
     mean_loss = global_loss / max(masked_tokens, 1.0)
     run.watchdog.enter("optimizer", run.step)
     engine.basic_optimizer.moved = False
     run.guard.begin(mean_loss, partial(global_gradient_norm, engine))
-    engine.step()
+    with timer.phase("optimizer"):
+        engine.step()
     record = {
         "step": run.step,
         "tokens": tokens_before(run.step + 1, recipe),
@@ -272,6 +225,8 @@ def train_step(run: Run, data: StepData) -> dict[str, float]:
         "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * data.facts.num_pieces,
         "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
         "grad_norm": global_gradient_norm(engine),
+        **mean_source_loss(source_totals),
+        **timer.read(),  # waits for the device, so that the seconds of the whole step are done, too
         "step_seconds": time.perf_counter() - started,
     }
     run.step += 1
@@ -287,93 +242,6 @@ def evaluate(run: Run) -> dict[str, float]:
     started = time.perf_counter()
     score = run.heldout.score(run.engine, run.device)
     return {**score, "heldout_seconds": time.perf_counter() - started}
-
-
-def save_if_due(run: Run, stopping: bool) -> None:
-    """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
-    train, is_last = run.recipe.train, stopping or run.step == run.last_step
-    lasting = is_last or run.step % train.checkpoint_every_steps == 0
-    rolling = bool(train.rolling_every_steps) and run.step % train.rolling_every_steps == 0
-    if lasting or rolling:
-        if run.writer.state is not None:
-            settle(run)
-        begin_save(run, rolling=not lasting)
-    if is_last:
-        error = settle(run)
-        if error is not None:
-            raise CheckpointError(
-                f"{run.directory}: the steps since the newest checkpoint are lost, the last one could not be written: "
-                f"{error}; mend that and run the same command again"
-            )
-
-
-def begin_save(run: Run, *, rolling: bool) -> None:
-    """Begin to write a checkpoint of the steps done so far."""
-    if run.reporter is not None:
-        run.reporter.ledger.sync()
-    state = TrainState(
-        step=run.step,
-        rows=data_row(rows_before(run.step, run.recipe), run.left_out),
-        left_out=[list(batches) for batches in run.left_out],
-        tokens=tokens_before(run.step, run.recipe),
-        world_size=run.launch.world_size,
-        zero_stage=run.engine.zero_optimization_stage(),
-        tokenizer_fingerprint=run.tokenizer.fingerprint,
-        shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
-        rolling=rolling,
-        guard=run.guard.memory(),
-    )
-    run.writer.begin(state)
-
-
-def settle(run: Run) -> str | None:
-    """Publish the checkpoint on its way; return why it could not be written, if so. All ranks call this."""
-    report = run.writer.finish()
-    if report.error is not None:
-        run.event(
-            "failed save",
-            f"checkpoint of step {report.step} could not be written ({report.error}); older ones are intact, failure "
-            f"{run.writer.num_failures} of {run.recipe.train.max_failed_saves} in a row that training survives",
-        )
-        return report.error
-    logger.info(
-        "checkpoint %s: %.2f GB written in %.1f s; training stood still for %.2f s",
-        report.path, report.num_bytes / 1e9, report.write_seconds, report.copy_seconds,
-    )  # fmt: skip
-    if run.reporter is not None:
-        run.reporter.notes |= {
-            "checkpoint_stall_seconds": report.copy_seconds,
-            "checkpoint_write_seconds": report.write_seconds,
-        }
-    return None
-
-
-def rewind(run: Run) -> None:
-    """Go back from a spike to the last good checkpoint and leave its batches out. All ranks call this.
-
-    Raises TrainingError after guards.max_rewinds of this call, or without a checkpoint to go back to.
-    """
-    spike, guards = run.step - 1, run.recipe.guards
-    run.num_rewinds += 1
-    if run.num_rewinds > guards.max_rewinds:
-        raise TrainingError(
-            f"step {spike}: a spike after {guards.max_rewinds} rewinds; lower schedule.lr_max in a run of its own, or "
-            "look at the data (cmbert ledger)"
-        )
-    if run.writer.state is not None:
-        settle(run)
-    resume = choose_checkpoint(resume_candidates(run.directory), run.launch)
-    if resume.state is None:
-        raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
-    first = max(resume.step, spike + 1 - guards.rewind_steps)
-    run.left_out = leave_out(resume.left_out, (first, spike + 1), resume.step, run.recipe)
-    restore(run.engine, resume, run.launch)
-    run.guard = guard_of(run.engine, run.recipe, resume)
-    run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
-    run.step = resume.step
-    if run.reporter is not None:
-        run.reporter.close()
-        run.reporter = open_reporter(run)
 
 
 def finish(run: Run, stopped_by: str | None) -> int:

@@ -5,12 +5,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from cmbert.config.schema import Recipe
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import RowReader, StepFacts
 from cmbert.progress import duration
 from cmbert.train.metrics import MetricsWriter
-from cmbert.train.schedule import step_rows
+from cmbert.train.rates import compute_rates
+from cmbert.train.schedule import rows_before, step_rows
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,8 @@ class Reporter:
     ledger: LedgerWriter
     first_step: int
     last_step: int
+    world_size: int
+    device: torch.device
     started: float = field(default_factory=time.perf_counter)
     notes: dict[str, float] = field(default_factory=dict)
     """Figures for the next record: what the last checkpoint cost."""
@@ -41,6 +46,9 @@ class Reporter:
         record["straddle_rate"] = straddle_rate(self.reader, facts.source_tokens)
         seconds = record["step_seconds"] + record["data_wait_seconds"]
         record["tokens_per_second"] = record["real_tokens"] / seconds
+        record |= compute_rates(
+            self.recipe.model, facts.piece_lengths, record["masked_tokens"], seconds, self.world_size, self.device
+        )
         record["fill_rate"] = record["real_tokens"] / (len(rows) * self.recipe.data.context_tokens)
         record["time"] = time.time()
         self.metrics.write(record)
@@ -59,15 +67,15 @@ class Reporter:
             )  # fmt: skip
 
     def time_left(self, done: int) -> str:
-        """Return how long the steps still to do take at the mean pace of those done here, the first left out.
+        """Return how long the rows still to do take at the mean pace of those done here, the first step left out.
 
         The first step compiles what is compiled, and says nothing about the others.
         """
-        steps = done - self.first_step - 1
-        if steps < 1:
+        first, now, last = (rows_before(step, self.recipe) for step in (self.first_step + 1, done, self.last_step))
+        if now <= first:
             self.started = time.perf_counter()
             return ""
-        seconds = (time.perf_counter() - self.started) / steps * (self.last_step - done)
+        seconds = (time.perf_counter() - self.started) / (now - first) * (last - now)
         return f"  {' '.join(duration(seconds))} left"
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "train.rolling_every_steps",
     "train.max_failed_saves",
     "train.log_every_steps",
+    "train.wandb_project",
     "data.num_workers",
     "evaluation.shards",
     "evaluation.every_steps",

@@ -12,7 +12,7 @@ import torch.distributed
 from cmbert.accel import check_kernels
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, open_reader
+from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import aside_directory, publish_directory
 from cmbert.model.heads import MaskedLanguageModel
@@ -21,6 +21,7 @@ from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files,
 from cmbert.train.distributed import Launch, gather_from_ranks, select_device
 from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
+from cmbert.train.metrics import check_wandb
 from cmbert.train.optim import build_optimizer
 from cmbert.train.run_directory import check_fits, find_resume
 from cmbert.train.schedule import num_steps, rows_before
@@ -67,6 +68,7 @@ class Resume:
 def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
+    check_wandb(recipe.train.wandb_project)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
     reader = open_reader(
         recipe.data,
@@ -124,8 +126,8 @@ def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int, re
     first, last = skip_steps
     if not step <= first < last:
         raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
-    row = data_row(rows_before(first, recipe), before)
-    return (*before, (row, row + rows_before(last, recipe) - rows_before(first, recipe)))
+    rows = tuple(data_row(rows_before(step, recipe), before) for step in (first, last))
+    return merge_ranges([*before, (rows[0], rows[1])])
 
 
 def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> Any:

@@ -83,6 +83,8 @@ def test_flops_of_a_batch_worked_by_hand() -> None:
     # The head at 2 masked tokens: 4 x 4 dense, 4 x 64 decoder. The backward pass costs twice the forward pass.
     head = 2 * 2 * (16 + 256)
     assert count_batch_flops(model, [3, 6], 2, training=True) == pytest.approx(3 * (10_416 + head))
+    counted = count_batch_flops(model, {3: 2, 6: 1}, 2, training=True)
+    assert counted == count_batch_flops(model, [3, 6, 3], 2, training=True) > 3 * (10_416 + head)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 7, 300])

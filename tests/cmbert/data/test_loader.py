@@ -12,7 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.loader import BatchGeometry, PackedBatch, StepBatches, check_epochs, iterate_steps, open_reader
+from cmbert.data.loader import (
+    BatchGeometry,
+    LeftOut,
+    PackedBatch,
+    StepBatches,
+    check_epochs,
+    data_row,
+    iterate_steps,
+    merge_ranges,
+    open_reader,
+)
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
 
@@ -177,3 +187,22 @@ def test_too_many_epochs_are_refused(data: DataConfig, tokenizer: Tokenizer, sha
     check_epochs(blend, limited, 2 * rows)
     with pytest.raises(ConfigError, match=r"would be read 3\.00 times"):
         check_epochs(blend, limited, 3 * rows)
+
+
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 5)), max_size=6),
+    sizes=st.lists(st.integers(1, 6), min_size=40, max_size=40),
+)
+def test_every_row_is_left_out_or_seen_once(asked: list[tuple[int, int]], sizes: list[int]) -> None:
+    """Steps of any sizes; ranges asked for in any order, as later resumes may."""
+    starts = [sum(sizes[:step]) for step in range(41)]
+    left_out: LeftOut = ()
+    for step, count in asked:
+        first, last = (data_row(starts[s], left_out) for s in (step, step + count))
+        left_out = merge_ranges([*left_out, (first, last)])
+    geometry = BatchGeometry(lambda step: range(starts[step], starts[step + 1]), 1, 0, 1, left_out)
+    seen = [row for step in range(40) for row in geometry.rows(step)]
+    gone = {row for first, last in left_out for row in range(first, last)}
+    assert sorted({*seen, *(row for row in gone if row < seen[-1])}) == list(range(seen[-1] + 1))
+    assert not gone & set(seen)
+    assert len(seen) == len(set(seen)) == starts[-1]

@@ -26,9 +26,9 @@ def step(model, pack, lengths, num_masked):
     input_ids, cu_seqlens = pack(lengths)
     model.zero_grad()
     positions = torch.arange(0, 2 * num_masked, 2)
-    loss, correct = model(input_ids, cu_seqlens, positions, input_ids[positions])
+    loss, correct, each = model(input_ids, cu_seqlens, positions, input_ids[positions])
     loss.backward()
-    return [loss.detach(), correct, *(parameter.grad.clone() for parameter in model.parameters())]
+    return [loss.detach(), correct, each, *(parameter.grad.clone() for parameter in model.parameters())]
 
 
 @needs_compiler

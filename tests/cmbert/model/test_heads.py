@@ -18,11 +18,12 @@ def test_loss_equals_cross_entropy_of_all_logits_at_masked_positions(make_model,
     positions, targets = targets_for(input_ids, 40)
     all_logits = model.logits(input_ids, cu_seqlens)
     targets[0] = all_logits[positions[0]].argmax()
-    loss_sum, num_correct = model(input_ids, cu_seqlens, positions, targets)
+    loss_sum, num_correct, losses = model(input_ids, cu_seqlens, positions, targets)
     labels = torch.full((len(input_ids),), -100)
     labels[positions] = targets
     assert all_logits.shape == (sum(LENGTHS), 128)
     assert_close(loss_sum, F.cross_entropy(all_logits, labels, reduction="sum"))
+    assert_close(losses, F.cross_entropy(all_logits[positions], targets, reduction="none").detach())
     assert num_correct.dtype == torch.int64
     assert num_correct == (all_logits.argmax(-1) == labels).sum() >= 1
 
@@ -32,7 +33,7 @@ def test_no_masked_positions_give_zero_loss_and_zero_gradients(make_model, pack,
     model = make_model()
     input_ids, cu_seqlens = pack(lengths)
     nothing = torch.empty(0, dtype=torch.int64)
-    loss_sum, num_correct = model(input_ids, cu_seqlens, nothing, nothing)
+    loss_sum, num_correct, _ = model(input_ids, cu_seqlens, nothing, nothing)
     loss_sum.backward()
     assert loss_sum == 0
     assert num_correct == 0
@@ -57,8 +58,8 @@ def test_bfloat16_module_has_fp32_loss_near_the_fp32_model(make_model, pack):
     model = make_model()
     input_ids, cu_seqlens = pack(LENGTHS)
     positions, targets = targets_for(input_ids, 60)
-    exact, _ = model(input_ids, cu_seqlens, positions, targets)
-    rounded, _ = model.bfloat16()(input_ids, cu_seqlens, positions, targets)
+    exact, *_ = model(input_ids, cu_seqlens, positions, targets)
+    rounded, *_ = model.bfloat16()(input_ids, cu_seqlens, positions, targets)
     rounded.backward()
     assert rounded.dtype == torch.float32
     # Each of the 4 layers rounds its activations to 8 bits (2^-9); the errors average out over 60 targets.
@@ -78,7 +79,7 @@ def test_is_deterministic(make_model, pack):
     results = []
     for _ in range(2):
         model = make_model()
-        loss_sum, _ = model(input_ids, cu_seqlens, positions, targets)
+        loss_sum, *_ = model(input_ids, cu_seqlens, positions, targets)
         loss_sum.backward()
         results.append([loss_sum, *(parameter.grad for parameter in model.parameters())])
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
@@ -91,7 +92,7 @@ def test_learns_one_batch_by_heart(make_model, pack):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        loss_sum, num_correct = model(input_ids, cu_seqlens, positions, targets)
+        loss_sum, num_correct, _ = model(input_ids, cu_seqlens, positions, targets)
         loss_sum.backward()
         optimizer.step()
     assert num_correct == 16

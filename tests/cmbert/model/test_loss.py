@@ -26,7 +26,8 @@ def draw(num_positions, dtype=torch.float32):
 
 def whole(hidden, weight, bias, target):
     logits = F.linear(hidden, weight, bias).float()
-    return F.cross_entropy(logits, target, reduction="sum"), (logits.argmax(-1) == target).sum()
+    losses = F.cross_entropy(logits, target, reduction="none")
+    return losses.sum(), (logits.argmax(-1) == target).sum(), losses
 
 
 def with_chunks_by(function):
@@ -42,6 +43,8 @@ def test_loss_and_gradients_are_those_of_cross_entropy(num_positions, function):
         target[0] = F.linear(hidden[0], weight, bias).argmax()
     ours, theirs = (function(hidden, weight, bias, target) for function in (entropy, whole))
     assert_close(ours[0], theirs[0])
+    assert_close(ours[2], theirs[2].detach())
+    assert not ours[2].requires_grad
     assert ours[1].dtype == torch.int64
     assert ours[1] == theirs[1] >= min(num_positions, 1)
     gradients = [torch.autograd.grad(out[0] * 0.37, [hidden, weight, bias]) for out in (ours, theirs)]
@@ -68,7 +71,7 @@ def test_bfloat16_is_as_near_to_fp32_as_torchs_own(function):
     rounded = draw(100, torch.bfloat16)
     errors = []
     for entropy in (with_chunks_by(function), whole):
-        loss, _ = entropy(*rounded)
+        loss, *_ = entropy(*rounded)
         assert loss.dtype == torch.float32
         found = torch.autograd.grad(loss, rounded[:3])
         errors.append([(got.float() - want).norm() / want.norm() for got, want in zip(found, wanted, strict=True)])
@@ -103,14 +106,14 @@ def test_same_bits_twice():
     hidden, weight, bias, target = draw(100, torch.bfloat16)
     runs = []
     for _ in range(2):
-        loss, _ = masked_cross_entropy(hidden, weight, bias, target)
+        loss, *_ = masked_cross_entropy(hidden, weight, bias, target)
         runs.append([loss, *torch.autograd.grad(loss, [hidden, weight, bias])])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
 def test_a_second_backward_is_refused():
     hidden, weight, bias, target = draw(5)
-    loss, _ = masked_cross_entropy(hidden, weight, bias, target)
+    loss, *_ = masked_cross_entropy(hidden, weight, bias, target)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

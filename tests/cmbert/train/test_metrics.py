@@ -1,11 +1,18 @@
-"""metrics.jsonl never shows a step twice, and a line cut by a kill is dropped."""
+"""metrics.jsonl never shows a step twice, and a line cut by a kill is dropped; TensorBoard and W&B get the same."""
 
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cmbert.errors import CheckpointError
-from cmbert.train.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from cmbert.config.load import load_recipe
+from cmbert.errors import CheckpointError, ConfigError
+from cmbert.train.metrics import METRICS_FILE, MetricsWriter, check_wandb, read_metrics, source_names
+
+RECORD = {"step": 7, "loss": 2.5, "source_loss": [2.0, None], "unit_lengths": [1, 2], "straddle_rate": None}
 
 
 def test_a_resume_rewinds(tmp_path: Path) -> None:
@@ -27,3 +34,79 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text("not json\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match="a line is not JSON"):
         read_metrics(tmp_path)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A package `wandb` that remembers what it is told."""
+    module: Any = types.ModuleType("wandb")
+    module.__spec__ = types.SimpleNamespace(name="wandb")
+    module.Error = type("Error", (Exception,), {})
+    module.calls, module.logged, module.finished = [], [], []
+
+    def init(**options: Any) -> Any:
+        module.calls.append(options)
+        return types.SimpleNamespace(
+            log=lambda record, step: module.logged.append((step, record)), finish=lambda: module.finished.append(True)
+        )
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_wandb_gets_the_numbers_under_one_id(recipe_file: Path, tmp_path: Path, stand_in: Any) -> None:
+    recipe = load_recipe(recipe_file, ["train.wandb_project=zh"])
+    for _ in range(2):  # a job and its requeue
+        writer = MetricsWriter(tmp_path, 7, recipe)
+        writer.write({**RECORD, "source_loss": [2.0]})
+        writer.close()
+    first, second = stand_in.calls
+    assert first == second
+    assert first["id"] == (tmp_path / "wandb_id").read_text(encoding="utf-8")
+    assert len(first["id"]) == 16
+    assert (first["project"], first["resume"], first["dir"]) == ("zh", "allow", tmp_path)
+    assert first["config"]["model"]["vocab_size"] == recipe.model.vocab_size
+    assert stand_in.logged == [(7, {"loss": 2.5, "source_loss/shards": 2.0})] * 2
+    assert len(stand_in.finished) == 2
+
+
+def test_without_a_project_wandb_is_not_asked(recipe_file: Path, tmp_path: Path, stand_in: Any) -> None:
+    MetricsWriter(tmp_path, 0, load_recipe(recipe_file)).close()
+    assert not stand_in.calls
+    assert not (tmp_path / "wandb_id").exists()
+    check_wandb("")
+
+
+def test_a_refusal_is_one_line(recipe_file: Path, tmp_path: Path, stand_in: Any) -> None:
+    def refuse(**options: Any) -> None:
+        raise stand_in.Error("no API key")
+
+    stand_in.init = refuse
+    with pytest.raises(ConfigError, match="W&B refuses \\(no API key\\); log in with `wandb login`"):
+        MetricsWriter(tmp_path, 0, load_recipe(recipe_file, ["train.wandb_project=zh"]))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmbert.train.metrics.is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match=r"train\.wandb_project: 'zh' needs wandb.*: pip install wandb"):
+        check_wandb("zh")
+    check_wandb("")
+
+
+def test_tensorboard_gets_the_loss_of_each_source(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.sources = ["news", "web"]
+    writer.write(RECORD)
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == {
+        "loss": 2.5, "source_loss/news": 2.0,
+    }  # fmt: skip
+    assert read_metrics(tmp_path) == [RECORD]
+
+
+def test_sources_of_one_name_keep_their_paths() -> None:
+    assert source_names(["a/news", "b/web"]) == ["news", "web"]
+    assert source_names(["a/train", "b/train"]) == ["a/train", "b/train"]

@@ -1,0 +1,75 @@
+"""What one rank holds while it trains."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmbert.config.schema import Recipe
+from cmbert.data.ledger import LedgerWriter
+from cmbert.data.loader import LeftOut, RowReader
+from cmbert.tokenizer import Tokenizer
+from cmbert.train.checkpoint_writer import CheckpointWriter
+from cmbert.train.distributed import Launch
+from cmbert.train.guards import Guard
+from cmbert.train.heldout import Heldout
+from cmbert.train.metrics import MetricsWriter, record_event
+from cmbert.train.reporting import Reporter
+from cmbert.train.start import Resume
+from cmbert.train.step_timer import StepTimer
+from cmbert.train.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything one rank holds while it trains."""
+
+    recipe: Recipe
+    directory: Path
+    launch: Launch
+    device: torch.device
+    engine: Any
+    reader: RowReader
+    tokenizer: Tokenizer
+    heldout: Heldout | None
+    writer: CheckpointWriter
+    watchdog: Watchdog
+    guard: Guard
+    reporter: Reporter | None
+    """Only rank 0 has one."""
+    left_out: LeftOut
+    step: int
+    last_step: int
+    timer: StepTimer
+    num_rewinds: int = 0
+
+    def event(self, kind: str, text: str) -> None:
+        """Say and record what does not happen in every step."""
+        logger.warning("%s", text)
+        if self.reporter is not None:
+            record_event(self.directory, kind, self.step, text)
+
+    def close(self) -> None:
+        """End what this rank has running, whether the call ended well or not."""
+        self.writer.close()
+        if self.reporter is not None:
+            self.reporter.close()
+
+
+def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
+    """Return a guard that remembers what the checkpoint says, in charge of the engine's optimizer."""
+    guard = Guard(recipe.guards, resume.state.guard if resume.state else None)
+    engine.basic_optimizer.admit = guard.admit
+    return guard
+
+
+def open_reporter(run: Run) -> Reporter | None:
+    """Rewind metrics and ledger to the run's step and return who continues them; None but on rank 0."""
+    if run.launch.rank > 0:
+        return None
+    metrics, ledger = MetricsWriter(run.directory, run.step, run.recipe), LedgerWriter(run.directory, run.step)
+    return Reporter(run.recipe, run.reader, metrics, ledger, run.step, run.last_step, run.launch.world_size, run.device)

@@ -1,0 +1,100 @@
+"""When checkpoints are written, what a failed one means, and the way back from a spike."""
+
+import logging
+
+from cmbert.data.loader import data_row
+from cmbert.errors import CheckpointError
+from cmbert.train.checkpoint import TrainState, resume_candidates
+from cmbert.train.guards import TrainingError
+from cmbert.train.run import Run, guard_of, open_reporter
+from cmbert.train.schedule import rows_before, tokens_before
+from cmbert.train.start import choose_checkpoint, leave_out, restore
+
+logger = logging.getLogger(__name__)
+
+
+def save_if_due(run: Run, stopping: bool) -> None:
+    """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
+    train, is_last = run.recipe.train, stopping or run.step == run.last_step
+    lasting = is_last or run.step % train.checkpoint_every_steps == 0
+    rolling = bool(train.rolling_every_steps) and run.step % train.rolling_every_steps == 0
+    if lasting or rolling:
+        if run.writer.state is not None:
+            settle(run)
+        begin_save(run, rolling=not lasting)
+    if is_last:
+        error = settle(run)
+        if error is not None:
+            raise CheckpointError(
+                f"{run.directory}: the steps since the newest checkpoint are lost, the last one could not be written: "
+                f"{error}; mend that and run the same command again"
+            )
+
+
+def begin_save(run: Run, *, rolling: bool) -> None:
+    """Begin to write a checkpoint of the steps done so far."""
+    if run.reporter is not None:
+        run.reporter.ledger.sync()
+    state = TrainState(
+        step=run.step,
+        rows=data_row(rows_before(run.step, run.recipe), run.left_out),
+        left_out=[list(batches) for batches in run.left_out],
+        tokens=tokens_before(run.step, run.recipe),
+        world_size=run.launch.world_size,
+        zero_stage=run.engine.zero_optimization_stage(),
+        tokenizer_fingerprint=run.tokenizer.fingerprint,
+        shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
+        rolling=rolling,
+        guard=run.guard.memory(),
+    )
+    run.writer.begin(state)
+
+
+def settle(run: Run) -> str | None:
+    """Publish the checkpoint on its way; return why it could not be written, if so. All ranks call this."""
+    report = run.writer.finish()
+    if report.error is not None:
+        run.event(
+            "failed save",
+            f"checkpoint of step {report.step} could not be written ({report.error}); older ones are intact, failure "
+            f"{run.writer.num_failures} of {run.recipe.train.max_failed_saves} in a row that training survives",
+        )
+        return report.error
+    logger.info(
+        "checkpoint %s: %.2f GB written in %.1f s; training stood still for %.2f s",
+        report.path, report.num_bytes / 1e9, report.write_seconds, report.copy_seconds,
+    )  # fmt: skip
+    if run.reporter is not None:
+        run.reporter.notes |= {
+            "checkpoint_stall_seconds": report.copy_seconds,
+            "checkpoint_write_seconds": report.write_seconds,
+        }
+    return None
+
+
+def rewind(run: Run) -> None:
+    """Go back from a spike to the last good checkpoint and leave its batches out. All ranks call this.
+
+    Raises TrainingError after guards.max_rewinds of this call, or without a checkpoint to go back to.
+    """
+    spike, guards = run.step - 1, run.recipe.guards
+    run.num_rewinds += 1
+    if run.num_rewinds > guards.max_rewinds:
+        raise TrainingError(
+            f"step {spike}: a spike after {guards.max_rewinds} rewinds; lower schedule.lr_max in a run of its own, or "
+            "look at the data (cmbert ledger)"
+        )
+    if run.writer.state is not None:
+        settle(run)
+    resume = choose_checkpoint(resume_candidates(run.directory), run.launch)
+    if resume.state is None:
+        raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
+    first = max(resume.step, spike + 1 - guards.rewind_steps)
+    run.left_out = leave_out(run.left_out, (first, spike + 1), resume.step, run.recipe)
+    restore(run.engine, resume, run.launch)
+    run.guard = guard_of(run.engine, run.recipe, resume)
+    run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
+    run.step = resume.step
+    if run.reporter is not None:
+        run.reporter.close()
+        run.reporter = open_reporter(run)
