@@ -4,13 +4,13 @@ import re
 
 H100_FLOPS = 989e12
 PEAK_FLOPS = (
-    (r"H100 PCIe", 756e12),  # nvidia.com/data-center/h100, 1,513 with sparsity
+    (r"H[18]00 PCIe", 756e12),  # nvidia.com/data-center/h100, 1,513 with sparsity
     (r"H100 NVL|H200 NVL", 835e12),  # the same page and nvidia.com/data-center/h200, 1,671
     (r"H100|H200|H800|GH200", H100_FLOPS),  # SXM boards, same pages, 1,979
     (r"A100|A800", 312e12),  # nvidia.com/data-center/a100, SXM and PCIe
-    (r"B200", 2250e12),  # nvidia.com/data-center/hgx, 36 PFLOP/s of 8 GPUs with sparsity
+    (r"B200", 2250e12),  # Blackwell data sheet, HGX B200 at 1,000 W, 4.5 PFLOP/s with sparsity
+    (r"GB200", 2500e12),  # the same sheet, 5 PFLOP/s
     (r"A40", 149.7e12),  # nvidia.com/data-center/a40
-    (r"A30", 165e12),  # nvidia.com/data-center/products/a30-gpu
     (r"A10", 125e12),  # nvidia.com/data-center/products/a10-gpu
     (r"L40S", 362e12),  # nvidia.com/data-center/l40s, 733 with sparsity
     (r"L4", 121e12),  # nvidia.com/data-center/l4, 242 with sparsity

@@ -133,10 +133,6 @@ def make_plan(recipe: Recipe, num_gpus: int) -> Plan:
         micro_batch_rows=train.micro_batch_rows,
         accumulation=deepspeed["gradient_accumulation_steps"],
         batch_ramp=_list_ramp(recipe),
-            (s.first_step, s.first_row * context, s.step_rows)
-            for s in batch_ramp(recipe)
-            if s.first_step < num_steps(recipe)
-        ),
         sources=sources,
         checkpoint_bytes=parameters.total * saved_bytes,
         checkpoints_bytes=parameters.total * saved_bytes * (train.keep_checkpoints + 1),

@@ -33,7 +33,8 @@ from cmbert.report_charts import (
     plot_positions,
     smooth,
 )
-from cmbert.train.metrics import METRICS_FILE, read_metrics
+from cmbert.report_steps import PHASE_COLUMNS, steps_section
+from cmbert.train.metrics import METRICS_FILE, read_events, read_metrics, source_names
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ COLUMNS += (
     "source_tokens",
     "unit_lengths",
 )
+OPTIONAL_COLUMNS = ("heldout_loss", "peak_memory_bytes", "flops_per_second", "mfu", *PHASE_COLUMNS)  # of newer runs
+MAX_EVENTS = 20  # shown
 RECIPE_KEYS: tuple[str, ...] = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.vocab_size")
 RECIPE_KEYS += ("data.context_tokens", "train.rows_per_step", "schedule.lr_max", "schedule.lr_min")
 RECIPE_KEYS += ("schedule.warmup_tokens", "mask.unit", "mask.start_rate", "mask.peak_rate", "mask.end_rate")
@@ -74,8 +77,10 @@ def write_report(run: Path, output: Path) -> None:
     steps = sum(len(stage["step"]) for stage in stages)
     sections = [
         training_section(stages, score.get("unigram_loss")),
+        steps_section(stages),
         position_section([stage for stage in stages if stage.evaluation.get("by_position")]),
         data_section(stages),
+        events_section(run, [stage.name for stage in stages]),
         fill_mask_section(read_optional(run / "fill_mask.json", list)),
         phases_section(phases),
         f"<h2>What was run</h2>\n{facts_table(stages)}",
@@ -103,15 +108,19 @@ def read_stages(run: Path) -> list[Stage]:
         if missing := [name for name in COLUMNS if any(name not in record for record in records)]:
             raise CheckpointError(f"{folder / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
         columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS[:-2]}
-        columns["heldout_loss"] = np.array([record.get("heldout_loss", np.nan) for record in records])
+        for name in OPTIONAL_COLUMNS:
+            columns[name] = np.array([record.get(name, np.nan) for record in records], dtype=np.float64)
         recipe = read_toml(folder / "resolved.toml") if (folder / "resolved.toml").is_file() else {}
         environment, evaluation = (read_optional(folder / name, dict) for name in ("environment.json", "eval.json"))
         start = int(stages[-1]["tokens"][-1]) if stages else 0
         lists = [
             np.sum([record[name] for record in records], axis=0).tolist() for name in ("source_tokens", "unit_lengths")
         ]
-        name = folder.resolve().name
-        stages.append(Stage(name, len(stages) + 1, start, columns, recipe, environment, evaluation, *lists))
+        sources = source_names([source["path"] for source in recipe.get("data", {}).get("sources", [])])
+        sources = sources or [str(number) for number in range(len(lists[0]))]
+        losses = [record.get("source_loss") or [None] * len(sources) for record in records]
+        found = (columns, recipe, environment, evaluation, sources, np.array(losses, dtype=np.float64), *lists)
+        stages.append(Stage(folder.resolve().name, len(stages) + 1, start, *found))
     if not stages:
         raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
     if not stages[-1].evaluation:
@@ -148,6 +157,11 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
     cards.append(("Training loss", f"{ends:.3f}", "nats", "smoothed; a tenth of its words unmasked"))
     cards.append(("Tokens seen", compact(stages[-1]["tokens"][-1]), "tokens", "positions of rows, all stages"))
     cards.append(("Speed", f"{speed:,.0f}", "tokens/s", "median step"))
+    mfu, memory = (np.concatenate([stage[name] for stage in stages]) for name in ("mfu", "peak_memory_bytes"))
+    if np.isfinite(mfu).any():
+        cards.append(("MFU", f"{100 * np.nanmedian(mfu):.1f}", "%", "median step; of the dense bf16 peak"))
+    if np.isfinite(memory).any():
+        cards.append(("Peak memory", f"{np.nanmax(memory) / 1e9:.2f}", "GB", "of a rank, the most of any"))
     spent, unit = duration(phase_seconds or train_seconds)
     note = "{} {} of it in training steps".format(*duration(train_seconds)) if phase_seconds else "in training steps"
     cards.append(("Wall time", spent, unit, note))
@@ -206,10 +220,8 @@ def data_section(stages: Sequence[Stage]) -> str:
     """Return what the model saw: tokens by source, and the lengths of the units that masks are made of."""
     rows = []
     for stage in stages:
-        sources = stage.recipe.get("data", {}).get("sources", [])
-        names = [Path(source["path"]).name for source in sources] or [str(i) for i in range(len(stage.source_tokens))]
         total = sum(stage.source_tokens) or 1
-        for name, tokens in zip(names, stage.source_tokens, strict=True):
+        for name, tokens in zip(stage.sources, stage.source_tokens, strict=True):
             rows.append([stage.name, name, f"{tokens:,}", f"{100 * tokens / total:.2f} %"])
     units = np.sum([stage.unit_lengths for stage in stages], axis=0)
     share = 100 * units / max(units.sum(), 1)
@@ -243,6 +255,20 @@ def phases_section(seconds: dict[str, float]) -> str:
     bar = '<span>{}</span><i style="width:{:.1f}%"></i><b>{} {}</b>'
     bars = [bar.format(escape(name), 100 * spent / longest, *duration(spent)) for name, spent in seconds.items()]
     return f'<h2>Where the time went</h2>\n<div class="card bars">{"".join(bars)}</div>' if bars else ""
+
+
+def events_section(run: Path, names: Sequence[str]) -> str:
+    """Return the newest things that happened to the run: skips, rewinds, failed saves; nothing if nothing did."""
+    folders = [run] if (run / METRICS_FILE).is_file() else [run / name for name in names]
+    found = [(name, event) for name, folder in zip(names, folders, strict=True) for event in read_events(folder)]
+    if not found:
+        return ""
+    rows = [
+        (time.strftime("%Y-%m-%d %H:%M", time.gmtime(event["time"])), name, f"{event['step']:,}", event["text"])
+        for name, event in found[-MAX_EVENTS:]
+    ]
+    older = f"<p>The newest {MAX_EVENTS} of {len(found):,}.</p>" if len(found) > MAX_EVENTS else ""
+    return f'<h2>What happened</h2>\n<div class="card">{older}{table(["UTC", "stage", "step", "event"], rows)}</div>'
 
 
 def facts_table(stages: Sequence[Stage]) -> str:

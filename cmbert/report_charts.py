@@ -20,8 +20,10 @@ WIDE, NARROW = (1054, 330), (516, 270)  # width and height of a drawing, CSS pix
 # Matplotlib draws in these stand-ins; the style sheet says what they are in light and in dark.
 INK, FAINT, GRID, AXIS, CARD = "#010101", "#010102", "#010103", "#010104", "#010105"
 STAGE_COLOURS = ("#020001", "#020002", "#020003", "#020004")
+PHASE_COLOURS = ("#030001", "#030002", "#030003", "#030004", "#030005")
 VARIABLES = {INK: "ink", FAINT: "ink-faint", GRID: "grid", AXIS: "axis", CARD: "card"}
 VARIABLES |= {colour: f"stage-{number}" for number, colour in enumerate(STAGE_COLOURS, start=1)}
+VARIABLES |= {colour: f"phase-{number}" for number, colour in enumerate(PHASE_COLOURS, start=1)}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,12 @@ class Stage:
     recipe: dict[str, Any]
     environment: dict[str, Any]
     evaluation: dict[str, Any]
+    sources: list[str]
+    """Names of the sources, in the recipe's order."""
+    source_loss: np.ndarray
+    """Loss of each source, shape (steps, sources); NaN where there is none."""
     source_tokens: list[int]
-    """Tokens seen of each source, in the recipe's order."""
+    """Tokens seen of each source."""
     unit_lengths: list[int]
     """Sampled maskable units by their length, 1, 2, ... tokens; the last entry holds longer ones, too."""
 
@@ -134,8 +140,13 @@ def plot_curves(axes: Axes, stages: Sequence[Stage], line: Curve, light: Curve |
         if light:
             axes.plot(*decimate(stage["tokens"], light(stage)), color=stage.colour, alpha=0.35, linewidth=1)
         axes.plot(*decimate(stage["tokens"], line(stage)), color=stage.colour, linewidth=2)
-        if stage.start_tokens:
-            axes.axvline(stage.start_tokens, color=AXIS, linewidth=1, linestyle=(0, (2, 3)))
+    token_axis(axes, stages)
+
+
+def token_axis(axes: Axes, stages: Sequence[Stage]) -> None:
+    """Make the tokens seen the horizontal axis, and mark where stages begin."""
+    for stage in stages[1:]:
+        axes.axvline(stage.start_tokens, color=AXIS, linewidth=1, linestyle=(0, (2, 3)))
     axes.set_xlim(0, 1.01 * stages[-1]["tokens"][-1])
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))

@@ -12,6 +12,8 @@ from cmbert.errors import CheckpointError, ConfigError
 from cmbert.progress import duration
 from cmbert.report import read_stages, write_report
 from cmbert.report_charts import MAX_POINTS, compact, decimate, smooth
+from cmbert.report_steps import smooth_known, time_bands
+from cmbert.train.metrics import record_event
 
 RECIPE = """
 [model]
@@ -99,7 +101,7 @@ def check_is_one_whole_page(page: str) -> None:
     assert not open_tags
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert not re.search(r"#0[12]0", page)
+    assert not re.search(r"#0[123]0", page)
     assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]+)"', page))
 
 
@@ -140,6 +142,68 @@ def test_held_out_loss_of_mid_training_is_drawn(tmp_path: Path) -> None:
     assert "dots: held-out" not in before
     assert "dots: held-out" in after
     assert np.isfinite(read_stages(run)[0]["heldout_loss"]).nonzero()[0].tolist() == [9, 19, 39]
+
+
+def add_numbers(run: Path, first_step: int = 0, **numbers: object) -> None:
+    """Give the records from `first_step` on what newer runs record, too."""
+    times = {"forward_seconds": 0.1, "backward_seconds": 0.2, "optimizer_seconds": 0.05, "communication_seconds": 0.03}
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for record in records[first_step:]:
+        record |= {**times, "peak_memory_bytes": 12_340_000_000, "flops_per_second": 1e12, **numbers}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def test_where_the_time_of_a_step_goes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "a step's time" not in page_of(run), "a run of before"
+    add_numbers(run, mfu=0.4321)
+    page = page_of(run)
+    # Of 0.5 s: 0.1 waiting, 0.1 forward, 0.2 backward, 0.05 optimizer, and the rest of step_seconds.
+    for text in ("waiting for data 20 %", "forward 20 %", "backward 40 %", "optimizer 10 %", "the rest 10 %"):
+        assert f"{text}</span>" in page
+    for text in ("milliseconds per step", "communication, within them", "43.2<small>%", "12.34<small>GB"):
+        assert text in page
+    assert "Loss of each source" not in page, "one list, never written"
+    assert page.count('aria-label="step time"') == 2  # wide and narrow
+    for number in range(1, 6):
+        assert f"fill: var(--phase-{number})" in page
+    add_numbers(run, communication_seconds=0.0)
+    assert "communication, within them" not in page_of(run)
+
+
+def test_a_run_that_was_continued_by_a_newer_program(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_numbers(run, first_step=25, source_loss=[3.0, None])
+    page = page_of(run)
+    tokens, bands = time_bands(read_stages(run)[0])
+    assert len(tokens) == 15
+    assert bands[:, 0].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.05, 0.05])
+    assert "Where a step's time goes" in page
+    assert "MFU" not in page, "on a CPU there is none"
+
+
+def test_loss_of_each_source(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    names = [f"<s{number}>" for number in range(9)]
+    sources = "".join(f'[[data.sources]]\npath = "shards/{name}"\n' for name in names)
+    with open(run / "resolved.toml", "a", encoding="utf-8") as file:
+        file.write(sources)
+    add_numbers(run, source_tokens=[9, 8, 7, 6, 1, 5, 4, 3, 2], source_loss=[*[4.0] * 8, None])
+    page = page_of(run)
+    assert "the 8 largest of 9" in page
+    assert "</i>&lt;s5&gt;</span>" in page
+    assert "</i>&lt;s4&gt;</span>" not in page, "the smallest is left out"
+    assert page.count('aria-label="source loss"') == page.count('aria-label="step time"') == 1, "side by side"
+    assert read_stages(run)[0].source_loss.shape == (40, 9)
+
+
+def test_smoothing_over_steps_without_a_value() -> None:
+    values = np.full(100, np.nan)
+    assert np.isnan(smooth_known(values)).all()
+    values[50] = 4.0
+    smoothed = smooth_known(values)
+    assert np.flatnonzero(np.isfinite(smoothed)).tolist() == [48, 49, 50, 51, 52]
+    assert np.nanmax(smoothed) == np.nanmin(smoothed) == 4.0
 
 
 def test_stages_follow_each_other(tmp_path: Path) -> None:
@@ -206,6 +270,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
 
 def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", num_steps=20_000)
+    add_numbers(run, source_loss=[3.0, 4.0])
     assert len(page_of(run)) < 700_000
 
 
@@ -243,3 +308,12 @@ def test_what_it_saw(tmp_path: Path) -> None:
     assert "87.50 %" in page  # 700 of 800 tokens of a step
     assert "8 or more" in page
     assert "<td>3</td>" in page  # rows left out
+
+
+def test_what_happened_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "What happened" not in page_of(run)
+    record_event(run, "spike", 3, "step 3: spike: loss <9>")
+    page = page_of(run)
+    assert "What happened" in page
+    assert "step 3: spike: loss &lt;9&gt;" in page

@@ -49,6 +49,32 @@ def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
     return found, model
 
 
+def test_the_numbers_of_a_step(recipe_file: Path, other_shards: Path, tmp_path: Path) -> None:
+    text = recipe_file.read_text(encoding="utf-8")
+    text = text.replace("[schedule]", f'[[data.sources]]\npath = "{other_shards}"\n[schedule]')
+    recipe_file.write_text(text, encoding="utf-8")
+    found = []
+    for ranks, stage in ((1, 1), (2, 3)):
+        run = tmp_path / f"run{ranks}"
+        settings = ("--set", deepspeed_file(tmp_path, stage), "--set", f"run_directory={run}", "--max-steps", "3")
+        train(recipe_file, *settings, ranks=ranks)
+        found.append(read_metrics(run))
+    for alone, together in zip(*found, strict=True):
+        assert None not in alone["source_loss"]
+        assert together["source_loss"] == pytest.approx(alone["source_loss"], rel=1e-5)
+        for record in (alone, together):
+            low, high = sorted(record["source_loss"])
+            assert low < record["loss"] < high
+            phases = [record[f"{name}_seconds"] for name in ("forward", "backward", "optimizer")]
+            assert all(seconds > 0 for seconds in phases)
+            assert sum(phases) < record["step_seconds"]
+            assert record["peak_memory_bytes"] > 1e8
+            assert "mfu" not in record
+        work = [record["flops_per_second"] * (r["step_seconds"] + r["data_wait_seconds"])
+                for record, r in ((alone, alone), (together, together))]  # fmt: skip
+        assert work[0] == pytest.approx(2 * work[1]), "a rank of two does half of the step"
+
+
 RECOMPUTED = ("kernels.checkpointed_share=0.7",)
 COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4")
 
