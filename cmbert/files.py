@@ -1,5 +1,6 @@
 """Files that are either whole or absent: write aside, fsync, rename. Hashes for manifests."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HASH_BLOCK_BYTES = 1 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fsync_path(path: Path) -> None:
@@ -33,6 +35,43 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, Chinese text readable, whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+class PatientFile:
+    """A file to append to that outlives a full disk: what finds no room waits in memory until there is some."""
+
+    def __init__(self, path: Path):
+        self.path, self.waiting = path, b""
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def write(self, data: bytes) -> int:
+        """Append `data` after what waits. Raises OSError for what is not a lack of room."""
+        self.waiting += data
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+        return len(data)
+
+    def flush(self) -> None:
+        """Try again to write what waits."""
+        self.write(b"")
+
+    def sync(self) -> None:
+        """Put everything on disk. Raises OSError when there is still no room."""
+        self.flush()
+        if self.waiting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        """Put everything on disk. Raises OSError when there is still no room."""
+        try:
+            self.sync()
+        finally:
+            os.close(self.descriptor)
 
 
 def aside_directory(final: Path) -> Path:

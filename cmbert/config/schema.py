@@ -216,7 +216,7 @@ class GuardConfig:
     """What may not move the weights, and when to give up."""
 
     max_skipped_steps: int = 5
-    """Steps in a row whose loss or gradient is not finite that are skipped before the run ends (ours)."""
+    """Steps in a row, not finite or spikes, that are skipped before the run ends (ours)."""
     spike_action: Literal["none", "skip", "rewind"] = "none"
     """On a spike: nothing, do not apply the step, or go back to the last checkpoint and leave the batches out."""
     spike_score: float = 20.0

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from cmbert.errors import CheckpointError
+from cmbert.files import PatientFile
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
@@ -77,24 +78,22 @@ class LedgerWriter:
             with open(current, "r+b") as file:
                 file.truncate(_end_of(file, first_step))
         self.path = current
-        self.file = open(current, "ab")
+        self.file = PatientFile(current)
 
     def write(self, step: int, record: bytes) -> None:
         """Append the record of `step`."""
         path = _file_of(self.folder, step)
         if path != self.path:
             self.close()
-            self.path, self.file = path, open(path, "ab")
+            self.path, self.file = path, PatientFile(path)
         self.file.write(record)
 
     def sync(self) -> None:
-        """Put what was written on disk; before a checkpoint that relies on it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""
+        self.file.sync()
 
     def close(self) -> None:
         """Put everything on disk."""
-        self.sync()
         self.file.close()
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -54,11 +55,16 @@ class _HashingFile:
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest, self.num_bytes = file, hashlib.blake2b(digest_size=32), 0
+        self.error: OSError | None = None
 
     def write(self, block: bytes) -> int:
         self.digest.update(block)
         self.num_bytes += len(block)
-        return self.file.write(block)
+        try:
+            return self.file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -76,19 +82,23 @@ class CheckpointWriter:
         self.num_failures = 0
         """In a row."""
 
-    def begin(self, state: TrainState) -> None:
-        """Copy the engine's state and let the thread write it. None may be on its way."""
+    def begin(self, state: TrainState, prepare: Callable[[], None]) -> None:
+        """Copy the engine's state and let the thread write it. None may be on its way.
+
+        prepare: what rank 0 must have on disk before there may be a checkpoint; may raise OSError.
+        """
         assert self.state is None
         started = time.perf_counter()
         self.state, self.aside = state, self.root / f".step_{state.step:09d}.partial"
         copies: list[tuple[str, Any]] = []
-        self.begin_error = self._agree(self._make_directory)
+        self.begin_error = self._agree(lambda: self._make_directory(prepare))
         if self.begin_error is None:
             save_engine(self.engine, self.root, self.aside.name, lambda table, path: copies.append((path, copy(table))))
         self.copy_seconds = time.perf_counter() - started
         self.written: Future = self.thread.submit(_write_all, copies, self.aside)
 
-    def _make_directory(self) -> None:
+    def _make_directory(self, prepare: Callable[[], None]) -> None:
+        prepare()
         shutil.rmtree(self.aside, ignore_errors=True)
         self.aside.mkdir(parents=True)
 
@@ -131,9 +141,9 @@ class CheckpointWriter:
         error = self.written.exception()  # waits
         if error is None:
             return *self.written.result(), self.begin_error
-        if not isinstance(error, OSError | RuntimeError):  # torch's zip writer makes a RuntimeError of a full disk
+        if not isinstance(error, OSError):
             raise error
-        return {}, 0.0, f"{type(error).__name__}: {error}"
+        return {}, 0.0, error.strerror or str(error)
 
     def _publish(self, final: Path, manifest: dict[str, dict]) -> None:
         assert self.state is not None
@@ -145,7 +155,7 @@ class CheckpointWriter:
         write_text(self.root / LATEST_FILE, final.name + "\n")
         prune(self.root, self.retention, self.state.step)
 
-    def _agree(self, action: Any) -> str | None:
+    def _agree(self, action: Callable[[], object]) -> str | None:
         """Let rank 0 do `action`; every rank returns what went wrong with the disk, or None."""
         outcome: list[str | None] = [None]
         if self.is_first:
@@ -184,7 +194,12 @@ def _write_all(copies: list[tuple[str, Any]], directory: Path) -> tuple[dict[str
         path, table = copies.pop(0)  # so that its memory is free once it is written
         with open(path, "wb") as file:
             hashing = _HashingFile(file)
-            torch.save(table, hashing)  # type: ignore[arg-type]
+            try:
+                torch.save(table, hashing)  # type: ignore[arg-type]
+            except RuntimeError:  # what torch's zip writer makes of the error below it
+                if hashing.error is None:
+                    raise
+                raise hashing.error from None
             file.flush()
             os.fsync(file.fileno())
         files[str(Path(path).relative_to(directory))] = {

@@ -76,7 +76,7 @@ class Guard:
             return verdict
         self.num_skipped += 1
         self.num_in_a_row += 1
-        if verdict == "not finite" and self.num_in_a_row > self.config.max_skipped_steps:
+        if self.num_in_a_row > self.config.max_skipped_steps:
             raise TrainingError(
                 f"step {step}: loss {self.loss}, gradient norm {norm}, and {self.num_in_a_row} steps in a row not "
                 "applied; the last checkpoint is intact. Resume with a lower schedule.lr_max in a run of its own, or "

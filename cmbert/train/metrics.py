@@ -4,30 +4,22 @@ import dataclasses
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cmbert.accel import is_installed
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import write_text
+from cmbert.files import PatientFile, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
-
-
-def record_event(run: Path, kind: str, step: int, text: str) -> None:
-    """Append what happened to a run, on disk when this returns; unlike the metrics it is never rewound."""
-    with open(run / EVENTS_FILE, "a", encoding="utf-8") as file:
-        file.write(
-            json.dumps({"time": time.time(), "kind": kind, "step": step, "text": text}, ensure_ascii=False) + "\n"
-        )
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_events(run: Path) -> list[dict]:
@@ -90,6 +82,29 @@ def source_names(paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(paths)
 
 
+class Board:
+    """An event file of TensorBoard's. Its own writer has a thread that dies of a full disk and then blocks training."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """first_step: TensorBoard forgets what an earlier life of the run has shown from there on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.file = PatientFile(folder / name)
+        self.records = RecordWriter(self.file)
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=first_step, session_log=start))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+
+    def add(self, scalars: dict[str, float], step: int) -> None:
+        """Show numbers of one step."""
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
+
+
 class MetricsWriter:
     """Append one JSON line per step and mirror it to TensorBoard and W&B. Only rank 0 has one."""
 
@@ -97,18 +112,16 @@ class MetricsWriter:
         """recipe: names the sources and W&B's project; without it there is neither. Raises ConfigError."""
         kept = [record for record in read_metrics(run) if record["step"] < first_step]
         write_text(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
-        self.file = open(run / METRICS_FILE, "a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self.file, self.events = PatientFile(run / METRICS_FILE), PatientFile(run / EVENTS_FILE)
+        self.board = Board(run / "tensorboard", first_step)
         self.sources = source_names([source.path for source in recipe.data.sources]) if recipe else []
         self.wandb = open_wandb(run, recipe) if recipe and recipe.train.wandb_project else None
 
     def write(self, record: dict[str, Any]) -> None:
         """Record one step; `record` has "step", numbers, and lists, of which TensorBoard and W&B get the sources'."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self.file.write((json.dumps(record) + "\n").encode())
         scalars = self.scalars(record)
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, record["step"])
+        self.board.add(scalars, record["step"])
         if self.wandb is not None:
             self.wandb.log(scalars, step=record["step"])
 
@@ -122,10 +135,18 @@ class MetricsWriter:
                 found[name] = value
         return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
+    def record_event(self, kind: str, step: int, text: str) -> None:
+        """Append what happened to the run; unlike the metrics it is never rewound."""
+        event = {"time": time.time(), "kind": kind, "step": step, "text": text}
+        self.events.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+
+    def sync(self) -> None:
+        """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""
+        self.file.sync()
+
     def close(self) -> None:
         """Put everything on disk."""
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.board.close()
+        for file in (self.file, self.events, self.board.file):
+            file.close()
         if self.wandb is not None:
             self.wandb.finish()

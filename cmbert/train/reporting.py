@@ -78,6 +78,11 @@ class Reporter:
         seconds = (time.perf_counter() - self.started) / (now - first) * (last - now)
         return f"  {' '.join(duration(seconds))} left"
 
+    def sync(self) -> None:
+        """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""
+        self.metrics.sync()
+        self.ledger.sync()
+
     def close(self) -> None:
         """Put everything on disk."""
         self.metrics.close()

@@ -15,7 +15,7 @@ from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch
 from cmbert.train.guards import Guard
 from cmbert.train.heldout import Heldout
-from cmbert.train.metrics import MetricsWriter, record_event
+from cmbert.train.metrics import MetricsWriter
 from cmbert.train.reporting import Reporter
 from cmbert.train.start import Resume
 from cmbert.train.step_timer import StepTimer
@@ -51,7 +51,7 @@ class Run:
         """Say and record what does not happen in every step."""
         logger.warning("%s", text)
         if self.reporter is not None:
-            record_event(self.directory, kind, self.step, text)
+            self.reporter.metrics.record_event(kind, self.step, text)
 
     def close(self) -> None:
         """End what this rank has running, whether the call ended well or not."""

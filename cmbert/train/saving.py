@@ -33,8 +33,6 @@ def save_if_due(run: Run, stopping: bool) -> None:
 
 def begin_save(run: Run, *, rolling: bool) -> None:
     """Begin to write a checkpoint of the steps done so far."""
-    if run.reporter is not None:
-        run.reporter.ledger.sync()
     state = TrainState(
         step=run.step,
         rows=data_row(rows_before(run.step, run.recipe), run.left_out),
@@ -47,7 +45,7 @@ def begin_save(run: Run, *, rolling: bool) -> None:
         rolling=rolling,
         guard=run.guard.memory(),
     )
-    run.writer.begin(state)
+    run.writer.begin(state, run.reporter.sync if run.reporter else lambda: None)
 
 
 def settle(run: Run) -> str | None:

@@ -13,7 +13,6 @@ from cmbert.progress import duration
 from cmbert.report import read_stages, write_report
 from cmbert.report_charts import MAX_POINTS, compact, decimate, smooth
 from cmbert.report_steps import smooth_known, time_bands
-from cmbert.train.metrics import record_event
 
 RECIPE = """
 [model]
@@ -313,7 +312,8 @@ def test_what_it_saw(tmp_path: Path) -> None:
 def test_what_happened_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "What happened" not in page_of(run)
-    record_event(run, "spike", 3, "step 3: spike: loss <9>")
+    event = {"time": 1e9, "kind": "spike", "step": 3, "text": "step 3: spike: loss <9>"}
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
     page = page_of(run)
     assert "What happened" in page
     assert "step 3: spike: loss &lt;9&gt;" in page

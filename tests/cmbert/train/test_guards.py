@@ -61,6 +61,16 @@ def test_spikes_need_an_action_and_a_history() -> None:
         assert step(guard, 62, 1.0, 0.1) == "ok"  # below is no spike
 
 
+def test_a_lasting_rise_is_no_spike_to_be_skipped_for_ever() -> None:
+    guard = Guard(GuardConfig(spike_action="skip", max_skipped_steps=3))
+    for number in range(30):
+        step(guard, number, 5.0 + number % 2, 1.0)
+    for number in range(30, 33):
+        assert step(guard, number, 500.0, 1.0) == "spike"
+    with pytest.raises(TrainingError, match="4 steps in a row"):
+        step(guard, 33, 500.0, 1.0)
+
+
 def test_a_guard_from_its_memory_judges_as_the_first() -> None:
     config = GuardConfig(spike_action="skip", spike_window_steps=20)
     first, random = Guard(config), np.random.default_rng(2)
