@@ -44,7 +44,11 @@ def spoil(run: loop.Run) -> None:
 
 
 def broken_step(run: loop.Run, data: Any) -> dict[str, float]:
-    is_now = run.step == int(STEP) and not getattr(broken_step, "done", KIND.startswith("save_")) and MINE
+    is_now = (
+        run.step == int(STEP)
+        and not getattr(broken_step, "done", KIND.startswith(("save_", "eval_", "data_")))
+        and MINE
+    )
     if is_now:
         broken_step.done = True
         spoil(run)
@@ -69,6 +73,24 @@ def broken_write(copies: list, directory: Any) -> Any:
     return sound_write(copies, directory)
 
 
+def broken_evaluate(run: loop.Run) -> dict[str, float]:
+    """A stop request while the held-out rows are scored."""
+    if KIND == "eval_term" and run.step == int(STEP) and MINE:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return sound_evaluate(run)
+
+
+def broken_batches(run: loop.Run) -> Any:
+    """A stop request while the trainer waits for data, which then takes a second more."""
+    for data in sound_batches(run):
+        if KIND == "data_term" and run.step == int(STEP) and MINE:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(1)
+        yield data
+
+
+sound_evaluate, loop.evaluate = loop.evaluate, broken_evaluate
+sound_batches, loop.batches = loop.batches, broken_batches
 sound_step, loop.train_step = loop.train_step, broken_step
 sound_write, checkpoint_writer._write_all = checkpoint_writer._write_all, broken_write
 

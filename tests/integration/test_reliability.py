@@ -149,12 +149,12 @@ def test_faults_after_which_the_same_command_goes_on(recipe_file: Path, tmp_path
     assert trace(tmp_path / "run") == trace(unbroken)
 
 
-@pytest.mark.parametrize("fault", ["term_twice:5:1", "save_term:4:0"])
-def test_signals_twice_and_while_a_checkpoint_is_written(
-    recipe_file: Path, tmp_path: Path, unbroken: list[dict], fault: str
-) -> None:
+@pytest.mark.parametrize("fault", ["term_twice:5:1", "save_term:4:0", "eval_term:6:0", "data_term:6:0"])
+def test_signals_at_any_time_and_twice(recipe_file: Path, tmp_path: Path, unbroken: list[dict], fault: str) -> None:
     rank = int(fault[-1])
-    process = start(recipe_file, ranks=1 + rank, fault=fault)
+    shards = load_recipe(recipe_file).data.sources[0].path
+    held_out = settings(f"evaluation.shards={shards}", "evaluation.every_steps=6", "evaluation.max_rows=4")
+    process = start(recipe_file, *held_out, ranks=1 + rank, fault=fault)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == (EXIT_STOPPED if rank == 0 else 1), output  # torchrun makes 1 of every code
     assert "stopped at step" in output

@@ -275,3 +275,12 @@ def test_a_megatron_set_trains(recipe_file: Path, tmp_path: Path, tokenizer: Tok
         assert record["unit_lengths"][0] > 0
         assert sum(record["unit_lengths"][1:]) == 0
         assert record["straddle_rate"] is None
+
+
+def test_a_time_limit_saves_and_stops(recipe_file: Path, tmp_path: Path) -> None:
+    long = settings("train.total_tokens=2000000", "train.checkpoint_every_steps=100000")
+    output = train(recipe_file, *long, "--stop-after-seconds", "12", code=EXIT_STOPPED)
+    assert "the same command continues" in output
+    done = len(read_metrics(tmp_path / "run"))
+    if done:  # a slow machine may spend the time on starting
+        assert f"resuming at step {done}" in train(recipe_file, *long, "--max-steps", "1")
