@@ -11,7 +11,7 @@ from cmbert.errors import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop."""
+    """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop (70: hung)."""
     options = build_parser().parse_args(arguments)
     _log_to_stdout()
     rank = os.environ.get("RANK", "0")

@@ -74,9 +74,14 @@ class PatientFile:
             os.close(self.descriptor)
 
 
+def aside_path(final: Path) -> Path:
+    """Return where a directory is built before it appears as `final`."""
+    return final.with_name(f".{final.name}.partial")
+
+
 def aside_directory(final: Path) -> Path:
     """Return an empty directory beside `final` to build it in; what a killed run left there is removed."""
-    aside = final.with_name(f".{final.name}.partial")
+    aside = aside_path(final)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     return aside
@@ -91,9 +96,14 @@ def publish_directory(aside: Path, final: Path) -> None:
     fsync_path(final.parent)
 
 
+def new_digest() -> hashlib.blake2b:
+    """Return the BLAKE2b-256 of nothing, to be updated with a file's blocks."""
+    return hashlib.blake2b(digest_size=32)
+
+
 def hash_file(path: Path) -> str:
     """Return the BLAKE2b-256 hash of a file, in hex."""
-    digest = hashlib.blake2b(digest_size=32)
+    digest = new_digest()
     with open(path, "rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)

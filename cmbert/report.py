@@ -80,7 +80,7 @@ def write_report(run: Path, output: Path) -> None:
         steps_section(stages),
         position_section([stage for stage in stages if stage.evaluation.get("by_position")]),
         data_section(stages),
-        events_section(run, [stage.name for stage in stages]),
+        events_section(stages),
         fill_mask_section(read_optional(run / "fill_mask.json", list)),
         phases_section(phases),
         f"<h2>What was run</h2>\n{facts_table(stages)}",
@@ -113,14 +113,18 @@ def read_stages(run: Path) -> list[Stage]:
         recipe = read_toml(folder / "resolved.toml") if (folder / "resolved.toml").is_file() else {}
         environment, evaluation = (read_optional(folder / name, dict) for name in ("environment.json", "eval.json"))
         start = int(stages[-1]["tokens"][-1]) if stages else 0
-        lists = [
+        source_tokens, unit_lengths = (
             np.sum([record[name] for record in records], axis=0).tolist() for name in ("source_tokens", "unit_lengths")
-        ]
+        )
         sources = source_names([source["path"] for source in recipe.get("data", {}).get("sources", [])])
-        sources = sources or [str(number) for number in range(len(lists[0]))]
+        sources = sources or [str(number) for number in range(len(source_tokens))]
         losses = [record.get("source_loss") or [None] * len(sources) for record in records]
-        found = (columns, recipe, environment, evaluation, sources, np.array(losses, dtype=np.float64), *lists)
-        stages.append(Stage(folder.resolve().name, len(stages) + 1, start, *found))
+        found = (columns, recipe, environment, evaluation, sources, np.array(losses, dtype=np.float64))
+        stages.append(
+            Stage(
+                folder.resolve().name, len(stages) + 1, start, *found, source_tokens, unit_lengths, read_events(folder)
+            )
+        )
     if not stages:
         raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
     if not stages[-1].evaluation:
@@ -257,10 +261,9 @@ def phases_section(seconds: dict[str, float]) -> str:
     return f'<h2>Where the time went</h2>\n<div class="card bars">{"".join(bars)}</div>' if bars else ""
 
 
-def events_section(run: Path, names: Sequence[str]) -> str:
+def events_section(stages: Sequence[Stage]) -> str:
     """Return the newest things that happened to the run: skips, rewinds, failed saves; nothing if nothing did."""
-    folders = [run] if (run / METRICS_FILE).is_file() else [run / name for name in names]
-    found = [(name, event) for name, folder in zip(names, folders, strict=True) for event in read_events(folder)]
+    found = [(stage.name, event) for stage in stages for event in stage.events]
     if not found:
         return ""
     rows = [

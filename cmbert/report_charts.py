@@ -45,6 +45,8 @@ class Stage:
     """Tokens seen of each source."""
     unit_lengths: list[int]
     """Sampled maskable units by their length, 1, 2, ... tokens; the last entry holds longer ones, too."""
+    events: list[dict[str, Any]]
+    """What happened to the run, oldest first."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return one figure of every step, shape (steps,); tokens include those of earlier stages."""

@@ -1,6 +1,6 @@
 """What a recipe must satisfy beyond types: one rule a line, each naming its key and the remedy."""
 
-from cmbert.config.schema import Recipe
+from cmbert.config.schema import LEAST_HISTORY, Recipe
 from cmbert.errors import ConfigError
 
 
@@ -227,8 +227,8 @@ def _guard_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         (guards.spike_score <= 0, "guards.spike_score", "must be positive"),
         (guards.rewind_steps < 1, "guards.rewind_steps", "must be at least 1: the spike's own batch is left out"),
         (
-            guards.spike_window_steps < 16,
+            guards.spike_window_steps < LEAST_HISTORY,
             "guards.spike_window_steps",
-            "must be at least 16: fewer steps say nothing about a spike",
+            f"must be at least {LEAST_HISTORY}: fewer steps say nothing about a spike",
         ),
     ]

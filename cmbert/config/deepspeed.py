@@ -59,7 +59,10 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
             raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
-    if zero_stage(table, path) == 1 and accumulated not in (None, "bf16" if "bf16" in table else "fp32"):
+    if zero_stage(table, path) == 1 and accumulated not in (
+        None,
+        "bf16" if activation_dtype(table) == "bfloat16" else "fp32",
+    ):
         raise ConfigError(
             f"{path}: data_types.grad_accum_dtype: DeepSpeed has another checkpoint form for {accumulated} "
             "at ZeRO 1, which this trainer does not follow; use ZeRO 2"

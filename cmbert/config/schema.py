@@ -211,6 +211,9 @@ class EvaluationConfig:
     """Only the first rows of the set, packed at data.context_tokens (ours)."""
 
 
+LEAST_HISTORY = 16  # steps before a spike can be judged (ours)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """What may not move the weights, and when to give up."""

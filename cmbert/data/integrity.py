@@ -1,20 +1,20 @@
 """Checksums by block, so that a reader proves what it is about to use without reading terabytes first. Torch-free."""
 
 import base64
-import hashlib
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from cmbert.errors import ShardError
+from cmbert.files import new_digest
 
 BLOCK_BYTES = 1 << 22  # a block is checked in a millisecond; a shard of 2 GB has 500
 
 
 def hash_blocks(path: Path) -> tuple[str, str]:
     """Return a file's BLAKE2b-256 hash in hex, and the CRC-32 of each of its blocks, little-endian, in base64."""
-    digest, checksums = hashlib.blake2b(digest_size=32), []
+    digest, checksums = new_digest(), []
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)

@@ -35,7 +35,7 @@ class StepRecord(NamedTuple):
 
     step: int
     first_row: int
-    """Number of its batch in the data; greater than `step` once batches were left out."""
+    """Number of its first row in the data; rows that were left out count."""
     pieces: Pieces
 
 

@@ -4,9 +4,11 @@ checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.jso
 checkpoints/latest            name of the newest
 """
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 
 from cmbert.errors import CheckpointError
-from cmbert.files import hash_file
+from cmbert.files import hash_file, write_text
 from cmbert.train.engine import consolidate
 
 CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "MANIFEST.json"
+UNREADABLE = (ValueError, TypeError, OSError)  # what a torn or changed JSON file raises
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
@@ -66,8 +69,7 @@ def prune(root: Path, retention: Retention, step: int) -> None:
 
     Later ones belong to another life of the run, which somebody left by --resume PATH; that is theirs to remove.
     """
-    states = {path: read_state(path) for path in list_checkpoints(root) if not damaged_files(path, 0, 0)}
-    states = {path: state for path, state in states.items() if state.step <= step}
+    states = {path: state for path, state in readable_states(list_checkpoints(root)).items() if state.step <= step}
     lasting = [path for path, state in states.items() if not state.rolling]
     keep = {*lasting[-retention.keep_newest :], max(states, key=lambda path: states[path].step)}
     if retention.keep_every_tokens:
@@ -123,6 +125,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "blake2b": hash_file(path)}
 
 
+def name_latest(checkpoint: Path) -> None:
+    """Let `latest` name a checkpoint."""
+    write_text(checkpoint.parent / LATEST_FILE, checkpoint.name + "\n")
+
+
 def set_aside(checkpoint: Path) -> None:
     """Rename a damaged checkpoint, so that nothing takes it for one; what is in it stays for whoever can mend it."""
     target = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
@@ -131,17 +138,14 @@ def set_aside(checkpoint: Path) -> None:
 
 
 def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list[str]:
-    """Return what is wrong with the files of `checkpoint`, one line each.
-
-    Manifest and state are always read; of the others only every num_shares-th from `share` on, or none if 0.
-    """
+    """Return what is wrong with `checkpoint`, one line each; of its files only every num_shares-th from `share` on."""
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
         read_state(checkpoint)
-    except (ValueError, TypeError, OSError) as error:
+    except UNREADABLE as error:
         return [f"{checkpoint}: {MANIFEST_FILE} or {STATE_FILE} cannot be read: {error}"]
     found = []
-    for name, expected in sorted(manifest.items())[share::num_shares] if num_shares else ():
+    for name, expected in sorted(manifest.items())[share::num_shares]:
         path = checkpoint / name
         if not path.is_file():
             found.append(f"{path}: missing, the manifest lists it")
@@ -162,6 +166,15 @@ def check_files(checkpoint: Path) -> None:
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint."""
     return TrainState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+
+
+def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
+    """Return the states of those checkpoints whose state can be read; their files are not proved."""
+    found = {}
+    for path in checkpoints:
+        with contextlib.suppress(*UNREADABLE):
+            found[path] = read_state(path)
+    return found
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@
 if a rank could not write, removes what is there and counts the failure. Nobody else's files are touched.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -19,18 +18,18 @@ import torch
 import torch.distributed
 
 from cmbert.errors import CheckpointError
-from cmbert.files import publish_directory, write_json, write_text
+from cmbert.files import aside_directory, aside_path, new_digest, publish_directory, write_json
 from cmbert.train.checkpoint import (
     CHECKPOINTS,
-    LATEST_FILE,
     MANIFEST_FILE,
     STATE_FILE,
     Retention,
     TrainState,
     describe_file,
+    name_latest,
     prune,
 )
-from cmbert.train.distributed import gather_from_ranks
+from cmbert.train.distributed import gather_from_ranks, on_first_rank
 from cmbert.train.engine import save_engine
 
 logger = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class _HashingFile:
     """What torch.save writes to: a file whose hash is known when it is written, without reading it again."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.digest, self.num_bytes = file, hashlib.blake2b(digest_size=32), 0
+        self.file, self.digest, self.num_bytes = file, new_digest(), 0
         self.error: OSError | None = None
 
     def write(self, block: bytes) -> int:
@@ -75,7 +74,6 @@ class CheckpointWriter:
 
     def __init__(self, run: Path, engine: Any, retention: Retention, max_failures: int):
         self.root, self.engine, self.retention, self.max_failures = run / CHECKPOINTS, engine, retention, max_failures
-        self.is_first = torch.distributed.get_rank() == 0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.state: TrainState | None = None
         """Of the checkpoint on its way; None when there is none."""
@@ -89,9 +87,10 @@ class CheckpointWriter:
         """
         assert self.state is None
         started = time.perf_counter()
-        self.state, self.aside = state, self.root / f".step_{state.step:09d}.partial"
+        self.state, self.final = state, self.root / f"step_{state.step:09d}"
+        self.aside = aside_path(self.final)
         copies: list[tuple[str, Any]] = []
-        self.begin_error = self._agree(lambda: self._make_directory(prepare))
+        self.begin_error = on_first_rank(lambda: self._make_directory(prepare))
         if self.begin_error is None:
             save_engine(self.engine, self.root, self.aside.name, lambda table, path: copies.append((path, copy(table))))
         self.copy_seconds = time.perf_counter() - started
@@ -99,8 +98,7 @@ class CheckpointWriter:
 
     def _make_directory(self, prepare: Callable[[], None]) -> None:
         prepare()
-        shutil.rmtree(self.aside, ignore_errors=True)
-        self.aside.mkdir(parents=True)
+        aside_directory(self.final)
 
     def is_writing(self) -> bool:
         """Return whether this rank's thread still writes."""
@@ -115,13 +113,12 @@ class CheckpointWriter:
         results = gather_from_ranks((files, seconds, error))
         errors = [f"rank {rank}: {text}" for rank, (_, _, text) in enumerate(results) if text]
         manifest = {name: entry for found, _, _ in results for name, entry in found.items()}
-        final = self.root / f"step_{self.state.step:09d}"
-        problem = "; ".join(errors) or self._agree(lambda: self._publish(final, manifest))
-        if problem and self.is_first:
+        problem = "; ".join(errors) or on_first_rank(lambda: self._publish(manifest))
+        if problem and torch.distributed.get_rank() == 0:
             shutil.rmtree(self.aside, ignore_errors=True)
         report = SaveReport(
             self.state.step,
-            final,
+            self.final,
             problem,
             self.copy_seconds + waited,
             max(spent for _, spent, _ in results),
@@ -145,26 +142,15 @@ class CheckpointWriter:
             raise error
         return {}, 0.0, error.strerror or str(error)
 
-    def _publish(self, final: Path, manifest: dict[str, dict]) -> None:
+    def _publish(self, manifest: dict[str, dict]) -> None:
         assert self.state is not None
         write_json(self.aside / STATE_FILE, asdict(self.state))
         manifest[STATE_FILE] = describe_file(self.aside / STATE_FILE)
         write_json(self.aside / MANIFEST_FILE, dict(sorted(manifest.items())))
-        shutil.rmtree(final, ignore_errors=True)  # an earlier life of the run may have come this far
-        publish_directory(self.aside, final)
-        write_text(self.root / LATEST_FILE, final.name + "\n")
+        shutil.rmtree(self.final, ignore_errors=True)  # an earlier life of the run may have come this far
+        publish_directory(self.aside, self.final)
+        name_latest(self.final)
         prune(self.root, self.retention, self.state.step)
-
-    def _agree(self, action: Callable[[], object]) -> str | None:
-        """Let rank 0 do `action`; every rank returns what went wrong with the disk, or None."""
-        outcome: list[str | None] = [None]
-        if self.is_first:
-            try:
-                action()
-            except OSError as error:
-                outcome = [f"{error.filename or self.root}: {error.strerror}"]
-        torch.distributed.broadcast_object_list(outcome, src=0)
-        return outcome[0]
 
     def close(self) -> None:
         """Wait for the thread. What it has written without `finish` is no checkpoint."""

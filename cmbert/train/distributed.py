@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -108,6 +108,18 @@ def gather_from_ranks(value: Any) -> list[Any]:
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+def on_first_rank(action: Callable[[], object]) -> str | None:
+    """Let rank 0 do `action` while the others wait; every rank returns what went wrong with the disk, or None."""
+    outcome: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            outcome = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    return outcome[0]
 
 
 def leave(code: int) -> NoReturn:

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cmbert.config.schema import GuardConfig
+from cmbert.config.schema import LEAST_HISTORY, GuardConfig
 from cmbert.errors import CmbertError
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change (ours)
-LEAST_HISTORY = 16  # steps before a spike can be judged (ours)
 
 
 class TrainingError(CmbertError):

@@ -14,7 +14,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
-from cmbert.train.checkpoint import Retention, set_aside
+from cmbert.train.checkpoint import Retention, name_latest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, max_over_ranks, read_launch, select_device, sum_over_ranks
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
@@ -109,6 +109,8 @@ def set_up(
         f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting",
         launch.world_size, device.type, num_steps(recipe), recipe.train.total_tokens,
     )  # fmt: skip
+    if resume.checkpoint and resume.passed_over and launch.rank == 0:
+        name_latest(resume.checkpoint)
     for path, lines in resume.passed_over.items():
         if launch.rank == 0:
             set_aside(path)

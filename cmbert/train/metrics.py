@@ -20,21 +20,20 @@ from cmbert.files import PatientFile, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
-
-
-def read_events(run: Path) -> list[dict]:
-    """Return what happened to a run, oldest first; a last line cut short by a kill is left out."""
-    path = run / EVENTS_FILE
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 WANDB_ID_FILE = "wandb_id"
 
 
 def read_metrics(run: Path) -> list[dict]:
     """Return the records of a run, in step order; a last line cut short by a kill is left out."""
-    path = run / METRICS_FILE
+    return _read_lines(run / METRICS_FILE)
+
+
+def read_events(run: Path) -> list[dict]:
+    """Return what happened to a run, oldest first; a last line cut short by a kill is left out."""
+    return _read_lines(run / EVENTS_FILE)
+
+
+def _read_lines(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -42,6 +41,16 @@ def read_metrics(run: Path) -> list[dict]:
         return [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: a line is not JSON ({error}); remove that line") from error
+
+
+def _continue_lines(path: Path, kept: list[dict]) -> PatientFile:
+    """Write the lines that stay, and return the file to append the next ones to."""
+    write_text(path, "".join(_line(record) for record in kept))
+    return PatientFile(path)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def check_wandb(project: str) -> None:
@@ -111,15 +120,15 @@ class MetricsWriter:
     def __init__(self, run: Path, first_step: int, recipe: Recipe | None = None):
         """recipe: names the sources and W&B's project; without it there is neither. Raises ConfigError."""
         kept = [record for record in read_metrics(run) if record["step"] < first_step]
-        write_text(run / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
-        self.file, self.events = PatientFile(run / METRICS_FILE), PatientFile(run / EVENTS_FILE)
+        self.file = _continue_lines(run / METRICS_FILE, kept)
+        self.events = _continue_lines(run / EVENTS_FILE, read_events(run))
         self.board = Board(run / "tensorboard", first_step)
         self.sources = source_names([source.path for source in recipe.data.sources]) if recipe else []
         self.wandb = open_wandb(run, recipe) if recipe and recipe.train.wandb_project else None
 
     def write(self, record: dict[str, Any]) -> None:
         """Record one step; `record` has "step", numbers, and lists, of which TensorBoard and W&B get the sources'."""
-        self.file.write((json.dumps(record) + "\n").encode())
+        self.file.write(_line(record).encode())
         scalars = self.scalars(record)
         self.board.add(scalars, record["step"])
         if self.wandb is not None:
@@ -137,8 +146,7 @@ class MetricsWriter:
 
     def record_event(self, kind: str, step: int, text: str) -> None:
         """Append what happened to the run; unlike the metrics it is never rewound."""
-        event = {"time": time.time(), "kind": kind, "step": step, "text": text}
-        self.events.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+        self.events.write(_line({"time": time.time(), "kind": kind, "step": step, "text": text}).encode())
 
     def sync(self) -> None:
         """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""

@@ -3,11 +3,11 @@
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 
 from cmbert.accel import check_kernels
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
@@ -17,8 +17,8 @@ from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import aside_directory, publish_directory
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state
-from cmbert.train.distributed import Launch, gather_from_ranks, select_device
+from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state, readable_states
+from cmbert.train.distributed import Launch, gather_from_ranks, on_first_rank, select_device
 from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.metrics import check_wandb
@@ -80,8 +80,8 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
     )
     check_epochs(reader.blend, recipe.data, rows_before(num_steps(recipe), recipe))
     candidates = find_resume(recipe, resume)
-    states = [read_state(path) for path in candidates if not damaged_files(path, 0, 0)]
-    for path, state in zip(candidates, states, strict=False):
+    states = readable_states(candidates)
+    for path, state in states.items():
         check_fits(path, state, tokenizer, reader)
         stage = zero_stage(deepspeed_config, Path(recipe.train.deepspeed))
         if state.zero_stage != stage:
@@ -92,11 +92,12 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
         check_starting_weights(recipe)
     heldout = open_heldout(recipe, tokenizer, launch)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
-    is_finished = bool(states) and states[0].step >= num_steps(recipe)
+    newest = next(iter(states.values()), None)
+    is_finished = newest is not None and newest.step >= num_steps(recipe)
     return Start(deepspeed_config, tokenizer, reader, heldout, candidates, is_finished)
 
 
-def collective_timeout(recipe: Recipe) -> timedelta | None:
+def collective_timeout(recipe: Recipe) -> timedelta:
     """Return how long a collective may wait: longer than the watchdog, which knows who hangs, and where."""
     seconds = recipe.guards.hang_seconds
     return timedelta(seconds=max(HANG_MARGIN * seconds, 600)) if seconds else timedelta(days=7)
@@ -148,10 +149,15 @@ def restore(engine: Any, resume: Resume, launch: Launch) -> None:
         load_engine(engine, resume.checkpoint)
         return
     universal = resume.checkpoint.with_name(f".{resume.checkpoint.name}{UNIVERSAL_SUFFIX}")
-    if launch.rank == 0 and not universal.is_dir():
-        logger.info("converting %s of %d ranks for %d", resume.checkpoint, resume.state.world_size, launch.world_size)
-        aside = aside_directory(universal)
-        convert_to_universal(resume.checkpoint, aside)
-        publish_directory(aside, universal)
-    torch.distributed.barrier()
+    problem = on_first_rank(partial(_convert, resume.checkpoint, universal))
+    if problem:
+        raise CheckpointError(f"{resume.checkpoint}: cannot be converted for {launch.world_size} ranks: {problem}")
     load_engine(engine, universal, universal=True)
+
+
+def _convert(checkpoint: Path, universal: Path) -> None:
+    if not universal.is_dir():
+        logger.info("converting %s for another number of ranks", checkpoint)
+        aside = aside_directory(universal)
+        convert_to_universal(checkpoint, aside)
+        publish_directory(aside, universal)

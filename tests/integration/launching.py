@@ -15,13 +15,17 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 REPEATED = ("loss", "grad_norm", "accuracy", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "tokens")
 
 
+def torchrun(ranks: int) -> list[str]:
+    """Return Python's options that start what follows once per rank, on a port of its own."""
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *rendezvous]
+
+
 def start(
     recipe: Path, *arguments: str, ranks: int = 1, fault: str = "", limit_file_bytes: int = 0
 ) -> subprocess.Popen:
     """fault: kind:step:rank of faulty_train.py. limit_file_bytes: writing more fails, as on a full disk."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    if ranks > 1:
-        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    launcher = torchrun(ranks) if ranks > 1 else []
     program = [str(Path(__file__).with_name("faulty_train.py"))] if fault else ["-m", "cmbert", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
     if limit_file_bytes:

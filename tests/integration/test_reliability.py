@@ -66,6 +66,8 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     assert "resuming at step 8" in output
     assert kinds(run) == ["damaged checkpoint"]
     assert trace(run) == unbroken
+    latest = run / "checkpoints" / "latest"
+    assert (latest.parent / latest.read_text(encoding="utf-8").strip() / "MANIFEST.json").is_file()
     named = train(recipe_file, "--resume", str(run / "checkpoints" / "step_000000008"), "--max-steps", "1")
     assert "resuming at step 8" in named
     for path in run.glob("checkpoints/step_*/*optim_states.pt"):

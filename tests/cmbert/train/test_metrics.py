@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmbert.config.load import load_recipe
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.train.metrics import METRICS_FILE, MetricsWriter, check_wandb, read_metrics, source_names
+from cmbert.train.metrics import METRICS_FILE, MetricsWriter, check_wandb, read_events, read_metrics, source_names
 
 RECORD = {"step": 7, "loss": 2.5, "source_loss": [2.0, None], "unit_lengths": [1, 2], "straddle_rate": None}
 
@@ -28,6 +28,21 @@ def test_a_resume_rewinds(tmp_path: Path) -> None:
     writer.close()
     assert [record["loss"] for record in read_metrics(tmp_path)] == [0.0, 1.0, 2.0, 33.0]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_events_stay_and_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.record_event("spike", 5, "第五步")
+    writer.close()
+    with open(tmp_path / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"time": 1.0, "ki')
+    writer = MetricsWriter(tmp_path, 0)
+    writer.record_event("rewind", 0, "back")
+    writer.close()
+    assert [(event["kind"], event["text"]) for event in read_events(tmp_path)] == [
+        ("spike", "第五步"),
+        ("rewind", "back"),
+    ]
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

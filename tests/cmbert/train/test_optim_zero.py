@@ -1,6 +1,5 @@
 """The optimizer on ZeRO's flat partitions is the undivided one: stages 1, 2, 3 at 1, 2 and 3 ranks."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,19 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("zero_steps.py")
+from tests.cmbert.train import zero_steps
+from tests.integration.launching import torchrun
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_divided_as_undivided(tmp_path: Path, ranks: int) -> None:
-    spec = importlib.util.spec_from_file_location("zero_steps", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    zero_steps = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zero_steps)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    command = [sys.executable, *launcher, str(SCRIPT), str(tmp_path / "found.pt")]
+    command = [sys.executable, *torchrun(ranks), zero_steps.__file__, str(tmp_path / "found.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
