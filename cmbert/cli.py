@@ -1,4 +1,7 @@
-"""`cmbert`: plan | train | eval | ledger | bench | export | report. Each imports what it needs: --help is instant."""
+"""`cmbert`: plan | preflight | train | eval | ledger | bench | export | report.
+
+Each command imports what it needs when it runs, so --help is instant.
+"""
 
 import argparse
 import logging
@@ -32,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="cmbert", description="Pretrain, evaluate and export Chinese ModernBERT.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_plan, _add_train, _add_eval, _add_ledger, _add_bench, _add_export, _add_report):
+    for add in (_add_plan, _add_preflight, _add_train, _add_eval, _add_ledger, _add_bench, _add_export, _add_report):
         add(commands)
     return parser
 
@@ -47,12 +50,40 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.set_defaults(command=_plan)
 
 
+def _add_preflight(commands: argparse._SubParsersAction) -> None:
+    preflight = commands.add_parser(
+        "preflight",
+        help="are this job's nodes fit",
+        description="Check GPUs, memory, disk, matmul and all-reduce of every node against the others; started like "
+        "train and with its options. Exit 69: nodes are not fit. 2: too many starts without a new checkpoint.",
+    )
+    _add_train_options(preflight)
+    preflight.add_argument(
+        "--result", type=Path, required=True, metavar="DIR", help="shared folder for `life` and `bad_nodes`"
+    )
+    preflight.add_argument(
+        "--nodes", type=_words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
+    )
+    preflight.add_argument(
+        "--wait-seconds", type=float, default=300, metavar="S", help="a rank silent for so long is dead (default 300)"
+    )
+    preflight.add_argument(
+        "--max-lives", type=int, default=3, metavar="N", help="starts of a job at one checkpoint (default 3)"
+    )
+    preflight.set_defaults(command=_preflight)
+
+
 def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         help="train one stage",
         description="Train one stage. Start it alone or by torchrun, deepspeed, srun or mpirun, one process per GPU.",
     )
+    _add_train_options(train)
+    train.set_defaults(command=_train)
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
     _add_recipe(train)
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH", help="continue what the run has (default auto)"
@@ -65,7 +96,6 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         metavar="A:B",
         help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
     )
-    train.set_defaults(command=_train)
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
@@ -168,6 +198,22 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _preflight(options: argparse.Namespace) -> int:
+    from cmbert.config.load import load_recipe
+    from cmbert.train.distributed import leave, read_launch
+    from cmbert.train.preflight import preflight
+
+    code = preflight(
+        load_recipe(options.recipe, options.overrides),
+        read_launch(os.environ),
+        result=options.result,
+        nodes=options.nodes,
+        wait_seconds=options.wait_seconds,
+        max_lives=options.max_lives,
+    )
+    leave(code)  # a communicator that hangs must not hold up the end
+
+
 def _train(options: argparse.Namespace) -> int:
     from cmbert.train.preemption import StopRequest
 
@@ -216,6 +262,10 @@ def _step_range(text: str) -> tuple[int, int]:
     if not colon:
         raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
     return int(first), int(last)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def _integers(text: str) -> list[int]:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# (SC2034: train.sh reads these variables.)
+# (SC2034: the job scripts read these variables.)
 # Site facts, and nothing else: hyper-parameters live in recipes/. Read twice: by you before you submit
 # (`source slurm/env.sh`), because sbatch takes SBATCH_* from the environment, and by the job itself.
 # Every line is optional; what is commented out is left to the cluster.
@@ -24,3 +24,9 @@ CMBERT_PREFIX=()
 
 # The network interface between nodes, if the libraries choose a wrong one. Default: they choose.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+
+# What submit_all.sh adds to sbatch, as bash arrays: for the stages (their size, where nodes have not 8 GPUs), for the one
+# GPU of evaluate.sh, and for jobs without GPUs. Default: nothing.
+CMBERT_STAGE_OPTIONS=()    # --nodes=14 --ntasks-per-node=4 --gpus-per-node=4
+CMBERT_EVALUATE_OPTIONS=() # --partition=gpu
+CMBERT_CPU_OPTIONS=()      # --partition=cpu

@@ -12,13 +12,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 set -euo pipefail
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    echo "$0: not in a job; submit it: sbatch slurm/stage2.sh" >&2
-    exit 2
-fi
-cd "$SLURM_SUBMIT_DIR"
+cd "${SLURM_SUBMIT_DIR:-.}"
 if [[ ! -f slurm/train.sh ]]; then
-    echo "$SLURM_SUBMIT_DIR: not the repository's root; submit from there" >&2
+    echo "$PWD: not the repository's root; submit from there" >&2
     exit 2
 fi
 source slurm/train.sh

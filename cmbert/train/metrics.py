@@ -33,6 +33,13 @@ def read_events(run: Path) -> list[dict]:
     return _read_lines(run / EVENTS_FILE)
 
 
+def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> None:
+    """Add an event to those of a run that nobody trains at this moment."""
+    events = _continue_lines(run / EVENTS_FILE, read_events(run))
+    events.write(_line({"time": time.time(), "kind": kind, "step": step, "text": text, **more}).encode())
+    events.close()
+
+
 def _read_lines(path: Path) -> list[dict]:
     if not path.is_file():
         return []

@@ -12,7 +12,7 @@ from cmbert.cli import main
 from cmbert.train import checkpoint_writer, loop
 
 KIND, STEP, RANK = os.environ["FAULT"].split(":")
-MINE = int(os.environ.get("RANK", "0")) == int(RANK)
+MINE = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == int(RANK)
 SPIKE = 1e4
 
 
@@ -30,6 +30,14 @@ def spoil(run: loop.Run) -> None:
         case "spike":
             spoil_gradient(run, SPIKE)
         case "hang":
+            time.sleep(600)
+        case "pause":  # until a signal comes
+            print(f"paused in step {run.step}", flush=True)
+            signal.pause()
+        case "deaf":
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            print(f"deaf in step {run.step}", flush=True)
             time.sleep(600)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The Slurm scripts parse, lint, and hand srun the right command; srun and scontrol are stand-ins here."""
+"""The job scripts parse, lint, hand srun the right command and decide what follows; Slurm's programs are stand-ins."""
 
 import os
 import re
@@ -12,12 +12,27 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 STAGES = [ROOT / "slurm" / name for name in ("stage1.sh", "stage2.sh")]
 FAKE_SCONTROL = """#!/bin/bash
-if [[ $2 == hostnames ]]; then printf 'n1\\nn2\\n'; else echo "   NodeAddr=10.0.0.7 NodeHostName=$3 Version=1"; fi
+case "$1 $2" in
+    "show hostnames") [[ $3 == 'n[1-2]' ]] && printf 'n1\\nn2\\n' || tr , '\\n' <<<"$3" ;;
+    "show node") echo "   NodeAddr=10.0.0.7 NodeHostName=$3 Version=1" ;;
+    "show job")
+        echo "   JobState=RUNNING Reason=None Dependency=(null)"
+        echo "   Requeue=${FAKE_REQUEUE:-1} Restarts=0 BatchFlag=1"
+        echo "   ReqNodeList=(null) ExcNodeList=${FAKE_EXCLUDED:-(null)}"
+        ;;
+    *) echo "scontrol $*" ;;
+esac
 """
 FAKE_SRUN = """#!/bin/bash
 echo "srun $*"
-echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
-exit 75
+if [[ $* != *" preflight "* ]]; then
+    echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
+    exit "${FAKE_TRAIN:-0}"
+fi
+mkdir slurm-24003.preflight
+[[ -z ${FAKE_LIFE:-} ]] || printf '%b\\n' "$FAKE_LIFE" > slurm-24003.preflight/life
+[[ -z ${FAKE_BAD:-} ]] || printf '%b\\n' "$FAKE_BAD" > slurm-24003.preflight/bad_nodes
+exit "${FAKE_PREFLIGHT:-0}"
 """
 
 
@@ -46,8 +61,8 @@ def test_headers_save_requeue_and_append(script: Path) -> None:
     assert "gpus-per-task" not in headers  # every task sees all GPUs of its node and picks its own
 
 
-def run_in_job(script: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a script as Slurm would: from a copy elsewhere, with the job's variables."""
+def run_in_job(script: Path, directory: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    """Run a script as Slurm would: from a copy elsewhere, with the job's variables and some more."""
     tools = directory / "tools"
     tools.mkdir()
     for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
@@ -60,8 +75,10 @@ def run_in_job(script: Path, directory: Path, *arguments: str) -> subprocess.Com
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_NTASKS": "16",
         "SLURM_CPUS_PER_TASK": "6",
-        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_SUBMIT_DIR": str(directory),
+        **more,
     }
+    shutil.copytree(ROOT / "slurm", directory / "slurm")
     command = ["bash", copy, *arguments]
     return subprocess.run(command, env=variables, cwd=directory, capture_output=True, text=True, check=False)
 
@@ -69,7 +86,11 @@ def run_in_job(script: Path, directory: Path, *arguments: str) -> subprocess.Com
 @pytest.mark.parametrize("script", STAGES, ids=name_of)
 def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
     done = run_in_job(script, tmp_path)
-    assert done.returncode == 75, done.stderr  # the trainer's exit code is the job's
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        rf"^srun --cpus-per-task=6 .* -m cmbert preflight recipes/large/{script.stem}\.toml --result \S+ --nodes n1,n2",
+        done.stdout, re.M,
+    )  # fmt: skip
     assert re.search(
         rf"^srun --cpus-per-task=6 .* -m cmbert train recipes/large/{script.stem}\.toml$", done.stdout, re.M
     )
@@ -80,6 +101,55 @@ def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
 def test_recipe_and_options_are_passed_on(tmp_path: Path) -> None:
     done = run_in_job(STAGES[0], tmp_path, "recipes/base/stage1.toml", "--set", "train.seed=1")
     assert "-m cmbert train recipes/base/stage1.toml --set train.seed=1\n" in done.stdout
+
+
+MINE = "scontrol requeue 24003\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "said", "requeued"),
+    [
+        ({}, 0, "restart 0: finished", False),
+        ({"FAKE_TRAIN": "2"}, 2, "a mistake to mend, see above; not requeued", False),
+        ({"FAKE_TRAIN": "75"}, 75, "the ranks were asked to stop; requeued\n", True),
+        ({"FAKE_TRAIN": "138"}, 138, "the ranks were asked to stop; requeued\n", True),  # before they listened
+        ({"FAKE_TRAIN": "70", "FAKE_LIFE": "run\t-\t2"}, 70, "the ranks ended with code 70; requeued\n", True),
+        ({"FAKE_TRAIN": "70", "FAKE_LIFE": "run\t-\t3"}, 70, "3 lives in a row (CMBERT_MAX_LIVES) left no", False),
+        ({"FAKE_TRAIN": "70", "FAKE_LIFE": "run\told\t3"}, 70, "the ranks ended with code 70; requeued\n", True),
+        ({"FAKE_TRAIN": "75", "SLURM_RESTART_COUNT": "100"}, 75, "CMBERT_MAX_RESTARTS=100 are used up", False),
+        ({"FAKE_TRAIN": "75", "FAKE_REQUEUE": "0"}, 75, "not requeued: the job has Requeue=0", False),
+        ({"FAKE_PREFLIGHT": "2"}, 2, "the preflight ended with code 2, see above; not requeued", False),
+        ({"FAKE_PREFLIGHT": "127"}, 127, "the preflight ended with code 127, see above; not requeued", False),
+        ({"FAKE_PREFLIGHT": "143"}, 143, "the preflight ended with code 143; requeued", True),
+        ({"FAKE_PREFLIGHT": "69"}, 69, "the preflight ended with code 69; requeued", True),  # no node to blame
+        ({"FAKE_PREFLIGHT": "69", "FAKE_LIFE": "run\t-\t3"}, 69, "3 lives in a row", False),
+        ({"FAKE_PREFLIGHT": "69", "FAKE_BAD": "n2\tslow"}, 69, "unfit nodes; requeued without n2\n", True),
+        ({"FAKE_PREFLIGHT": "69", "FAKE_BAD": "n2\tslow\nn4\tslow", "FAKE_EXCLUDED": "n1,n3"}, 69,
+         "unfit nodes; requeued without n1,n3,n2,n4\n", True),
+        ({"FAKE_PREFLIGHT": "69", "FAKE_BAD": "n2\tslow", "FAKE_EXCLUDED": "a,b,c,d,e,f,g,h"}, 69,
+         "more than CMBERT_MAX_EXCLUDED=8, not requeued", False),
+    ],
+)  # fmt: skip
+def test_what_follows_a_life(variables: dict, code: int, said: str, requeued: bool, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, **variables)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert said in done.stdout
+    assert (MINE in done.stdout) == requeued
+    excluded = re.search(r"requeued without (\S+)\n", done.stdout)
+    if excluded:
+        assert done.stdout.endswith(f"{MINE}scontrol update jobid=24003 ExcNodeList={excluded[1]}\n")
+    assert (" -m cmbert train " in done.stdout) == ("FAKE_PREFLIGHT" not in variables)
+    assert not list(tmp_path.glob("*.preflight"))
+
+
+def test_progress_is_the_newest_checkpoint(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "latest").write_text("step_000000040\n", encoding="utf-8")
+    life = {"FAKE_TRAIN": "1", "FAKE_LIFE": "run\tstep_000000040\t3"}
+    done = run_in_job(STAGES[0], tmp_path, **life)
+    assert "left no checkpoint newer than step_000000040" in done.stdout
+    assert MINE not in done.stdout
 
 
 @pytest.mark.parametrize("script", STAGES, ids=name_of)

@@ -1,0 +1,172 @@
+"""Before a job trains: are its nodes fit, and does the run get on? One process per GPU, started like `cmbert train`.
+
+Ranks report through a store instead of by collectives, so that one that is dead is named instead of waited for.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import DistError, Store, TCPStore
+
+from cmbert.config.schema import Recipe
+from cmbert.errors import CheckpointError
+from cmbert.files import write_text
+from cmbert.train.checkpoint import resume_candidates
+from cmbert.train.distributed import Launch
+from cmbert.train.links import link_ranks, time_links
+from cmbert.train.metrics import append_event, read_events
+from cmbert.train.node_checks import Findings, Judgement, Link, examine, judge, judge_links, node_name
+
+EXIT_UNFIT = 69  # EX_UNAVAILABLE of sysexits.h: these nodes, or the network between them, are not fit
+LIFE_FILE, BAD_NODES_FILE = "life", "bad_nodes"
+LIFE = "life"  # kind of the event that a job's start leaves in the run directory
+NO_CHECKPOINT = "-"
+POLL_SECONDS = 0.05
+PARTING_SECONDS = 5  # for the others to read the verdict from rank 0's store (ours)
+
+logger = logging.getLogger(__name__)
+
+
+def preflight(
+    recipe: Recipe, launch: Launch, *, result: Path, nodes: Sequence[str], wait_seconds: float, max_lives: int
+) -> int:
+    """Return 0 if this job may train, EXIT_UNFIT if nodes are not fit; every rank returns the same.
+
+    result: a folder that all nodes see. `life` gets the run directory, the newest checkpoint and the number of this
+    job's lives that began there, tabs between; `bad_nodes` a line for each: name, tab, reasons.
+    nodes: the job's nodes in the order of ranks, to name those that are silent; may be empty.
+    wait_seconds: a rank that has not answered after so long is dead.
+    max_lives: CheckpointError is raised when so many lives of this job have begun at the newest checkpoint before.
+    """
+    run = Path(recipe.run_directory)
+    result.mkdir(parents=True, exist_ok=True)
+    if launch.rank == 0:
+        begin_life(run, launch, result, max_lives)
+    try:
+        store = TCPStore(
+            launch.address, launch.port, is_master=launch.rank == 0, wait_for_workers=False,
+            timeout=timedelta(seconds=wait_seconds),
+        )  # fmt: skip
+        found = examine(launch.rank, launch.local_rank, [run, Path(tempfile.gettempdir())])
+        store.set(f"found/{launch.rank}", json.dumps(asdict(found)))
+        if launch.rank == 0:
+            return _lead(store, launch, result, nodes, wait_seconds)
+        return _follow(store, launch, wait_seconds)
+    except DistError as error:
+        first = nodes[0] if nodes else launch.address
+        reason = f"rank 0 did not answer within {wait_seconds:.0f} s"
+        logger.error(
+            "rank %d on %s: %s: %s (%s)", launch.rank, node_name(), first, reason, str(error).partition("\n")[0]
+        )
+        if not (result / LIFE_FILE).is_file():  # it never began
+            write_text(result / BAD_NODES_FILE, f"{first}\t{reason}\n")
+        return EXIT_UNFIT
+
+
+def begin_life(run: Path, launch: Launch, result: Path, max_lives: int) -> None:
+    """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError."""
+    run.mkdir(parents=True, exist_ok=True)
+    job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    candidates = resume_candidates(run)
+    newest = candidates[0].name if candidates else NO_CHECKPOINT
+    before = 0
+    for event in reversed([event for event in read_events(run) if event["kind"] == LIFE]):
+        if (event["job"], event["checkpoint"]) != (job, newest):
+            break
+        before += 1
+    if before >= max_lives:
+        raise CheckpointError(
+            f"{run}: {before} lives of job {job} began at checkpoint {newest} and left no newer one; the job's output "
+            "says why; mend that and submit again"
+        )
+    step = int(newest.rpartition("_")[2]) if candidates else 0
+    where = os.environ.get("SLURM_JOB_NODELIST", node_name())
+    text = f"job {job}, restart {restart}: {launch.world_size} ranks on {where}"
+    append_event(run, LIFE, step, text, job=job, checkpoint=newest)
+    write_text(result / LIFE_FILE, f"{run}\t{newest}\t{before + 1}\n")
+
+
+def _lead(store: Store, launch: Launch, result: Path, nodes: Sequence[str], wait_seconds: float) -> int:
+    """Rank 0: collect what all found, let the sound nodes try the network, judge, and tell the others."""
+    world = launch.world_size
+    answers = _collect(store, "found", range(world), wait_seconds)
+    findings = {rank: Findings(**json.loads(text)) for rank, text in answers.items()}
+    silent = {rank: nodes[rank * len(nodes) // world] if nodes else f"(node of rank {rank})"
+              for rank in range(world) if rank not in findings}  # fmt: skip
+    judgement = judge(list(findings.values()), silent)
+    links: list[Link] = []
+    placed = [] if judgement.bad else [findings[rank].node for rank in range(world)]
+    store.set("next", json.dumps(placed))
+    if placed:
+        expected = link_ranks(placed)
+        links = time_links(store, launch, placed)
+        store.set("links/0", json.dumps([asdict(link) for link in links]))
+        reported = _collect(store, "links", range(world), wait_seconds)
+        links = [Link(link["rank"], tuple(link["nodes"]), link["seconds"])
+                 for text in reported.values() for link in json.loads(text)]  # fmt: skip
+        judgement = judge_links(links, expected)
+    code = EXIT_UNFIT if judgement.bad or judgement.broken else 0
+    _say(judgement, findings, links, result)
+    store.set("verdict", str(code))
+    _collect(store, "read", findings.keys() - {0}, PARTING_SECONDS)  # the store ends with this process
+    return code
+
+
+def _follow(store: Store, launch: Launch, wait_seconds: float) -> int:
+    """Any other rank: wait for the others, try the network, and learn the verdict."""
+    store.wait(["next"], timedelta(seconds=2 * wait_seconds))
+    placed = json.loads(store.get("next"))
+    if placed:
+        links = time_links(store, launch, placed)
+        store.set(f"links/{launch.rank}", json.dumps([asdict(link) for link in links]))
+    store.wait(["verdict"], timedelta(seconds=2 * wait_seconds))
+    code = int(store.get("verdict"))
+    store.set(f"read/{launch.rank}", "")
+    return code
+
+
+def _collect(store: Store, kind: str, ranks: Sequence[int] | set[int] | range, seconds: float) -> dict[int, str]:
+    """Return what the ranks have put into the store as `kind`/RANK within some seconds."""
+    end = time.monotonic() + seconds
+    missing, found = list(ranks), {}
+    while missing:
+        for rank in [rank for rank in missing if store.check([f"{kind}/{rank}"])]:
+            found[rank] = store.get(f"{kind}/{rank}").decode()
+            missing.remove(rank)
+        if time.monotonic() > end:
+            break
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+def _say(judgement: Judgement, findings: Mapping[int, Findings], links: Sequence[Link], result: Path) -> None:
+    """Log the verdict with the figures it rests on, and write down the bad nodes."""
+    for node, reasons in judgement.bad.items():
+        logger.info("preflight: %s is not fit: %s", node, "; ".join(reasons))
+    for reason in [*judgement.broken, *judgement.slow]:
+        logger.info("preflight: %s", reason)
+    lines = [f"{node}\t{'; '.join(reasons)}\n" for node, reasons in judgement.bad.items()]
+    if lines and not (result / BAD_NODES_FILE).is_file():
+        write_text(result / BAD_NODES_FILE, "".join(lines))
+    if lines or judgement.broken:
+        return
+    memory = [found.free_memory_bytes / 1e9 for found in findings.values()]
+    parts = [f"{len({found.node for found in findings.values()})} nodes, {len(findings)} ranks fit"]
+    parts.append(f"{max(found.num_gpus for found in findings.values())} GPUs a node")
+    parts.append(f"{min(memory):.0f} GB of memory free at least")
+    parts.append(_range("matmul", [found.matmul_seconds for found in findings.values()]))
+    if links:
+        parts.append(_range("all-reduce", [link.seconds for link in links]))
+    logger.info("preflight: %s", ", ".join(parts))
+
+
+def _range(name: str, seconds: Sequence[float | None]) -> str:
+    timed = [found * 1e3 for found in seconds if found is not None]
+    return f"{name} {min(timed):.1f} to {max(timed):.1f} ms"

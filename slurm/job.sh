@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# What every job script here does: the site's facts, one way to start Python, one way to end. Source it inside a job, at the
+# repository's root.
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "$0: not in a job; submit it: sbatch slurm/${0##*/}" >&2
+    exit 2
+fi
+source slurm/env.sh
+
+MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself (ours)
+
+RESTARTS=${SLURM_RESTART_COUNT:-0}
+# The number of an array's last job is the array's own, so that scontrol would take all of it.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
+ended_by_slurm=
+
+say() {
+    echo "$(date -Is) job $JOB restart $RESTARTS: $*"
+}
+
+# One field of what Slurm knows about this job.
+job_field() {
+    scontrol show job "$JOB" | grep -oE "(^|[[:space:]])$1=[^[:space:]]*" | head -n 1 | cut -d= -f2-
+}
+
+# Start a command of Python's on ranks and wait for it; its exit code is in $code.
+#   start "SRUN OPTIONS" -m cmbert train ...
+start() {
+    local -a options
+    local step
+    read -ra options <<<"$1"
+    shift
+    trap on_term TERM
+    # srun does not take over sbatch's --cpus-per-task since Slurm 22.05. A rank that dies must not kill the others: they
+    # save or say what they were waiting for.
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 "${options[@]}" \
+        ${CMBERT_SRUN_OPTIONS[@]+"${CMBERT_SRUN_OPTIONS[@]}"} \
+        ${CMBERT_PREFIX[@]+"${CMBERT_PREFIX[@]}"} "$CMBERT_PYTHON" -u "$@" &
+    step=$!
+    while true; do
+        code=0
+        wait "$step" || code=$?
+        kill -0 "$step" 2>/dev/null || break # else a signal has ended the wait
+    done
+    if [[ -n $ended_by_slurm ]]; then
+        exit 143
+    fi
+}
+
+# Slurm sends TERM to a job's script only when it ends the whole job: the time limit, scancel, a requeue from outside.
+on_term() {
+    ended_by_slurm=yes
+    if [[ $(job_field Reason) == TimeLimit ]]; then
+        requeue "the time limit came before the ranks had saved"
+    else
+        say "cancelled or requeued from outside"
+    fi
+}
+
+# Put this job back into the queue, with the same number; or say why not, and end it with $code.
+#   requeue WHY [NODES TO EXCLUDE]
+requeue() {
+    local why=$1 exclude=${2:-}
+    if [[ -z $ended_by_slurm && $(job_field JobState) != RUNNING ]]; then
+        say "$why; Slurm is ending the job"
+        exit "$code"
+    fi
+    if [[ $(job_field Requeue) != 1 ]]; then
+        say "$why; not requeued: the job has Requeue=0"
+        exit "$code"
+    fi
+    if ((RESTARTS >= MAX_RESTARTS)); then
+        say "$why; not requeued: CMBERT_MAX_RESTARTS=$MAX_RESTARTS are used up; submit again to go on"
+        exit "$code"
+    fi
+    say "$why; requeued${exclude:+ without $exclude}"
+    trap '' TERM # Slurm ends this script now, which has one thing left to do
+    until scontrol requeue "$JOB"; do
+        sleep 10 # a controller that restarts
+    done
+    if [[ -n $exclude ]]; then
+        until scontrol update "jobid=$JOB" "ExcNodeList=$exclude"; do
+            sleep 1
+        done
+    fi
+    exit "$code"
+}
