@@ -77,8 +77,15 @@ class Desk:
 
     def next_life(self, job: str) -> None:
         """Start a requeued job at once; Slurm would wait two minutes."""
-        self.wait_for_state(job, "PENDING")
-        self.slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
+        lives = self.slurm.show(job)["Restarts"]
+
+        def has_begun() -> bool:
+            shown = self.slurm.show(job)
+            if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
+                self.slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
+            return shown["JobState"] not in ("PENDING", "COMPLETING")
+
+        wait_until(has_begun, LIFE_SECONDS, f"the start of life {lives} of job {job}")
 
     def end(self, job: str) -> str:
         """Wait for the job's end; return its exit code, code:signal."""

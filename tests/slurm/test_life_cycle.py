@@ -1,12 +1,13 @@
 """The stage scripts on a real Slurm: what happens to a run there, and that it equals one that nothing happened to."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cmbert.train.metrics import read_events
 from tests.integration.launching import trace
-from tests.slurm.cluster import Cluster, is_alive, processes
+from tests.slurm.cluster import Cluster, is_alive, processes, wait_until
 from tests.slurm.desk import SMALL, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -29,7 +30,8 @@ def unbroken() -> list[dict]:
 
 def ranks_of(desk: Desk) -> list[int]:
     """Return the processes that train or check nodes for this desk."""
-    return [pid for pid, words in processes().items() if str(desk.directory / "recipe.toml") in words and is_alive(pid)]
+    found = [pid for pid, words in processes().items() if "recipe.toml" in words and "srun" not in words[0]]
+    return [pid for pid in found if is_alive(pid) and os.readlink(f"/proc/{pid}/cwd") == str(desk.directory)]
 
 
 def test_two_nodes_train_with_zero(desk: Desk, unbroken: list[dict]) -> None:
@@ -83,3 +85,102 @@ def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, 
     assert trace(desk.directory / "run") == unbroken
     lives = [event for event in read_events(desk.directory / "run") if event["kind"] == "life"]
     assert [life["step"] for life in lives] == [0, 3, 6, 8, 11]
+
+
+def test_scancel_leaves_nothing_behind(desk: Desk) -> None:
+    desk.break_lives("pause:5:1")
+    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    desk.wait_for_text(job, "paused in step 5")
+    assert len(ranks_of(desk)) >= 2
+    desk.slurm.call("scancel", job)
+    desk.wait_for_state(job, "CANCELLED")
+    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+    wait_until(desk.slurm.is_idle, 20, "idle nodes")
+    assert desk.slurm.show(job)["Restarts"] == "0"
+    assert "restart 0: cancelled or requeued from outside" in desk.output(job)
+    assert "stopped at step 6 (SIGTERM)" in desk.output(job)  # a step and a save fit into KillWait here
+    again = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    desk.wait_for_text(again, "resuming at step 6 ")
+    assert desk.end(again) == "0:0"
+
+
+def test_a_stop_asked_for_is_not_requeued(desk: Desk) -> None:
+    desk.break_lives("pause:5:0")
+    job = desk.submit("stage1.sh", "recipe.toml", options=ONE_NODE)
+    desk.wait_for_text(job, "paused in step 5")
+    desk.slurm.call("scontrol", "update", f"jobid={job}", "Requeue=0")
+    desk.slurm.call("scancel", "--signal=USR1", job)
+    assert desk.end(job) == "75:0"
+    assert "not requeued: the job has Requeue=0" in desk.output(job)
+    elastic = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)  # the run goes on with another number of ranks
+    desk.wait_for_text(elastic, "resumed a checkpoint of 1 ranks on 2")
+    assert desk.end(elastic) == "0:0"
+
+
+def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(desk: Desk, unbroken: list[dict]) -> None:
+    desk.break_lives("pause:9:0", "-")
+    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    desk.wait_for_text(job, "paused in step 9")
+    desk.slurm.kill_node("n2")
+    wait_until(lambda: desk.slurm.show(job)["Restarts"] == "1", 60, "Slurm requeues the job of a failed node")
+    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+    desk.slurm.start_node("n2")
+    wait_until(desk.slurm.is_idle, 30, "idle nodes")
+    desk.next_life(job)
+    desk.wait_for_text(job, "resuming at step 8 ")
+    assert desk.end(job) == "0:0"
+    assert trace(desk.directory / "run") == unbroken
+
+
+def test_lives_without_progress_come_to_an_end(desk: Desk) -> None:
+    desk.break_lives(*["kill:6:1"] * 9)
+    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    for restart in range(4):  # the first one makes a checkpoint
+        desk.wait_for_text(job, rf"restart {restart}: the ranks ended with code \d+")
+        if restart < 3:
+            desk.next_life(job)
+    desk.wait_for_state(job, "FAILED")
+    assert (
+        "not requeued: 3 lives in a row (CMBERT_MAX_LIVES) left no checkpoint newer than step_000000004"
+        in desk.output(job)
+    )
+    assert desk.slurm.show(job)["Restarts"] == "3"
+    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+
+
+def test_a_mistake_ends_the_job_before_it_trains(desk: Desk) -> None:
+    job = desk.submit("stage1.sh", "recipe.toml", "--set", "train.sed=1", options=TWO_NODES)
+    assert desk.end(job) == "2:0"
+    assert "train.sed: unknown key; did you mean 'seed'?" in desk.output(job)
+    assert "not requeued" in desk.output(job)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("ulimit -f 1000", "n1 is not fit: .*: File too large"),
+        ("export SLURM_GPUS_ON_NODE=8", "n1 is not fit: 0 of 8 GPUs are visible to torch"),
+    ],
+)
+def test_an_unfit_node_is_left_out(what: str, reason: str, desk: Desk) -> None:
+    desk.break_node("n1", what)
+    job = desk.submit("stage1.sh", "recipe.toml", "--max-steps", "2", options=(*ONE_NODE, "--nodelist=n1"))
+    desk.wait_for_text(job, reason)
+    desk.wait_for_text(job, "requeued without n1")
+    desk.slurm.call("scontrol", "update", f"jobid={job}", "ReqNodeList=")
+    desk.next_life(job)
+    assert desk.end(job) == "0:0", desk.output(job)
+    shown = desk.slurm.show(job)
+    assert (shown["ExcNodeList"], shown["NodeList"]) == ("n1", "n2")
+
+
+@pytest.mark.parametrize(("node", "rank"), [("n1", 0), ("n2", 1)])
+def test_a_silent_node_is_named_by_the_others(node: str, rank: int, desk: Desk) -> None:
+    desk.break_node(node, "exit 127")
+    limit = ("--export=ALL,CMBERT_PREFLIGHT_SECONDS=15",)
+    job = desk.submit("stage1.sh", "recipe.toml", options=(*TWO_NODES, *limit))
+    desk.wait_for_text(job, f"{node}.* rank {rank} did not answer")
+    desk.wait_for_text(job, f"requeued without {node}")
+    wait_until(lambda: desk.slurm.show(job)["ExcNodeList"] == node, 30, "the node is excluded")
+    assert not ranks_of(desk)
+    desk.slurm.call("scancel", job)
