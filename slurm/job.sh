@@ -8,6 +8,7 @@ fi
 source slurm/env.sh
 
 MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself (ours)
+MAX_LIVES=${CMBERT_MAX_LIVES:-3}         # of a job in a row that may fail without getting on (ours)
 
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 # The number of an array's last job is the array's own, so that scontrol would take all of it.
@@ -84,5 +85,15 @@ requeue() {
             sleep 1
         done
     fi
+    exit "$code"
+}
+
+# Run one task and end the job as it ends; one that was killed is tried again.
+run_one() {
+    start "--nodes=1 --ntasks=1" "$@"
+    if ((code > 128 && RESTARTS < MAX_LIVES)); then
+        requeue "killed, code $code"
+    fi
+    say "ended with code $code"
     exit "$code"
 }

@@ -4,7 +4,6 @@
 # One task per GPU: srun starts them, and cmbert reads rank and world size from Slurm's variables.
 source slurm/job.sh
 
-MAX_LIVES=${CMBERT_MAX_LIVES:-3}       # of a job in a row that may leave no newer checkpoint (ours)
 MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably not the nodes (ours)
 
 train_stage() {

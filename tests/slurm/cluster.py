@@ -1,6 +1,6 @@
 """A private Slurm of two nodes on this machine: own key, own ports, own state, nothing in /etc or /run.
 
-It needs neither systemd nor cgroups, and it counts what the nodes do not have: CPUs are numbers here.
+It needs neither systemd nor cgroups, and it counts what the nodes do not have: CPUs and GPUs are numbers here.
 """
 
 import os
@@ -48,6 +48,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
+GresTypes=gpu
 ReturnToService=2
 JobRequeue=1
 KillWait={kill_wait}
@@ -57,7 +58,8 @@ SlurmctldTimeout=30
 SlurmdTimeout={slurmd_timeout}
 UnkillableStepTimeout=60
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN\n"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2 RealMemory=4000\n"
+GPUS = "NodeName=n[1-2] Name=gpu File={root}/gpu[0-1] Flags=nvidia_gpu_env\n"
 PARTITIONS = """PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
@@ -111,6 +113,9 @@ class Cluster:
         )  # fmt: skip
         text += "".join(NODE.format(name=n, host=host, port=p) for n, p in zip(NODES, ports[1:], strict=True))
         (self.root / "slurm.conf").write_text(text + PARTITIONS, encoding="utf-8")
+        (self.root / "gres.conf").write_text(GPUS.format(root=self.root), encoding="utf-8")
+        for number in range(2):
+            (self.root / f"gpu{number}").touch()
         (self.root / "state").mkdir()
 
     def _start_munge(self) -> None:

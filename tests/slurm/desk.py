@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +83,7 @@ class Desk:
         def has_begun() -> bool:
             shown = self.slurm.show(job)
             if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
+                time.sleep(2)  # slurmd refuses a job whose last life it revoked in the same second
                 self.slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
             return shown["JobState"] not in ("PENDING", "COMPLETING")
 

@@ -155,23 +155,36 @@ def test_a_mistake_ends_the_job_before_it_trains(desk: Desk) -> None:
     assert "not requeued" in desk.output(job)
 
 
-@pytest.mark.parametrize(
-    ("what", "reason"),
-    [
-        ("ulimit -f 1000", "n1 is not fit: .*: File too large"),
-        ("export SLURM_GPUS_ON_NODE=8", "n1 is not fit: 0 of 8 GPUs are visible to torch"),
-    ],
-)
-def test_an_unfit_node_is_left_out(what: str, reason: str, desk: Desk) -> None:
-    desk.break_node("n1", what)
+def test_an_unfit_node_is_left_out(desk: Desk) -> None:
+    desk.break_node("n1", "ulimit -f 1000")
     job = desk.submit("stage1.sh", "recipe.toml", "--max-steps", "2", options=(*ONE_NODE, "--nodelist=n1"))
-    desk.wait_for_text(job, reason)
+    desk.wait_for_text(job, "n1 is not fit: .*: File too large")
     desk.wait_for_text(job, "requeued without n1")
     desk.slurm.call("scontrol", "update", f"jobid={job}", "ReqNodeList=")
     desk.next_life(job)
     assert desk.end(job) == "0:0", desk.output(job)
     shown = desk.slurm.show(job)
     assert (shown["ExcNodeList"], shown["NodeList"]) == ("n1", "n2")
+
+
+def test_gpus_that_slurm_promises_must_be_there(desk: Desk) -> None:
+    options = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1")
+    job = desk.submit("stage1.sh", "recipe.toml", options=options)
+    desk.wait_for_text(job, "recipe.toml on 4 ranks, 2 nodes")
+    desk.wait_for_text(job, "n2 is not fit: 0 of 2 GPUs are visible to torch")
+    desk.wait_for_text(job, "restart 0: unfit nodes; requeued without n1,n2")
+    desk.slurm.call("scancel", job)
+
+
+def test_ranks_that_do_not_hear_the_signal_are_requeued_at_the_limit(desk: Desk) -> None:
+    desk.break_lives("deaf:5:0", "-")
+    job = desk.submit("stage1.sh", "recipe.toml", options=(*ONE_NODE, *TIME_LIMIT))
+    desk.wait_for_text(job, "deaf in step 5")
+    wait_until(lambda: "requeued" in desk.output(job), 150, "the time limit")
+    assert "restart 0: the time limit came before the ranks had saved; requeued" in desk.output(job)
+    desk.next_life(job)
+    desk.wait_for_text(job, "resuming at step 4 ")
+    assert desk.end(job) == "0:0"
 
 
 @pytest.mark.parametrize(("node", "rank"), [("n1", 0), ("n2", 1)])
