@@ -34,6 +34,7 @@ def _log_to_stdout() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="cmbert", description="Pretrain, evaluate and export Chinese ModernBERT.")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher gives it, beside LOCAL_RANK
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_plan, _add_preflight, _add_train, _add_eval, _add_ledger, _add_bench, _add_export, _add_report):
         add(commands)

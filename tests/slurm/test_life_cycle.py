@@ -48,6 +48,15 @@ def test_two_nodes_train_with_zero(desk: Desk, unbroken: list[dict]) -> None:
     unbroken += trace(desk.directory / "run")
 
 
+def test_srun_alone_starts_ranks(desk: Desk, unbroken: list[dict]) -> None:
+    """Inside somebody's own allocation or script; the rendezvous comes from Slurm's variables."""
+    desk.slurm.call(
+        *("srun", "--nodes=2", "--ntasks=2", "--mpi=none", "./python", "-u", "-m", "cmbert", "train", "recipe.toml"),
+        directory=desk.directory,
+    )
+    assert trace(desk.directory / "run") == unbroken
+
+
 def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, unbroken: list[dict]) -> None:
     slurm = desk.slurm
     desk.break_lives("pause:2:1", "pause:5:0", "kill:9:1", "pause:10:0", "-")
