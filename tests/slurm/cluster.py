@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-COMMANDS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 NODES = ("n1", "n2")
 START_SECONDS = 60
 SLURMD_TIMEOUT_SECONDS = 10  # after so long without an answer a node counts as failed
@@ -65,11 +64,6 @@ PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2 Preem
 """
 
 
-def missing_packages() -> list[str]:
-    """Return Debian's packages that are not installed."""
-    return [package for command, package in COMMANDS.items() if shutil.which(command) is None]
-
-
 def wait_until(is_true: Callable[[], object], seconds: float, what: str) -> None:
     """Poll; raise TimeoutError that names what did not happen."""
     end = time.monotonic() + seconds
@@ -88,7 +82,7 @@ def is_alive(pid: int) -> bool:
 
 
 class Cluster:
-    """munged, slurmctld and two slurmd. Raises TimeoutError if they are not up in START_SECONDS."""
+    """munged, slurmctld and two slurmd."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="cmbert-slurm-"))  # short: a socket's path has at most 107 bytes
@@ -96,6 +90,9 @@ class Cluster:
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(self.root / "slurm.conf"),
         }
+
+    def start(self) -> None:
+        """Start everything. Raises TimeoutError if the nodes are not idle in START_SECONDS."""
         self._configure()
         self._start_munge()
         self._daemon(["slurmctld", "-f", self.environment["SLURM_CONF"], "-c"])

@@ -1,4 +1,4 @@
-"""One private Slurm for all tests here, installed when it can be."""
+"""One private Slurm for all tests here, and shellcheck; installed where they can be."""
 
 import os
 import shutil
@@ -7,31 +7,40 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_packages
+from tests.slurm.cluster import Cluster
+
+SLURM = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}  # Debian's packages
 
 
-def install_slurm() -> str:
-    """Install what is missing, as root on Debian; return why that cannot be done, or nothing."""
-    missing = missing_packages()
+def require(packages: dict[str, str]) -> None:
+    """Install what has not its command yet, as root on Debian; else skip the test. In CI that is a failure."""
+    missing = [package for command, package in packages.items() if shutil.which(command) is None]
     if not missing:
-        return ""
+        return
+    give_up = pytest.fail if os.environ.get("CI") else pytest.skip
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return f"{', '.join(missing)} not installed, and only root on Debian installs them here"
+        give_up(f"{', '.join(missing)} not installed, and only root on Debian installs them here")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
-    for command in (["apt-get", "update", "-qq"], install):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
+        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return f"{' '.join(command)}: {done.stderr.strip()[-300:]}"
-    return ""
+            give_up(f"apt-get {' '.join(command)}: {done.stderr.strip()[-300:]}")
+
+
+@pytest.fixture(scope="session")
+def shellcheck() -> str:
+    """The command."""
+    require({"shellcheck": "shellcheck"})
+    return "shellcheck"
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Cluster]:
-    """A running cluster of two nodes. Skips where Slurm cannot be had; in CI that is a failure."""
-    problem = install_slurm()
-    if problem:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(problem)
+    """A running cluster of two nodes."""
+    require(SLURM)
     cluster = Cluster()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -25,7 +25,9 @@ CMBERT_CPU_OPTIONS=(--cpus-per-task=1)
 PYTHON = """#!/bin/bash
 export PYTHONPATH={root} OMP_NUM_THREADS=1
 fault=$(sed -n "$((${{SLURM_RESTART_COUNT:-0}} + 1))p" {desk}/faults 2>/dev/null)
-if [[ $* == *"-m cmbert train"* && -n $fault && $fault != - ]]; then
+if [[ $* == *"-m cmbert train"* && $fault == ulimit* ]]; then
+    eval "$fault"
+elif [[ $* == *"-m cmbert train"* && -n $fault && $fault != - ]]; then
     FAULT=$fault exec {python} -u {root}/tests/integration/faulty_train.py "${{@:5}}"
 fi
 if [[ $* == *"-m cmbert preflight"* ]] && unfit=$(grep "^$SLURMD_NODENAME " {desk}/unfit 2>/dev/null); then
@@ -48,7 +50,7 @@ class Desk:
         python.chmod(0o755)
 
     def break_lives(self, *faults: str) -> None:
-        """faults: kind:step:rank of faulty_train.py for each life of a job, "-" for none."""
+        """faults: kind:step:rank of faulty_train.py, or a ulimit, for each life of a job; "-" for none."""
         (self.directory / "faults").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
 
     def break_node(self, node: str, command: str) -> None:

@@ -1,6 +1,7 @@
 """The stage scripts on a real Slurm: what happens to a run there, and that it equals one that nothing happened to."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,28 @@ def test_lives_without_progress_come_to_an_end(desk: Desk) -> None:
     )
     assert desk.slurm.show(job)["Restarts"] == "3"
     wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+
+
+def test_a_rank_that_hangs_is_named_and_the_job_requeued(desk: Desk) -> None:
+    desk.break_lives("hang:5:1", "-")
+    job = desk.submit("stage1.sh", "recipe.toml", "--set", "guards.hang_seconds=10", options=TWO_NODES)
+    desk.wait_for_text(job, "restart 0: the ranks ended with code 70; requeued")
+    assert re.search("rank 0 waits .* rank 1 is .* <- look there", desk.output(job))
+    desk.next_life(job)
+    desk.wait_for_text(job, "resuming at step 4 ")
+    assert desk.end(job) == "0:0"
+
+
+def test_a_full_disk_ends_the_job_and_the_next_one_goes_on(desk: Desk, unbroken: list[dict]) -> None:
+    desk.break_lives("ulimit -f 100")  # files of at most 100 KiB
+    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    assert desk.end(job) == "2:0"
+    assert "4 checkpoints in a row could not be written" in desk.output(job)
+    assert "not requeued" in desk.output(job)
+    desk.break_lives("-")
+    again = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
+    assert desk.end(again) == "0:0"
+    assert trace(desk.directory / "run") == unbroken
 
 
 def test_a_mistake_ends_the_job_before_it_trains(desk: Desk) -> None:

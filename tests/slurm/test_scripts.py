@@ -45,10 +45,9 @@ def test_bash_parses_it(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
-def test_shellcheck_finds_nothing(script: Path) -> None:
-    found = subprocess.run(["shellcheck", "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_shellcheck_finds_nothing(script: Path, shellcheck: str) -> None:
+    found = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.stdout == ""
     assert found.returncode == 0
 
