@@ -4,10 +4,12 @@ import os
 import socket
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,7 +18,9 @@ FREE_GPU_SHARE = 0.9  # less free: somebody else's process is left on the GPU (o
 FREE_MEMORY_SHARE = 0.5  # of the median node's free memory: somebody else's process is left on the node (ours)
 DISK_BYTES = 8 << 20  # written and read back per folder (ours)
 MATMUL_SIZES = {"cuda": 4096, "cpu": 512}  # a side of the square matrices (ours)
-MATMUL_REPEATS = 12  # the fastest counts (ours)
+MATMUL_REPEATS = 100  # the fastest counts (ours)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Judgement:
 def node_name() -> str:
     """Return this node's name as Slurm writes it, else the host's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def within(seconds: float, action: Callable[[], T]) -> T | None:
+    """Return what `action` returns, or None if it takes longer or raises; what hangs is left behind in its thread."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(action()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
 
 
 def examine(rank: int, local_rank: int, folders: Sequence[Path]) -> Findings:
@@ -161,6 +174,7 @@ def judge(findings: Sequence[Findings], silent: Mapping[int, str]) -> Judgement:
 def judge_links(links: Sequence[Link], expected: Mapping[tuple[str, str], Sequence[int]]) -> Judgement:
     """Blame a node all of whose all-reduces failed or were slow; its neighbours have a good one with others.
 
+    Slow: against the median of the nodes' fastest, since a slow node has two in a ring, of three that makes most.
     expected: the ranks that take part in each all-reduce; one that did not report failed.
     """
     judgement = Judgement()
@@ -168,12 +182,15 @@ def judge_links(links: Sequence[Link], expected: Mapping[tuple[str, str], Sequen
     for nodes, ranks in expected.items():
         seconds = {link.rank: link.seconds for link in links if link.nodes == nodes}
         slowest[nodes] = max(_seconds(seconds.get(rank)) for rank in ranks)
-    whole = [seconds for seconds in slowest.values() if seconds < float("inf")]
+    of_node = {node: [nodes for nodes in slowest if node in nodes] for pair in slowest for node in pair}
+    best = [min(slowest[nodes] for nodes in own) for own in of_node.values()]
+    whole = [seconds for seconds in best if seconds < float("inf")]
     limit = SLOW_FACTOR * statistics.median(whole) if whole else 0.0
     ill = {nodes for nodes, seconds in slowest.items() if seconds > limit}
-    for node in sorted({node for nodes in slowest for node in nodes}):
-        own = [nodes for nodes in slowest if node in nodes]
-        if all(nodes in ill for nodes in own) and (len(own) > 1 or own[0] == (node, node)):
+    for node, own in sorted(of_node.items()):
+        # Where nothing works, it is the network or its settings, unless there is but one node.
+        blamable = (len(own) > 1 and whole) or own == [(node, node)]
+        if blamable and all(nodes in ill for nodes in own):
             judgement.blame(node, "; ".join(_describe(nodes, slowest[nodes], limit) for nodes in own))
     for nodes in sorted(ill):
         if not set(nodes) & set(judgement.bad):

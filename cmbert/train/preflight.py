@@ -3,12 +3,14 @@
 Ranks report through a store instead of by collectives, so that one that is dead is named instead of waited for.
 """
 
+import faulthandler
 import json
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -16,20 +18,30 @@ from pathlib import Path
 from torch.distributed import DistError, Store, TCPStore
 
 from cmbert.config.schema import Recipe
-from cmbert.errors import CheckpointError
+from cmbert.errors import EXIT_USER_ERROR, CheckpointError
 from cmbert.files import write_text
 from cmbert.train.checkpoint import resume_candidates
 from cmbert.train.distributed import Launch
-from cmbert.train.links import link_ranks, time_links
+from cmbert.train.links import LINK_SECONDS, link_ranks, time_link
 from cmbert.train.metrics import append_event, read_events
-from cmbert.train.node_checks import Findings, Judgement, Link, examine, judge, judge_links, node_name
+from cmbert.train.node_checks import (
+    Findings,
+    Judgement,
+    Link,
+    examine,
+    free_memory_bytes,
+    judge,
+    judge_links,
+    node_name,
+    within,
+)
 
 EXIT_UNFIT = 69  # EX_UNAVAILABLE of sysexits.h: these nodes, or the network between them, are not fit
 LIFE_FILE, BAD_NODES_FILE = "life", "bad_nodes"
 LIFE = "life"  # kind of the event that a job's start leaves in the run directory
 NO_CHECKPOINT = "-"
 POLL_SECONDS = 0.05
-PARTING_SECONDS = 5  # for the others to read the verdict from rank 0's store (ours)
+PARTING_SECONDS = 5  # for the others to report, or to read the verdict from rank 0's store (ours)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +51,8 @@ def preflight(
 ) -> int:
     """Return 0 if this job may train, EXIT_UNFIT if nodes are not fit; every rank returns the same.
 
+    If the job may not begin, rank 0 raises CheckpointError or OSError and the others return EXIT_USER_ERROR.
+
     result: a folder that all nodes see. `life` gets the run directory, the newest checkpoint and the number of this
     job's lives that began there, tabs between; `bad_nodes` a line for each: name, tab, reasons.
     nodes: the job's nodes in the order of ranks, to name those that are silent; may be empty.
@@ -46,15 +60,18 @@ def preflight(
     max_lives: CheckpointError is raised when so many lives of this job have begun at the newest checkpoint before.
     """
     run = Path(recipe.run_directory)
-    result.mkdir(parents=True, exist_ok=True)
-    if launch.rank == 0:
-        begin_life(run, launch, result, max_lives)
+    faulthandler.dump_traceback_later(_most_seconds(wait_seconds), exit=True)  # a hang must not keep the nodes
     try:
-        store = TCPStore(
-            launch.address, launch.port, is_master=launch.rank == 0, wait_for_workers=False,
-            timeout=timedelta(seconds=wait_seconds),
-        )  # fmt: skip
-        found = examine(launch.rank, launch.local_rank, [run, Path(tempfile.gettempdir())])
+        result.mkdir(parents=True, exist_ok=True)
+        if launch.rank == 0:
+            try:
+                begin_life(run, launch, result, max_lives)
+            except (CheckpointError, OSError):
+                with suppress(DistError):
+                    _dismiss(launch, wait_seconds)
+                raise
+        store = _open_store(launch, wait_seconds)
+        found = _examine(launch, run, wait_seconds / 2)
         store.set(f"found/{launch.rank}", json.dumps(asdict(found)))
         if launch.rank == 0:
             return _lead(store, launch, result, nodes, wait_seconds)
@@ -68,6 +85,40 @@ def preflight(
         if not (result / LIFE_FILE).is_file():  # it never began
             write_text(result / BAD_NODES_FILE, f"{first}\t{reason}\n")
         return EXIT_UNFIT
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _most_seconds(wait_seconds: float) -> float:
+    """Return more than a preflight takes when every wait in it ends by its limit."""
+    return 4 * wait_seconds + 10 * LINK_SECONDS
+
+
+def _open_store(launch: Launch, wait_seconds: float) -> TCPStore:
+    store = TCPStore(
+        launch.address, launch.port, is_master=launch.rank == 0, wait_for_workers=False,
+        timeout=timedelta(seconds=wait_seconds),
+    )  # fmt: skip
+    # Waits that name no limit are those of a new communicator; until one ends, no other thread reaches the store.
+    store.set_timeout(timedelta(seconds=LINK_SECONDS / 2))
+    return store
+
+
+def _dismiss(launch: Launch, wait_seconds: float) -> None:
+    """Rank 0: tell the others that this job may not begin."""
+    store = _open_store(launch, wait_seconds)
+    store.set("next", json.dumps(None))
+    _collect(store, "read", range(1, launch.world_size), wait_seconds)
+
+
+def _examine(launch: Launch, run: Path, seconds: float) -> Findings:
+    """Look at this node; a GPU or a disk that hangs is a fault too."""
+    folders = [run, Path(tempfile.gettempdir())]
+    found = within(seconds, lambda: examine(launch.rank, launch.local_rank, folders))
+    if found is None:
+        fault = f"rank {launch.rank}: its checks did not end within {seconds:.0f} s"
+        found = Findings(launch.rank, node_name(), [fault], 0, free_memory_bytes(), None)
+    return found
 
 
 def begin_life(run: Path, launch: Launch, result: Path, max_lives: int) -> None:
@@ -105,13 +156,8 @@ def _lead(store: Store, launch: Launch, result: Path, nodes: Sequence[str], wait
     placed = [] if judgement.bad else [findings[rank].node for rank in range(world)]
     store.set("next", json.dumps(placed))
     if placed:
-        expected = link_ranks(placed)
-        links = time_links(store, launch, placed)
-        store.set("links/0", json.dumps([asdict(link) for link in links]))
-        reported = _collect(store, "links", range(world), wait_seconds)
-        links = [Link(link["rank"], tuple(link["nodes"]), link["seconds"])
-                 for text in reported.values() for link in json.loads(text)]  # fmt: skip
-        judgement = judge_links(links, expected)
+        links = _try_links(store, launch, placed, wait_seconds)
+        judgement = judge_links(links, {pair: ranks for pairs in link_ranks(placed) for pair, ranks in pairs.items()})
     code = EXIT_UNFIT if judgement.bad or judgement.broken else 0
     _say(judgement, findings, links, result)
     store.set("verdict", str(code))
@@ -121,15 +167,41 @@ def _lead(store: Store, launch: Launch, result: Path, nodes: Sequence[str], wait
 
 def _follow(store: Store, launch: Launch, wait_seconds: float) -> int:
     """Any other rank: wait for the others, try the network, and learn the verdict."""
-    store.wait(["next"], timedelta(seconds=2 * wait_seconds))
+    _wait(store, "next", wait_seconds)
     placed = json.loads(store.get("next"))
-    if placed:
-        links = time_links(store, launch, placed)
-        store.set(f"links/{launch.rank}", json.dumps([asdict(link) for link in links]))
-    store.wait(["verdict"], timedelta(seconds=2 * wait_seconds))
-    code = int(store.get("verdict"))
+    if placed is None:
+        code = EXIT_USER_ERROR
+    else:
+        _try_links(store, launch, placed, wait_seconds)
+        _wait(store, "verdict", wait_seconds)
+        code = int(store.get("verdict"))
     store.set(f"read/{launch.rank}", "")
     return code
+
+
+def _try_links(store: Store, launch: Launch, placed: Sequence[str], wait_seconds: float) -> list[Link]:
+    """Time this rank's all-reduces; rank 0 begins each round when all have ended the last, and returns all links.
+
+    Else a rank that had waited for a dead peer would be late for the next one, which would count as a fault of its own.
+    """
+    links: list[Link] = []
+    for number, pairs in enumerate(link_ranks(placed)):
+        if launch.rank == 0:
+            store.set(f"round/{number}", "")
+        else:
+            _wait(store, f"round/{number}", wait_seconds)
+        own = [time_link(store, launch, pair, ranks) for pair, ranks in pairs.items() if launch.rank in ranks]
+        store.set(f"links/{number}/{launch.rank}", json.dumps([asdict(link) for link in own]))
+        if launch.rank == 0:
+            reported = _collect(store, f"links/{number}", range(len(placed)), LINK_SECONDS + PARTING_SECONDS)
+            links += [Link(link["rank"], tuple(link["nodes"]), link["seconds"])
+                      for text in reported.values() for link in json.loads(text)]  # fmt: skip
+    return links
+
+
+def _wait(store: Store, key: str, wait_seconds: float) -> None:
+    """Wait until rank 0 has got so far, which itself waits for the others. Raises DistError."""
+    store.wait([key], timedelta(seconds=2 * wait_seconds + 3 * LINK_SECONDS))
 
 
 def _collect(store: Store, kind: str, ranks: Sequence[int] | set[int] | range, seconds: float) -> dict[int, str]:

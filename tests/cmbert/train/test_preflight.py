@@ -1,0 +1,375 @@
+"""Which node is blamed for what, how lives are counted, and four ranks that check each other."""
+
+import itertools
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmbert.errors import CheckpointError
+from cmbert.train import node_checks, preflight
+from cmbert.train.distributed import Launch, read_launch
+from cmbert.train.links import Pair, link_ranks, pairs_of
+from cmbert.train.metrics import EVENTS_FILE, read_events
+from cmbert.train.node_checks import Findings, Link, disk_fault, examine, gpu_faults, judge, judge_links, time_matmul
+from cmbert.train.preflight import begin_life
+
+TIMEOUT = 90  # seconds for a test's processes: torch's import takes 10 s on a busy machine
+NODES = ("a", "b", "c", "d")
+FAULTY = Path(__file__).with_name("faulty_preflight.py")
+
+
+def found(
+    node: str, *faults: str, rank: int = 0, gpus: int = 8, memory: float = 100e9, matmul: float | None = 0.010
+) -> Findings:
+    return Findings(rank, node, list(faults), gpus, int(memory), None if faults else matmul)
+
+
+@pytest.mark.parametrize(
+    ("findings", "silent", "bad"),
+    [
+        ([], {}, {}),
+        ([found(node) for node in NODES], {}, {}),
+        ([found("a"), found("b", "GPU 3: lost", "/tmp: full")], {}, {"b": ["GPU 3: lost", "/tmp: full"]}),
+        ([found("a", "same"), found("a", "same", rank=1)], {}, {"a": ["same"]}),
+        (
+            [found("a"), found("b", matmul=0.0151, rank=5), found("c")],
+            {},
+            {"b": ["rank 5: matmul takes 15.1 ms, the median 10.0"]},
+        ),
+        ([found("a"), found("b", matmul=0.0149), found("c")], {}, {}),
+        ([found("a"), found("b", matmul=0.029)], {}, {}),
+        ([found("a"), found("b", matmul=0.031)], {}, {"b": ["rank 0: matmul takes 31.0 ms, the median 20.5"]}),
+        (
+            [found("a"), found("b", memory=49e9), found("c")],
+            {},
+            {"b": ["49.0 GB of memory are free, on the median node 100.0"]},
+        ),
+        ([found("a"), found("b", memory=51e9), found("c")], {}, {}),
+        ([found("a"), found("b", gpus=7)], {}, {"b": ["7 GPUs are visible to torch, elsewhere 8"]}),
+        ([found("a"), found("b", "7 of 8 GPUs", gpus=7)], {}, {"b": ["7 of 8 GPUs"]}),
+        ([found("a")], {9: "c", 8: "b"}, {"b": ["rank 8 did not answer"], "c": ["rank 9 did not answer"]}),
+        ([], {0: "a", 1: "a"}, {"a": ["rank 0 did not answer", "rank 1 did not answer"]}),
+    ],
+)
+def test_judge(findings: list[Findings], silent: dict[int, str], bad: dict[str, list[str]]) -> None:
+    judgement = judge(findings, silent)
+    assert judgement.bad == bad
+    assert (judgement.broken, judgement.slow) == ([], [])
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_every_node_is_tried_with_both_neighbours(count: int) -> None:
+    nodes = [f"n{i}" for i in range(count)]
+    rounds = pairs_of(nodes)
+    for pairs in rounds:
+        names = [node for pair in pairs for node in set(pair)]
+        assert len(names) == len(set(names))
+    pairs = list(itertools.chain(*rounds))
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs) == (1 if count < 3 else count)
+    assert len(rounds) == (1 if count < 3 else 2 + count % 2)
+    for i, node in enumerate(nodes):
+        partners = {other for pair in pairs if node in pair for other in set(pair) - {node}}
+        assert partners == {nodes[i - 1], nodes[(i + 1) % count]} - {node}
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+@pytest.mark.parametrize("per_node", [1, 3])
+def test_all_ranks_of_both_nodes_are_in_a_group(count: int, per_node: int) -> None:
+    placed = [f"n{rank // per_node}" for rank in range(count * per_node)]
+    if len(placed) == 1:
+        assert link_ranks(placed) == []
+        return
+    rounds = link_ranks(placed)
+    assert [list(pairs) for pairs in rounds] == pairs_of([f"n{i}" for i in range(count)])
+    for (a, b), ranks in itertools.chain(*(pairs.items() for pairs in rounds)):
+        assert ranks == sorted(rank for rank, node in enumerate(placed) if node in {a, b})
+        assert len(ranks) == per_node * len({a, b})
+
+
+def reports(nodes: str, *, per_node: int = 2, **seconds: float | None) -> tuple[list[Link], dict[Pair, list[int]]]:
+    """Return the links of all ranks, and who takes part; seconds: ab=1.0, else 0.01, None = failed."""
+    placed = [node for node in nodes for _ in range(per_node)]
+    expected = {pair: ranks for pairs in link_ranks(placed) for pair, ranks in pairs.items()}
+    links = [Link(r, pair, seconds.get("".join(pair), 0.01)) for pair, ranks in expected.items() for r in ranks]
+    return links, expected
+
+
+SLOW_A = "all-reduce between a and b takes 1000.0 ms, the median 10.0"
+
+
+@pytest.mark.parametrize(
+    ("links", "bad", "broken", "slow"),
+    [
+        (reports("abcd"), [], [], []),
+        (reports("abcd", per_node=8), [], [], []),
+        (reports("abcd", ab=0.016, da=0.016), ["a"], [], []),
+        (reports("abcd", ab=0.014, da=0.014), [], [], []),
+        (reports("abcd", ab=None, da=None), ["a"], [], []),
+        (reports("abcd", ab=1.0, da=None), ["a"], [], []),
+        (reports("abc", ab=1.0, ca=1.0), ["a"], [], []),
+        (reports("abcde", bc=None, cd=None), ["c"], [], []),
+        (reports("abcdefg", bc=None, cd=None, ef=1.0, fg=1.0), ["c", "f"], [], []),
+        (reports("abcd", ab=None), [], ["all-reduce between a and b failed"], []),
+        (reports("abcd", ab=1.0), [], [], [SLOW_A]),
+        (reports("abcdef", ab=1.0, de=None), [], ["all-reduce between d and e failed"], [SLOW_A]),
+        (reports("ab", ab=None), [], ["all-reduce between a and b failed"], []),
+        (reports("ab", ab=1.0), [], [], []),
+        (reports("a", aa=None), ["a"], [], []),
+        (reports("a"), [], [], []),
+        (reports("abc", ab=None, bc=None, ca=None), [], [f"all-reduce between {x} failed" for x in ("a and b", "b and c", "c and a")], []),
+    ],
+)  # fmt: skip
+def test_judge_links(
+    links: tuple[list[Link], dict[Pair, list[int]]], bad: list[str], broken: list[str], slow: list[str]
+) -> None:
+    judgement = judge_links(*links)
+    assert (list(judgement.bad), judgement.broken, judgement.slow) == (bad, broken, slow)
+
+
+def test_the_reasons_name_both_links() -> None:
+    judgement = judge_links(*reports("abcd", ab=1.0, da=None))
+    assert judgement.bad == {"a": [f"{SLOW_A}; all-reduce between d and a failed"]}
+
+
+def test_a_rank_that_did_not_report_has_failed() -> None:
+    links, expected = reports("abcd")
+    judgement = judge_links([link for link in links if link.rank != 1], expected)
+    assert list(judgement.bad) == ["a"]
+    judgement = judge_links([link for link in links if (link.rank, link.nodes) != (1, ("a", "b"))], expected)
+    assert (judgement.bad, judgement.broken) == ({}, ["all-reduce between a and b failed"])
+
+
+def test_disk(tmp_path: Path) -> None:
+    assert disk_fault(tmp_path) is None
+    assert disk_fault(tmp_path / "nowhere") == f"{tmp_path}/nowhere: No such file or directory"
+    assert not list(tmp_path.iterdir())
+    code = f"from pathlib import Path\nfrom cmbert.train.node_checks import disk_fault\nprint(disk_fault(Path({str(tmp_path)!r})))"
+    limited = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIMEOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+    )  # fmt: skip
+    assert limited.stdout == f"{tmp_path}: File too large\n"
+
+
+def test_disk_that_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = node_checks.tempfile.TemporaryFile
+
+    def forgetful(**options: Path) -> object:
+        file = sound(**options)
+        monkeypatch.setattr(file, "read", lambda: b"other")
+        return file
+
+    monkeypatch.setattr(node_checks.tempfile, "TemporaryFile", forgetful)
+    assert disk_fault(tmp_path) == f"{tmp_path}: gives back other bytes than were written"
+
+
+def test_matmul() -> None:
+    assert 0 < time_matmul(torch.device("cpu")) < 10
+
+
+def test_a_product_that_is_wrong_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: a)
+    findings = examine(0, 0, [tmp_path])
+    assert findings.faults == ["GPU 0: matmul: computes 1.0, must be 512"]
+    assert findings.matmul_seconds is None
+
+
+def test_only_the_first_rank_of_a_node_looks_at_folders(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    findings = examine(3, 0, [missing, tmp_path])
+    assert findings.faults == [f"{missing}: No such file or directory"]
+    assert (findings.rank, findings.num_gpus, findings.matmul_seconds) == (3, torch.cuda.device_count(), None)
+    findings = examine(4, 1, [missing])
+    assert findings.faults == []
+    assert findings.matmul_seconds is not None
+    assert findings.free_memory_bytes > 1 << 20
+
+
+def test_gpus_that_slurm_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert gpu_faults(0, 7) == ["7 of 8 GPUs are visible to torch"]
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE")
+    assert gpu_faults(0, 0) == []
+
+
+def test_gpu_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    asked = []
+
+    def memory(free: float) -> Callable[[int], tuple[float, float]]:
+        return lambda device: (asked.append(device), (free, 80e9))[1]
+
+    def broken(device: int) -> tuple[float, float]:
+        raise RuntimeError("CUDA error: unknown error\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory(73e9))
+    assert gpu_faults(3, 4) == []
+    assert asked == [3]
+    assert gpu_faults(4, 4) == ["local rank 4 has no GPU, 4 are visible to torch"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory(71e9))
+    assert gpu_faults(3, 4) == ["GPU 3: 71.0 of 80.0 GB of its memory are free"]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    assert gpu_faults(3, 4) == ["GPU 3: CUDA error: unknown error"]
+
+
+class Lives:
+    """Starts of jobs in one run directory."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch):
+        self.run, self.result, self.monkeypatch = directory / "run", directory / "result", monkeypatch
+        self.result.mkdir()
+        monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+
+    def begin(self, job: str, max_lives: int = 3) -> str:
+        """Return what the life file says after the run directory."""
+        self.monkeypatch.setenv("SLURM_JOB_ID", job)
+        begin_life(self.run, Launch(0, 16, 0, "n1", 1), self.result, max_lives)
+        run, rest = (self.result / "life").read_text(encoding="utf-8").split("\t", 1)
+        assert run == str(self.run)
+        return rest
+
+    def checkpoint(self, step: int) -> None:
+        folder = self.run / "checkpoints" / f"step_{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "MANIFEST.json").touch()
+
+
+@pytest.fixture
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
+    return Lives(tmp_path, monkeypatch)
+
+
+def test_lives_at_the_newest_checkpoint_are_counted(lives: Lives) -> None:
+    assert [lives.begin("7"), lives.begin("7")] == ["-\t1\n", "-\t2\n"]
+    lives.checkpoint(40)
+    assert [lives.begin("7"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t2\n"]
+    assert [lives.begin("8"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t1\n"]
+    events = read_events(lives.run)
+    assert [(event["kind"], event["step"], event["job"]) for event in events] == [
+        ("life", step, job) for step, job in ((0, "7"), (0, "7"), (40, "7"), (40, "7"), (40, "8"), (40, "7"))
+    ]
+    assert events[0]["text"] == "job 7, restart 0: 16 ranks on n[1-2]"
+
+
+def test_too_many_lives(lives: Lives) -> None:
+    lives.begin("7")
+    lives.begin("7")
+    (lives.result / "life").unlink()
+    with pytest.raises(CheckpointError, match="2 lives of job 7 began at checkpoint - and left no newer one"):
+        lives.begin("7", max_lives=2)
+    assert not (lives.result / "life").exists()
+    assert len(read_events(lives.run)) == 2
+    lives.checkpoint(4)
+    assert lives.begin("7", max_lives=1) == "step_000000004\t1\n"
+
+
+def test_a_torn_line_of_events_does_not_stop_a_life(lives: Lives) -> None:
+    lives.begin("7")
+    path = lives.run / EVENTS_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind": "spike", "step": 3, "te')
+    assert lives.begin("7") == "-\t2\n"
+    assert path.read_bytes().startswith(whole + b'{"time": ')
+    assert [event["kind"] for event in read_events(lives.run)] == ["life", "life"]
+
+
+def test_checks_that_hang_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "examine", lambda *arguments: time.sleep(600))
+    findings = preflight._examine(Launch(5, 8, 1, "n1", 1), tmp_path, 0.2)
+    assert (findings.rank, findings.node) == (5, node_checks.node_name())
+    assert list(judge([findings], {}).bad.values()) == [["rank 5: its checks did not end within 0 s"]]
+
+
+class Ranks:
+    """Preflights of one rank per node."""
+
+    def __init__(self, recipe: Path, *arguments: str, fault: str = "none:-", nodes: Sequence[str] = NODES):
+        """fault: kind:node of faulty_preflight.py, or nothing for the command itself."""
+        self.result = recipe.parent / f"result of {fault}"
+        words = ["--result", str(self.result), "--nodes", ",".join(nodes), "--wait-seconds", "15", *arguments]
+        program = [str(FAULTY)] if fault else ["-m", "cmbert", "preflight"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(read_launch({}).port), "LOCAL_RANK": "0"}
+        environment |= {"WORLD_SIZE": str(len(nodes))}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, *program, str(recipe), *words],
+                env=environment | {"RANK": str(rank), "SLURMD_NODENAME": node},
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for rank, node in enumerate(nodes)
+        ]  # fmt: skip
+
+    def end(self) -> tuple[list[int], dict[str, str], str]:
+        """Return the exit codes, the bad nodes, and what the ranks said."""
+        try:
+            said = "".join(process.communicate(timeout=TIMEOUT)[0] for process in self.processes)
+        finally:
+            for process in self.processes:
+                process.kill()
+        bad = self.result / "bad_nodes"
+        lines = bad.read_text(encoding="utf-8").splitlines() if bad.exists() else []
+        return [process.returncode for process in self.processes], dict(line.split("\t") for line in lines), said
+
+
+def test_four_sound_nodes(recipe_file: Path) -> None:
+    ranks = Ranks(recipe_file)
+    codes, bad, said = ranks.end()
+    assert (codes, bad) == ([0] * 4, {}), said
+    assert re.search(r"preflight: 4 nodes, 4 ranks fit, \d+ GPUs a node, .*, matmul .* ms, all-reduce .* ms", said), (
+        said
+    )
+    assert (ranks.result / "life").read_text(encoding="utf-8") == f"{recipe_file.parent}/run\t-\t1\n"
+
+
+def test_one_rank_alone(recipe_file: Path) -> None:
+    codes, bad, said = Ranks(recipe_file, fault="", nodes=["a"]).end()
+    assert (codes, bad) == ([0], {}), said
+    assert "preflight: 1 nodes, 1 ranks fit" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("slow_matmul:c", r"rank 2: matmul takes 3\d\d\.\d ms, the median \d+\.\d"),
+        ("slow_link:b", r"all-reduce between a and b takes .* ms, .*; all-reduce between b and c takes .* ms, .*"),
+        ("hanging_link:a", "all-reduce between a and b failed; all-reduce between d and a failed"),
+    ],
+)
+def test_the_node_at_fault_is_blamed_alone(fault: str, reason: str, recipe_file: Path) -> None:
+    codes, bad, said = Ranks(recipe_file, fault=fault).end()
+    assert codes == [69] * 4, said
+    assert list(bad) == [fault[-1]], said
+    assert re.fullmatch(reason, bad[fault[-1]])
+    assert f"preflight: {fault[-1]} is not fit: {bad[fault[-1]]}" in said
+
+
+def test_silent_nodes_are_named_by_the_others(recipe_file: Path) -> None:
+    second, first = Ranks(recipe_file, fault="silent:b"), Ranks(recipe_file, fault="silent:a", nodes=["a", "b"])
+    codes, bad, said = second.end()
+    assert (codes, bad) == ([69, 1, 69, 69], {"b": "rank 1 did not answer"}), said
+    codes, bad, said = first.end()
+    assert (codes, bad) == ([1, 69], {"a": "rank 0 did not answer within 15 s"}), said
+
+
+def test_all_leave_a_job_that_may_not_begin(recipe_file: Path) -> None:
+    ranks = Ranks(recipe_file, "--max-lives", "0", fault="", nodes=["a", "b"])
+    codes, bad, said = ranks.end()
+    assert (codes, bad) == ([2, 2], {}), said
+    assert "cmbert: error: " in said
+    assert "left no newer one" in said
+    assert not (ranks.result / "life").exists()
+
+
+def test_a_rank_that_cannot_be_stopped_ends(recipe_file: Path) -> None:
+    codes, _, said = Ranks(recipe_file, fault="stuck:a", nodes=["a"]).end()
+    assert codes == [1], said
+    assert "in keep_the_gil" in said
