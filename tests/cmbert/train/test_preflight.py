@@ -124,7 +124,7 @@ SLOW_A = "all-reduce between a and b takes 1000.0 ms, the median 10.0"
         (reports("ab", ab=1.0), [], [], []),
         (reports("a", aa=None), ["a"], [], []),
         (reports("a"), [], [], []),
-        (reports("abc", ab=None, bc=None, ca=None), [], [f"all-reduce between {x} failed" for x in ("a and b", "b and c", "c and a")], []),
+        (reports("abc", ab=None, bc=None, ca=None), [], [f"all-reduce between {x} failed" for x in ("a and b", "b and c", "c and a")], []),  # noqa: E501
     ],
 )  # fmt: skip
 def test_judge_links(
@@ -151,7 +151,8 @@ def test_disk(tmp_path: Path) -> None:
     assert disk_fault(tmp_path) is None
     assert disk_fault(tmp_path / "nowhere") == f"{tmp_path}/nowhere: No such file or directory"
     assert not list(tmp_path.iterdir())
-    code = f"from pathlib import Path\nfrom cmbert.train.node_checks import disk_fault\nprint(disk_fault(Path({str(tmp_path)!r})))"
+    code = "from pathlib import Path\nfrom cmbert.train.node_checks import disk_fault\n"
+    code += f"print(disk_fault(Path({str(tmp_path)!r})))"
     limited = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=TIMEOUT,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
