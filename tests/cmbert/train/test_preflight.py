@@ -105,6 +105,9 @@ def reports(nodes: str, *, per_node: int = 2, **seconds: float | None) -> tuple[
 SLOW_A = "all-reduce between a and b takes 1000.0 ms, the median 10.0"
 
 
+PAIRS = ("a and b", "b and c", "c and a")
+
+
 @pytest.mark.parametrize(
     ("links", "bad", "broken", "slow"),
     [
@@ -124,7 +127,7 @@ SLOW_A = "all-reduce between a and b takes 1000.0 ms, the median 10.0"
         (reports("ab", ab=1.0), [], [], []),
         (reports("a", aa=None), ["a"], [], []),
         (reports("a"), [], [], []),
-        (reports("abc", ab=None, bc=None, ca=None), [], [f"all-reduce between {x} failed" for x in ("a and b", "b and c", "c and a")], []),  # noqa: E501
+        (reports("abc", ab=None, bc=None, ca=None), [], [f"all-reduce between {x} failed" for x in PAIRS], []),
     ],
 )  # fmt: skip
 def test_judge_links(
