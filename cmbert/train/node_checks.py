@@ -188,9 +188,8 @@ def judge_links(links: Sequence[Link], expected: Mapping[tuple[str, str], Sequen
     limit = SLOW_FACTOR * statistics.median(whole) if whole else 0.0
     ill = {nodes for nodes, seconds in slowest.items() if seconds > limit}
     for node, own in sorted(of_node.items()):
-        # Where nothing works, it is the network or its settings, unless there is but one node.
-        blamable = (len(own) > 1 and whole) or own == [(node, node)]
-        if blamable and all(nodes in ill for nodes in own):
+        is_alone = own == [(node, node)]  # else, where nothing works, it is the network or its settings
+        if (whole or is_alone) and all(nodes in ill for nodes in own):
             judgement.blame(node, "; ".join(_describe(nodes, slowest[nodes], limit) for nodes in own))
     for nodes in sorted(ill):
         if not set(nodes) & set(judgement.bad):

@@ -1,5 +1,6 @@
 """`cmbert preflight` with one fault put into one node, as FAULT=kind:node says."""
 
+import ctypes
 import os
 import sys
 import time
@@ -39,8 +40,6 @@ def hang(*arguments: Any) -> Any:
 
 
 def keep_the_gil(*arguments: Any) -> Any:
-    import ctypes
-
     ctypes.PyDLL(None).sleep(600)
 
 
@@ -57,8 +56,6 @@ if __name__ == "__main__":
                 links.time_all_reduce = hang
             case "slow_matmul":
                 node_checks.time_matmul = slow_matmul
-            case "hanging_matmul":
-                node_checks.time_matmul = hang
             case "stuck":
                 preflight._most_seconds = lambda wait_seconds: 1.0
                 node_checks.time_matmul = keep_the_gil

@@ -1,29 +1,26 @@
-"""Which node is blamed for what, how lives are counted, and four ranks that check each other."""
+"""Which node is blamed for what, and in which order links are tried."""
 
 import itertools
-import os
-import re
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore, Store
 
-from cmbert.errors import CheckpointError
 from cmbert.train import node_checks, preflight
-from cmbert.train.distributed import Launch, read_launch
+from cmbert.train.distributed import Launch
 from cmbert.train.links import Pair, link_ranks, pairs_of
-from cmbert.train.metrics import EVENTS_FILE, read_events
 from cmbert.train.node_checks import Findings, Link, disk_fault, examine, gpu_faults, judge, judge_links, time_matmul
-from cmbert.train.preflight import begin_life
 
-TIMEOUT = 90  # seconds for a test's processes: torch's import takes 10 s on a busy machine
+TIMEOUT = 90  # seconds for a test's process: torch's import takes 10 s on a busy machine
 NODES = ("a", "b", "c", "d")
-FAULTY = Path(__file__).with_name("faulty_preflight.py")
 
 
 def found(
@@ -224,67 +221,6 @@ def test_gpu_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_faults(3, 4) == ["GPU 3: CUDA error: unknown error"]
 
 
-class Lives:
-    """Starts of jobs in one run directory."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch):
-        self.run, self.result, self.monkeypatch = directory / "run", directory / "result", monkeypatch
-        self.result.mkdir()
-        monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
-
-    def begin(self, job: str, max_lives: int = 3) -> str:
-        """Return what the life file says after the run directory."""
-        self.monkeypatch.setenv("SLURM_JOB_ID", job)
-        begin_life(self.run, Launch(0, 16, 0, "n1", 1), self.result, max_lives)
-        run, rest = (self.result / "life").read_text(encoding="utf-8").split("\t", 1)
-        assert run == str(self.run)
-        return rest
-
-    def checkpoint(self, step: int) -> None:
-        folder = self.run / "checkpoints" / f"step_{step:09d}"
-        folder.mkdir(parents=True)
-        (folder / "MANIFEST.json").touch()
-
-
-@pytest.fixture
-def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
-    return Lives(tmp_path, monkeypatch)
-
-
-def test_lives_at_the_newest_checkpoint_are_counted(lives: Lives) -> None:
-    assert [lives.begin("7"), lives.begin("7")] == ["-\t1\n", "-\t2\n"]
-    lives.checkpoint(40)
-    assert [lives.begin("7"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t2\n"]
-    assert [lives.begin("8"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t1\n"]
-    events = read_events(lives.run)
-    assert [(event["kind"], event["step"], event["job"]) for event in events] == [
-        ("life", step, job) for step, job in ((0, "7"), (0, "7"), (40, "7"), (40, "7"), (40, "8"), (40, "7"))
-    ]
-    assert events[0]["text"] == "job 7, restart 0: 16 ranks on n[1-2]"
-
-
-def test_too_many_lives(lives: Lives) -> None:
-    lives.begin("7")
-    lives.begin("7")
-    (lives.result / "life").unlink()
-    with pytest.raises(CheckpointError, match="2 lives of job 7 began at checkpoint - and left no newer one"):
-        lives.begin("7", max_lives=2)
-    assert not (lives.result / "life").exists()
-    assert len(read_events(lives.run)) == 2
-    lives.checkpoint(4)
-    assert lives.begin("7", max_lives=1) == "step_000000004\t1\n"
-
-
-def test_a_torn_line_of_events_does_not_stop_a_life(lives: Lives) -> None:
-    lives.begin("7")
-    path = lives.run / EVENTS_FILE
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"kind": "spike", "step": 3, "te')
-    assert lives.begin("7") == "-\t2\n"
-    assert path.read_bytes().startswith(whole + b'{"time": ')
-    assert [event["kind"] for event in read_events(lives.run)] == ["life", "life"]
-
-
 def test_checks_that_hang_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "examine", lambda *arguments: time.sleep(600))
     findings = preflight._examine(Launch(5, 8, 1, "n1", 1), tmp_path, 0.2)
@@ -292,88 +228,35 @@ def test_checks_that_hang_are_a_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(judge([findings], {}).bad.values()) == [["rank 5: its checks did not end within 0 s"]]
 
 
-class Ranks:
-    """Preflights of one rank per node."""
+def test_a_round_begins_when_all_have_ended_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, Pair]] = []
 
-    def __init__(self, recipe: Path, *arguments: str, fault: str = "none:-", nodes: Sequence[str] = NODES):
-        """fault: kind:node of faulty_preflight.py, or nothing for the command itself."""
-        self.result = recipe.parent / f"result of {fault}"
-        words = ["--result", str(self.result), "--nodes", ",".join(nodes), "--wait-seconds", "15", *arguments]
-        program = [str(FAULTY)] if fault else ["-m", "cmbert", "preflight"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(read_launch({}).port), "LOCAL_RANK": "0"}
-        environment |= {"WORLD_SIZE": str(len(nodes))}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, *program, str(recipe), *words],
-                env=environment | {"RANK": str(rank), "SLURMD_NODENAME": node},
-                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )
-            for rank, node in enumerate(nodes)
-        ]  # fmt: skip
+    def time_link(store: Store, launch: Launch, pair: Pair, ranks: list[int]) -> Link:
+        tried.append((launch.rank, pair))
+        return Link(launch.rank, pair, 0.01)
 
-    def end(self) -> tuple[list[int], dict[str, str], str]:
-        """Return the exit codes, the bad nodes, and what the ranks said."""
-        try:
-            said = "".join(process.communicate(timeout=TIMEOUT)[0] for process in self.processes)
-        finally:
-            for process in self.processes:
-                process.kill()
-        bad = self.result / "bad_nodes"
-        lines = bad.read_text(encoding="utf-8").splitlines() if bad.exists() else []
-        return [process.returncode for process in self.processes], dict(line.split("\t") for line in lines), said
+    monkeypatch.setattr(preflight, "time_link", time_link)
+    store, returned = HashStore(), {}
 
+    def begin(rank: int) -> threading.Thread:
+        launch = Launch(rank, 4, 0, "n1", 1)
+        work = lambda: returned.update({rank: preflight._try_links(store, launch, list(NODES), 10)})  # noqa: E731
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
 
-def test_four_sound_nodes(recipe_file: Path) -> None:
-    ranks = Ranks(recipe_file)
-    codes, bad, said = ranks.end()
-    assert (codes, bad) == ([0] * 4, {}), said
-    assert re.search(r"preflight: 4 nodes, 4 ranks fit, \d+ GPUs a node, .*, matmul .* ms, all-reduce .* ms", said), (
-        said
-    )
-    assert (ranks.result / "life").read_text(encoding="utf-8") == f"{recipe_file.parent}/run\t-\t1\n"
-
-
-def test_one_rank_alone(recipe_file: Path) -> None:
-    codes, bad, said = Ranks(recipe_file, fault="", nodes=["a"]).end()
-    assert (codes, bad) == ([0], {}), said
-    assert "preflight: 1 nodes, 1 ranks fit" in said
-
-
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("slow_matmul:c", r"rank 2: matmul takes 3\d\d\.\d ms, the median \d+\.\d"),
-        ("slow_link:b", r"all-reduce between a and b takes .* ms, .*; all-reduce between b and c takes .* ms, .*"),
-        ("hanging_link:a", "all-reduce between a and b failed; all-reduce between d and a failed"),
-    ],
-)
-def test_the_node_at_fault_is_blamed_alone(fault: str, reason: str, recipe_file: Path) -> None:
-    codes, bad, said = Ranks(recipe_file, fault=fault).end()
-    assert codes == [69] * 4, said
-    assert list(bad) == [fault[-1]], said
-    assert re.fullmatch(reason, bad[fault[-1]])
-    assert f"preflight: {fault[-1]} is not fit: {bad[fault[-1]]}" in said
-
-
-def test_silent_nodes_are_named_by_the_others(recipe_file: Path) -> None:
-    second, first = Ranks(recipe_file, fault="silent:b"), Ranks(recipe_file, fault="silent:a", nodes=["a", "b"])
-    codes, bad, said = second.end()
-    assert (codes, bad) == ([69, 1, 69, 69], {"b": "rank 1 did not answer"}), said
-    codes, bad, said = first.end()
-    assert (codes, bad) == ([1, 69], {"a": "rank 0 did not answer within 15 s"}), said
-
-
-def test_all_leave_a_job_that_may_not_begin(recipe_file: Path) -> None:
-    ranks = Ranks(recipe_file, "--max-lives", "0", fault="", nodes=["a", "b"])
-    codes, bad, said = ranks.end()
-    assert (codes, bad) == ([2, 2], {}), said
-    assert "cmbert: error: " in said
-    assert "left no newer one" in said
-    assert not (ranks.result / "life").exists()
-
-
-def test_a_rank_that_cannot_be_stopped_ends(recipe_file: Path) -> None:
-    codes, _, said = Ranks(recipe_file, fault="stuck:a", nodes=["a"]).end()
-    assert codes == [1], said
-    assert "in keep_the_gil" in said
+    threads = [begin(1)]
+    time.sleep(0.2)
+    assert tried == []
+    threads.append(begin(0))
+    store.wait(["links/0/1"], timedelta(seconds=10))
+    time.sleep(0.2)
+    first = [(0, ("a", "b")), (1, ("a", "b"))]
+    assert sorted(tried) == first
+    for name in ("links/0/2", "links/0/3", "links/1/2", "links/1/3"):
+        store.set(name, "[]")
+    for thread in threads:
+        thread.join(10)
+    second = [(0, ("d", "a")), (1, ("b", "c"))]
+    assert sorted(tried[2:]) == sorted(second)
+    assert [(link.rank, link.nodes) for link in returned[0]] == [*first, *second]
