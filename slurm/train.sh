@@ -33,7 +33,7 @@ preflight() {
     rm -rf "$result"
     # --wait=0: the others say who did not answer.
     start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]}")" \
-        --wait-seconds "${CMBERT_PREFLIGHT_SECONDS:-300}" --max-lives "$MAX_LIVES"
+        ${CMBERT_PREFLIGHT_SECONDS:+--wait-seconds "$CMBERT_PREFLIGHT_SECONDS"} --max-lives "$MAX_LIVES"
     IFS=$'\t' read -r run newest lives 2>/dev/null <"$result/life" || true
     bad=$(cut -f1 "$result/bad_nodes" 2>/dev/null | paste -sd,) || true
     rm -rf "$result"

@@ -36,7 +36,7 @@ def read_events(run: Path) -> list[dict]:
 def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> None:
     """Add an event to those of a run that nobody trains at this moment."""
     events = _continue_lines(run / EVENTS_FILE, read_events(run))
-    events.write(_line({"time": time.time(), "kind": kind, "step": step, "text": text, **more}).encode())
+    events.write(_event(kind, step, text, **more))
     events.close()
 
 
@@ -58,6 +58,10 @@ def _continue_lines(path: Path, kept: list[dict]) -> PatientFile:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _event(kind: str, step: int, text: str, **more: str) -> bytes:
+    return _line({"time": time.time(), "kind": kind, "step": step, "text": text, **more}).encode()
 
 
 def check_wandb(project: str) -> None:
@@ -153,7 +157,7 @@ class MetricsWriter:
 
     def record_event(self, kind: str, step: int, text: str) -> None:
         """Append what happened to the run; unlike the metrics it is never rewound."""
-        self.events.write(_line({"time": time.time(), "kind": kind, "step": step, "text": text}).encode())
+        self.events.write(_event(kind, step, text))
 
     def sync(self) -> None:
         """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""

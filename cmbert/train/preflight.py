@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -204,7 +204,7 @@ def _wait(store: Store, key: str, wait_seconds: float) -> None:
     store.wait([key], timedelta(seconds=2 * wait_seconds + 3 * LINK_SECONDS))
 
 
-def _collect(store: Store, kind: str, ranks: Sequence[int] | set[int] | range, seconds: float) -> dict[int, str]:
+def _collect(store: Store, kind: str, ranks: Iterable[int], seconds: float) -> dict[int, str]:
     """Return what the ranks have put into the store as `kind`/RANK within some seconds."""
     end = time.monotonic() + seconds
     missing, found = list(ranks), {}

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.integration.launching import children
+
 NODES = ("n1", "n2")
 START_SECONDS = 60
 SLURMD_TIMEOUT_SECONDS = 10  # after so long without an answer a node counts as failed
@@ -136,8 +138,8 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Kill a node's slurmd and all it had started, as a crash of the machine would."""
         victims = [self._pid(f"slurmd.{node}")]
-        victims += [pid for pid, words in processes().items() if any(w.startswith("slurmstepd") for w in words[:1])
-                    and self._node_of(pid) == node]  # fmt: skip
+        victims += [pid for pid, words in processes().items()
+                    if words[0].startswith("slurmstepd") and self._node_of(pid) == node]  # fmt: skip
         for victim in victims:
             for pid in [victim, *descendants(victim)]:
                 _kill(pid, signal.SIGKILL)
@@ -197,9 +199,7 @@ def processes() -> dict[int, list[str]]:
 
 def descendants(pid: int) -> list[int]:
     """Return the processes below one."""
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    direct = [int(word) for word in children.stdout.split()]
-    return direct + [below for child in direct for below in descendants(child)]
+    return [below for child in children(pid) for below in (child, *descendants(child))]
 
 
 def _kill(pid: int, number: int) -> None:

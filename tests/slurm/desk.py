@@ -65,10 +65,10 @@ class Desk:
     def output(self, job: str) -> str:
         return "".join(path.read_text(encoding="utf-8") for path in self.directory.glob(f"slurm-*-{job}.out"))
 
-    def wait_for_text(self, job: str, pattern: str, count: int = 1) -> None:
-        """Wait until the job's output has `pattern` so often."""
+    def wait_for_text(self, job: str, pattern: str) -> None:
+        """Wait until the job's output has `pattern`."""
         try:
-            wait_until(lambda: len(re.findall(pattern, self.output(job))) >= count, LIFE_SECONDS, pattern)
+            wait_until(lambda: re.search(pattern, self.output(job)), LIFE_SECONDS, pattern)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.output(job)}") from error
 

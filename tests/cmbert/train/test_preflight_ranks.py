@@ -12,7 +12,7 @@ import pytest
 from cmbert.train.distributed import read_launch
 
 TIMEOUT = 90  # seconds for a test's processes: torch's import takes 10 s on a busy machine
-WAIT_SECONDS = "10"  # for a silent rank
+WAIT_SECONDS = "15"  # for a silent rank
 NODES = ("a", "b", "c", "d")
 FAULTY = Path(__file__).with_name("faulty_preflight.py")
 
