@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cmbert.train.distributed import read_launch
+from cmbert.train.distributed import leave, read_launch
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.optim import AdamW
 
@@ -69,6 +69,7 @@ def main(output: Path) -> None:
     if launch.rank == 0:
         torch.save(found, output)
     stop_distributed()
+    leave(0)  # as `cmbert train` does: finalisation aborts a rank now and then
 
 
 if __name__ == "__main__":
