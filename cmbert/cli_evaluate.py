@@ -1,0 +1,114 @@
+"""The commands that judge a model: eval | bench. Each imports what it needs when it runs."""
+
+import argparse
+from pathlib import Path
+
+
+def add_eval(commands: argparse._SubParsersAction) -> None:
+    """Add `eval`."""
+    evaluate = commands.add_parser(
+        "eval", help="held-out loss of a model", description="Masked loss in nats, accuracy."
+    )
+    evaluate.add_argument("model", type=Path, help="run directory, checkpoint or exported folder")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="held-out shard set")
+    evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
+    evaluate.add_argument("--context", type=int, metavar="N", help="row length, tokens (default: the run's, or 1024)")
+    evaluate.add_argument("--max-rows", type=int, metavar="N", help="score only the first N rows (default: all)")
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
+    evaluate.set_defaults(command=_eval)
+
+
+def add_bench(commands: argparse._SubParsersAction) -> None:
+    """Add `bench`."""
+    bench = commands.add_parser(
+        "bench",
+        help="side-by-side benchmarks",
+        description="Time us and a peer in turn in one run, on the GPU if there is one; rows go to runs/bench/.",
+    )
+    kinds = bench.add_subparsers(required=True, metavar="inference|train|loader")
+    for work, what in (("inference", "encode texts"), ("train", "training steps: forward, backward, optimizer")):
+        _add_bench_model(kinds.add_parser(work, help=what, description=f"Tokens per second and MFU: {what}."), work)
+    loader = kinds.add_parser(
+        "loader", help="shards to packed, whole-word-masked tensors, one core", description="The data loader's rate."
+    )
+    loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
+    loader.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
+    loader.add_argument(
+        "--lengths", type=_integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+    )
+    loader.add_argument(
+        "--plan-documents", type=int, default=0, metavar="N", help="also plan N synthetic documents (default 0: do not)"
+    )
+    loader.add_argument("--json", action="store_true", help="print the rows as JSON")
+    loader.set_defaults(command=_bench_loader)
+
+
+def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
+    bench.add_argument(
+        "--model",
+        type=Path,
+        default=Path("recipes/large/stage1.toml"),
+        metavar="PATH",
+        help="recipe, or folder that `cmbert export` wrote, whose shape is timed (default recipes/large/stage1.toml)",
+    )
+    bench.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
+    )
+    bench.add_argument(
+        "--lengths", type=_integers, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
+    )
+    bench.add_argument("--pieces", type=_integers, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument(
+        "--batch-tokens", type=int, default=32_768, metavar="N", help="real tokens in a batch, about (default 32768)"
+    )
+    bench.add_argument("--against", choices=["hf"], help="hf: also transformers' ModernBERT of the same shape")
+    bench.add_argument("--json", action="store_true", help="print the rows as JSON")
+    bench.set_defaults(command=_bench_model, work=work)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.pseudo_perplexity import evaluate, print_score, unigram_loss
+    from cmbert.files import write_json
+    from cmbert.train.release import open_model
+
+    trained = open_model(options.model)
+    context = options.context or trained.context_tokens
+    score = evaluate(trained.model, trained.tokenizer, options.data, context=context, max_rows=options.max_rows)
+    unigram = unigram_loss(trained.training_shards, trained.tokenizer.vocab_size) if trained.training_shards else None
+    print_score(score, unigram, by_position=options.by_position)
+    if options.output:
+        write_json(options.output, {"model": str(options.model), "unigram_loss": unigram, **score.as_dict()})
+    return 0
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
+
+
+def _bench_loader(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.benchmark import print_rows
+    from cmbert.evaluate.loader_throughput import bench_loader
+
+    rows = bench_loader(options.data, options.tokenizer, options.lengths, options.plan_documents)
+    print_rows(rows, as_json=options.json)
+    return 0
+
+
+def _bench_model(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.benchmark import keep_rows, print_rows
+    from cmbert.evaluate.throughput import bench_throughput, read_shape, workloads
+
+    model, kernels = read_shape(options.model, options.overrides)
+    loads = workloads(options.lengths, options.pieces, options.batch_tokens, model.max_length)
+    rows = []
+    for row in bench_throughput(options.work, model, kernels, loads, against_transformers=options.against == "hf"):
+        rows.append(row)
+        if not options.json:
+            print_rows([row], as_json=False)
+    keep_rows(options.work, rows)
+    if options.json:
+        print_rows(rows, as_json=True)
+    return 0
