@@ -1,16 +1,14 @@
 """`cmbert report`: one self-contained HTML page about a run: headline figures, curves, samples, what was run.
 
 Reads metrics.jsonl, resolved.toml and environment.json of each stage and, where they are, eval.json, fill_mask.json
-and summary.json. First what is read, then the sections; report_charts.py draws, report_page.html says how it looks.
+and summary.json. First what is read, then the sections; report_charts.py draws, page.html says how it looks.
 """
 
 import json
 import logging
-import string
 import time
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from cmbert.config.load import read_toml
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import write_text
+from cmbert.page import table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
     NARROW,
@@ -85,16 +83,14 @@ def write_report(run: Path, output: Path) -> None:
         phases_section(phases),
         f"<h2>What was run</h2>\n{facts_table(stages)}",
     ]
-    template = resources.files("cmbert").joinpath("report_page.html").read_text(encoding="utf-8")
-    page = string.Template(template).substitute(
-        title=escape(run.resolve().name),
+    size = write_page(
+        output,
+        title=run.resolve().name,
         subtitle=f"Masked-language-model pretraining · {count} · {steps:,} steps · last step on {when} (UTC)",
         figures=headline(stages, score, f"after {scored.name}", sum(phases.values())),
-        sections="\n".join(filter(None, sections)),
+        sections=sections,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, page)
-    logger.info("report %s (%d kB)", output, len(page.encode()) // 1000)
+    logger.info("report %s (%d kB)", output, size // 1000)
 
 
 def read_stages(run: Path) -> list[Stage]:
@@ -295,12 +291,3 @@ def facts_table(stages: Sequence[Stage]) -> str:
     packages = [name for name in versions[-1] if any(found.get(name) for found in versions)]
     rows += [[name, *(found.get(name) or "–" for found in versions)] for name in packages]
     return f'<div class="card">{table(["", *(stage.name for stage in stages)], rows)}</div>'
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts, the first of each row naming it."""
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(
-        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -97,6 +97,17 @@ def read_config(directory: Path) -> ModelConfig:
     return _model_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), directory)
 
 
+def is_export(directory: Path) -> bool:
+    """Return whether `export_folder` wrote the folder: its masked language model, with special ids as ours."""
+    path, tokenizer = directory / "config.json", directory / TOKENIZER_FILES[0]
+    if not (path.is_file() and tokenizer.is_file()):
+        return False
+    values = json.loads(path.read_text(encoding="utf-8"))
+    ours = ("CmbertForMaskedLM", "ModernBertForMaskedLM")
+    special = [values.get(f"{name}_token_id") for name in ("pad", "cls", "sep")]
+    return (values.get("architectures") or [""])[0] in ours and special == [PAD_ID, CLS_ID, SEP_ID]
+
+
 def modernbert_config(config: ModelConfig) -> Any:
     """Return transformers' configuration of stock ModernBERT, LayerNorm included, of the shape of `config`."""
     from transformers import ModernBertConfig

@@ -1,0 +1,195 @@
+"""The protocol, the same for every model: the setting that does best on dev, then several seeds of it.
+
+A model is scored after its last epoch. Dev figures are of the split the setting was chosen on: slightly flattering, the
+same way for all. Everything done is kept under the output folder, and a second call goes on from there.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmbert.errors import ConfigError
+from cmbert.evaluate.finetune.backbone import Backbone
+from cmbert.evaluate.finetune.examples import Split, read_split
+from cmbert.evaluate.finetune.items import Item, prepare
+from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
+from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, run_trial
+from cmbert.evaluate.throughput import versions
+from cmbert.files import hash_file, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
+CONFIDENCE = 0.95  # of the intervals over seeds
+
+
+def finetune(
+    backbone: Backbone,
+    task: Task,
+    folder: Path,
+    output: Path,
+    *,
+    model_name: str,
+    settings: Sequence[Setting],
+    num_seeds: int,
+) -> dict[str, Any]:
+    """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
+
+    settings: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. Raises InputError for data
+    that is not as it should be, ConfigError when the folder holds results of another model, data or task.
+    """
+    splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
+    max_length = min(task.max_length, backbone.max_length)
+    place = output / task.name / model_name
+    _claim(place, _identity(backbone, task, folder, max_length))
+    items = {
+        name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
+    }
+    cut = sum(not piece.whole for part in items.values() for item in part for piece in item.pieces)
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
+    logger.info("%s, %s: %s examples; %d texts cut to %d tokens", task.name, model_name, counts, cut, max_length)
+    data = Data(**items)
+    searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
+    best = max(searched, key=lambda result: result.dev[task.score_names[0]])
+    trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
+    result = {
+        "task": task.name,
+        "model": model_name,
+        "scores": list(task.score_names),
+        "setting": asdict(best.setting),
+        "max_length": max_length,
+        "grid": [{**asdict(trial.setting), "dev": trial.dev} for trial in searched],
+        "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
+        "train_examples": len(data.train),
+        "texts_cut": cut,
+        "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
+        **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+    _write_predictions(task, data.test, max(trials, key=lambda trial: trial.dev[task.score_names[0]]), place)
+    write_json(place / "result.json", result)
+    return result
+
+
+def settings_of(
+    task: Task,
+    grid: bool,
+    learning_rates: Sequence[float] | None,
+    batch_sizes: Sequence[int] | None,
+    epochs: Sequence[int] | None,
+) -> list[Setting]:
+    """Return what is tried: the task's own setting, the fixed grid, or every combination of the given values.
+
+    Raises ConfigError for values that are not positive.
+    """
+    rates = learning_rates or (GRID_LEARNING_RATES if grid else (task.learning_rate,))
+    batches = batch_sizes or (GRID_BATCH_SIZES if grid else (task.batch_size,))
+    passes = epochs or (task.epochs,)
+    wrong = [value for value in (*rates, *batches, *passes) if not value > 0]
+    if wrong:
+        raise ConfigError(f"--learning-rates, --batch-sizes, --epochs: {wrong[0]} must be positive")
+    return [
+        Setting(learning_rate=rate, batch_size=batch, epochs=count)
+        for rate, batch, count in itertools.product(rates, batches, passes)
+    ]
+
+
+def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> dict[str, Any]:
+    """Return what a trial's outcome depends on, beside setting and seed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in backbone.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+    files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
+    tokenizer = backbone.tokenizer.backend_tokenizer.to_str().encode()
+    described = {key: value for key, value in asdict(task).items() if key not in NOT_IDENTITY}
+    return {
+        "weights": digest.hexdigest(),
+        "tokenizer": hashlib.blake2b(tokenizer, digest_size=16).hexdigest(),
+        "data": {file: hash_file(folder / file)[:32] for file in files},
+        "task": described,
+        "max_length": max_length,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _claim(place: Path, identity: dict[str, Any]) -> None:
+    """Make the folder of a model and task, or go on in it if it is of the same model, data and task."""
+    path, identity = place / "identity.json", json.loads(json.dumps(identity))
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in identity if found.get(key) != identity[key]]
+        if differing:
+            raise ConfigError(
+                f"{place}: holds results with other {', '.join(differing)}; name another --output or --name, "
+                "or remove that folder"
+            )
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(path, identity)
+
+
+def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path) -> TrialResult:
+    """Run a trial, or read what an earlier call found."""
+    path = place / "trials" / f"{setting.name}_seed{seed}.json"
+    if path.is_file():
+        return TrialResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    path.parent.mkdir(exist_ok=True)
+    result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
+    write_json(path, result.as_dict())
+    scores = [
+        f"{split} {name} {value:.2f}" for split in ("dev", "test") for name, value in getattr(result, split).items()
+    ]
+    logger.info("%s %s seed %d: %s  (%.0f s)", task.name, setting.name, seed, "  ".join(scores), result.seconds)
+    return result
+
+
+def _summary(task: Task, split: Split | None, items: Sequence[Item], trials: Sequence[TrialResult]) -> dict[str, Any]:
+    """Return size, majority class and each score's mean and interval over the seeds."""
+    assert split is not None
+    found: dict[str, Any] = {"examples": len(items), "labelled": split.labelled}
+    if not split.labelled:
+        return found
+    if task.kind == "classification":
+        counts = Counter(item.example.label for item in items)
+        found["majority_share"] = round(100 * max(counts.values()) / len(items), 2)
+    for name in task.score_names:
+        found[name] = interval([getattr(trial, split.name)[name] for trial in trials])
+    return found
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and half the width of the 95 % interval of Student's t; None for a single value."""
+    from scipy.stats import t
+
+    half = None
+    if len(values) > 1:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "half_width": half, "values": list(values)}
+
+
+def _write_predictions(task: Task, items: Sequence[Item], trial: TrialResult, place: Path) -> None:
+    """Write the test answers of the seed that did best on dev, in CLUE's submission format."""
+    if not items:
+        return
+    pairs = [(item.example.id, answer) for item, answer in zip(items, trial.test_answers, strict=True)]
+    if task.reader in ("chid", "cmrc"):  # one JSON object
+        answers = {identity: int(answer) if task.reader == "chid" else answer for identity, answer in pairs}
+        write_json(place / task.predictions_file, answers)
+        return
+    lines = []
+    for identity, answer in pairs:
+        record = {"id": int(identity) if identity.isdigit() else identity, "label": answer}
+        if task.kind == "choice":
+            record["label"] = int(answer)
+        lines.append(json.dumps(record, ensure_ascii=False))
+    write_text(place / task.predictions_file, "\n".join(lines) + "\n")
