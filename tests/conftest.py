@@ -40,7 +40,9 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.train_from_iterator(words, trainer)
     assert backend.get_vocab_size() == VOCAB_SIZE
     backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     backend.save(str(directory / "tokenizer.json"))
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))

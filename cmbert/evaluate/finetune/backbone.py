@@ -108,7 +108,9 @@ def their_backbone(name: str, *, untrained: bool) -> Backbone:
     Code of a model is run only from a folder. Raises ConfigError if there is no such model, or it has no tokenizer.
     """
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     trust = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
@@ -120,14 +122,12 @@ def their_backbone(name: str, *, untrained: bool) -> Backbone:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
-            f"--model {name}: not a run, a checkpoint, a model folder or a model's name: {first}"
+            f"--model {name}: neither a run, a checkpoint nor a model of transformers: {first}"
         ) from error
     tokenizer = load_auto_tokenizer(name)
     rows = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ConfigError(
-            f"--model {name}: its tokenizer has {len(tokenizer)} ids, the model {rows}; pair what belongs"
-        )
+        raise ConfigError(f"--model {name}: its tokenizer has {len(tokenizer)} ids, the model {rows}; use its own")
     return Backbone(encoder, tokenizer, config.hidden_size, config.max_position_embeddings)
 
 
@@ -140,6 +140,8 @@ def load_auto_tokenizer(name: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or ["?"])[0]
         raise ConfigError(f"--model {name}: has no tokenizer that transformers can load: {first}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one when the files are missing
+        raise ConfigError(f"--model {name}: has no tokenizer; put its files beside the model")
     if not tokenizer.is_fast:
         raise ConfigError(f"--model {name}: its tokenizer gives no offsets; put a tokenizer.json beside the model")
     return tokenizer

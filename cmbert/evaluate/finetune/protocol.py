@@ -110,11 +110,12 @@ def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> 
         digest.update(name.encode())
         digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
     files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
-    tokenizer = backbone.tokenizer.backend_tokenizer.to_str().encode()
+    tokenizer = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
+    tokenizer |= {"truncation": None, "padding": None}  # which the last call has set
     described = {key: value for key, value in asdict(task).items() if key not in NOT_IDENTITY}
     return {
         "weights": digest.hexdigest(),
-        "tokenizer": hashlib.blake2b(tokenizer, digest_size=16).hexdigest(),
+        "tokenizer": hashlib.blake2b(json.dumps(tokenizer).encode(), digest_size=16).hexdigest(),
         "data": {file: hash_file(folder / file)[:32] for file in files},
         "task": described,
         "max_length": max_length,
@@ -146,10 +147,8 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
-    scores = [
-        f"{split} {name} {value:.2f}" for split in ("dev", "test") for name, value in getattr(result, split).items()
-    ]
-    logger.info("%s %s seed %d: %s  (%.0f s)", task.name, setting.name, seed, "  ".join(scores), result.seconds)
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in result.dev.items())
+    logger.info("%s %s seed %d: dev %s (%.0f s)", task.name, setting.name, seed, scores, result.seconds)
     return result
 
 

@@ -1,0 +1,192 @@
+"""Trials learn, repeat bit for bit, go on where they were stopped; results are kept apart by model, data and split."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cmbert.cli import main
+from cmbert.errors import ConfigError
+from cmbert.evaluate.finetune import trial as trial_module
+from cmbert.evaluate.finetune.examples import read_split
+from cmbert.evaluate.finetune.items import prepare
+from cmbert.evaluate.finetune.protocol import finetune, interval, settings_of
+from cmbert.evaluate.finetune.results import score_table
+from cmbert.evaluate.finetune.tasks import CLUE_TASKS, Task, load_task
+from cmbert.evaluate.finetune.trial import Data, Setting, backward, run_trial
+from cmbert.evaluate.mixed_precision import MixedPrecision
+
+SETTING = Setting(learning_rate=5e-3, batch_size=8, epochs=6)
+
+
+@pytest.fixture
+def task(review_folder) -> Task:
+    return load_task(review_folder / "task.toml")
+
+
+def read(backbone, task, folder) -> Data:
+    splits = [read_split(task, folder, name) for name in ("train", "dev", "test")]
+    return Data(*(prepare(backbone, task, split.examples, 32) for split in splits))
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_a_trial_learns_and_repeats(request, task, review_folder, tmp_path, kind):
+    backbone = request.getfixturevalue(kind)
+    before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
+    data = read(backbone, task, review_folder)
+    first, second = (run_trial(backbone, task, data, SETTING, 1, tmp_path / "saved.pt") for _ in range(2))
+    assert first.dev["accuracy"] > 90  # of two classes
+    assert first.test == {}
+    assert (first.losses, first.dev_answers, first.test_answers) == (
+        second.losses,
+        second.dev_answers,
+        second.test_answers,
+    )
+    assert run_trial(backbone, task, data, SETTING, 2, tmp_path / "saved.pt").losses != first.losses
+    assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())
+
+
+def test_an_interrupted_trial_goes_on_bit_for_bit(ours, task, review_folder, tmp_path, monkeypatch):
+    data, saved = read(ours, task, review_folder), tmp_path / "saved.pt"
+    unbroken = run_trial(ours, task, data, SETTING, 1, saved)
+    monkeypatch.setattr(trial_module, "SAVE_SECONDS", 0.0)
+    steps = []
+
+    def interrupt(*arguments):
+        steps.append(1)
+        if len(steps) == 28:  # in the middle of the fourth epoch of eight steps
+            raise KeyboardInterrupt
+        return backward(*arguments)
+
+    monkeypatch.setattr(trial_module, "backward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(ours, task, data, SETTING, 1, saved)
+    assert saved.is_file()
+    again = run_trial(ours, task, data, SETTING, 1, saved)
+    assert len(steps) == 28 + 24  # epochs four to six
+    assert replace(again, seconds=0) == replace(unbroken, seconds=0)
+    assert not saved.exists()
+
+
+def test_a_batch_in_several_forwards_has_the_same_gradient(ours, task, review_folder, monkeypatch):
+    data = read(ours, task, review_folder)
+    gradients = []
+    for tokens in (16_384, 60):
+        monkeypatch.setattr(trial_module, "FORWARD_TOKENS", tokens)
+        model = trial_module.TaskModel(ours, task, 0).eval()
+        loss = backward(model, data.train[:8])
+        gradients.append(([loss], [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        model.zero_grad()
+    assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-6)
+    for one, other in zip(gradients[0][1], gradients[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_bf16_weights_follow_fp32_copies():
+    torch.manual_seed(0)
+    exact = torch.nn.Linear(8, 8)
+    half = torch.nn.Linear(8, 8).to(torch.bfloat16)
+    half.load_state_dict(exact.state_dict())
+    exact.load_state_dict({name: weight.float() for name, weight in half.state_dict().items()})
+    optimizers = [MixedPrecision(exact, 1e-4), MixedPrecision(half, 1e-4)]
+    for step in range(50):
+        gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(step)).bfloat16()
+        exact.weight.grad, half.weight.grad = gradient.float(), gradient
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(optimizers[1].copies[0], exact.weight.detach(), atol=1e-7, rtol=1e-6)
+    assert torch.equal(half.weight, exact.weight.bfloat16())
+
+
+def run(backbone, task, folder, output, settings, seeds=2, name="mine"):
+    return finetune(backbone, task, folder, output, model_name=name, settings=settings, num_seeds=seeds)
+
+
+def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
+    settings = [replace(SETTING, learning_rate=rate) for rate in (1e-6, 5e-3)]
+    result = run(ours, task, review_folder, tmp_path / "out", settings)
+    assert result["setting"]["learning_rate"] == 5e-3
+    assert len(result["grid"]) == 2
+    dev, test = result["splits"]["dev"], result["splits"]["test"]
+    assert len(dev["accuracy"]["values"]) == 2
+    assert test == {"examples": 20, "labelled": False}
+    assert 50 <= dev["majority_share"] < dev["accuracy"]["mean"]
+    place = tmp_path / "out" / "reviews" / "mine"
+    lines = (place / "reviews_predict.json").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(20))
+    assert {json.loads(line)["label"] for line in lines} <= {"0", "1"}
+    monkeypatch.setattr("cmbert.evaluate.finetune.protocol.run_trial", None)  # nothing is trained again
+    assert run(ours, task, review_folder, tmp_path / "out", settings) == result
+
+
+def test_results_are_not_mixed(ours, task, review_folder, tmp_path):
+    run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
+    with (review_folder / "dev.json").open("a", encoding="utf-8") as file:
+        file.write('{"id": 99, "sentence": "很好", "label": "1"}\n')
+    with pytest.raises(ConfigError, match="holds results with other data; name another --output"):
+        run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
+    ours.encoder.final_norm.weight.data += 1
+    with pytest.raises(ConfigError, match="holds results with other weights, data"):
+        run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
+
+
+def test_splits_have_columns_of_their_own():
+    score = {"accuracy": interval([70.0, 72.0])}
+    splits = {"dev": {"labelled": True, "majority_share": 40.0, **score}, "test": {"labelled": False}}
+    head, rows = score_table([{"task": "ocnli", "model": "mine", "scores": ["accuracy"], "splits": splits}])
+    assert head == ["model", "ocnli dev, accuracy", "ocnli test", "ocnli leaderboard test, accuracy"]
+    assert rows[0] == ["mine", "71.00 ± 12.71 (2)", "no labels: answers written", ""]
+    assert rows[1] == ["majority class", "40.00", "", ""]
+    assert {row[3] for row in rows[2:]} == {"79.10", "78.20"}
+
+
+def test_intervals_are_students():
+    assert interval([1.0, 2.0, 3.0])["half_width"] == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
+    assert interval([5.0])["half_width"] is None
+
+
+def test_the_grid():
+    task = CLUE_TASKS[0]
+    assert len(settings_of(task, True, None, None, None)) == 10
+    assert settings_of(task, False, None, None, None) == [Setting(learning_rate=3e-5, batch_size=32, epochs=3)]
+    assert len(settings_of(task, False, [1e-4, 1e-3], [8], [1, 2])) == 4
+    with pytest.raises(ConfigError, match="0 must be positive"):
+        settings_of(task, False, None, [0], None)
+
+
+def test_the_command(bert_folder, review_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["finetune", "--model", str(bert_folder), "--task", str(review_folder / "task.toml")]
+    arguments += ["--data", str(review_folder), "--output", str(output), "--seeds", "1", "--epochs", "1"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--untrained"]) == 0
+    printed = capsys.readouterr().out
+    assert "| majority class |" in printed
+    page = (output / "results.html").read_text(encoding="utf-8")
+    assert f"{bert_folder.parent.name}-bert-untrained" in page
+    assert "://" not in page
+    for change, message in (
+        (["--model", "/nowhere/model"], "neither a run, a checkpoint nor a model"),
+        (["--task", "tnew"], "did you mean 'tnews'"),
+        (["--data", str(tmp_path)], "no train.json of reviews"),
+        (["--seeds", "0"], "--seeds 0: must be 1 or more"),
+    ):
+        assert main([*arguments, *change]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_model_without_its_tokenizer(bert_folder, review_folder, tmp_path, capsys):
+    arguments = ["finetune", "--model", str(bert_folder), "--task", str(review_folder / "task.toml")]
+    arguments += ["--data", str(review_folder), "--output", str(tmp_path / "out")]
+    vocabulary = json.loads((bert_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary["model"]["vocab"] |= {f"新{index}": 100 + index for index in range(50)}
+    (bert_folder / "tokenizer.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    assert main(arguments) == 2
+    assert "use its own" in capsys.readouterr().err
+    for path in bert_folder.iterdir():
+        if "token" in path.name or path.name == "vocab.txt":
+            path.unlink()
+    assert main(arguments) == 2
+    assert "no tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,141 @@
+"""Heads, windows and scores against naive references; the same batch gives the same result, padded or packed."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cmbert.evaluate.finetune.examples import Example
+from cmbert.evaluate.finetune.items import prepare
+from cmbert.evaluate.finetune.spans import exact_match, span_f1
+from cmbert.evaluate.finetune.task_model import TaskModel, mean_by_piece
+from cmbert.evaluate.finetune.tasks import Task
+from cmbert.evaluate.finetune.trial import by_tokens, macro_f1
+
+TEXTS = ["今天天气很好", "不喜欢", "这家酒店的服务态度差，房间不干净" * 3, "好"]
+CLASSES = Task(name="c", labels=("0", "1", "2"))
+CHOICES = Task(name="m", reader="c3")
+SPANS = Task(name="s", reader="cmrc")
+
+
+def classes() -> list[Example]:
+    return [Example(str(i), ((text, None),), i % 3) for i, text in enumerate(TEXTS)]
+
+
+def choices() -> list[Example]:
+    return [
+        Example("0", tuple((f"问{i}", text) for i, text in enumerate(TEXTS[:3])), 2),
+        Example("1", tuple((f"问{i}", text) for i, text in enumerate(TEXTS[2:])), 0),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+@pytest.mark.parametrize(("task", "make"), [(CLASSES, classes), (CHOICES, choices)])
+def test_a_batch_is_its_examples_one_by_one(request, kind, task, make):
+    backbone = request.getfixturevalue(kind)
+    model = TaskModel(backbone, task, 0).eval()
+    items = prepare(backbone, task, make(), 64)
+    together = model(items)
+    for row, item in zip(together, items, strict=True):
+        alone = model([item])[0]
+        torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+        assert (row[len(alone) :] == -torch.inf).all()
+    labels = torch.tensor([item.example.label for item in items])
+    assert model.loss(items).item() == pytest.approx(F.cross_entropy(together, labels).item(), abs=1e-6)
+
+
+def test_a_transformers_encoder_is_read_as_its_authors_do(theirs):
+    """The hidden states that the head sees are those of the model called alone, without padding."""
+    (piece,) = theirs.read([("今天天气很好", "酒店很差")], 64)
+    ids = theirs.tokenizer("今天天气很好", "酒店很差", return_tensors="pt")
+    assert piece.ids == ids["input_ids"][0].tolist()
+    assert 1 in piece.type_ids
+    theirs.eval()
+    ids_T, types_T = torch.tensor([*piece.ids, 2, 5, 3]), torch.tensor([*piece.type_ids, 0, 0, 0])
+    hidden = theirs(ids_T, types_T, [len(piece.ids), 3])[: len(piece.ids)]
+    torch.testing.assert_close(hidden, theirs.encoder(**ids).last_hidden_state[0], atol=1e-5, rtol=1e-5)
+
+
+def test_mean_by_piece():
+    hidden = torch.arange(12.0).view(6, 2)
+    expected = torch.stack([hidden[:2].mean(0), hidden[2:3].mean(0), hidden[3:].mean(0)])
+    torch.testing.assert_close(mean_by_piece(hidden, [2, 1, 3]), expected)
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_texts_that_do_not_fit_are_cut_and_counted(request, kind):
+    backbone = request.getfixturevalue(kind)
+    pieces = backbone.read([(TEXTS[0], None), (TEXTS[2], None), (TEXTS[2], TEXTS[2])], 16)
+    assert [piece.whole for piece in pieces] == [True, False, False]
+    assert max(len(piece.ids) for piece in pieces) == 16
+    assert pieces[2].second.count(True) in (6, 7)  # both texts lose their end
+
+
+def test_special_tokens_in_a_text_are_text(ours):
+    (piece,) = ours.read([("[MASK]", None)], 64)
+    assert 4 not in piece.ids
+
+
+def span_example(context: str, answer: str) -> Example:
+    return Example("q", (("哪年？", context),), None, (answer,), context.index(answer))
+
+
+@pytest.mark.parametrize("max_length", [24, 40, 128])
+def test_windows_cover_the_text_and_find_the_answer(ours, max_length):
+    context = "今天天气很好，" * 4 + "它在1862年建成。" + "房间不干净。" * 3
+    item = prepare(ours, SPANS, [span_example(context, "1862年")], max_length)[0]
+    seen = set()
+    for piece, (first, last) in zip(item.pieces, item.spans, strict=True):
+        assert len(piece.ids) <= max_length
+        seen |= {char for p, s in zip(piece.offsets, piece.second, strict=True) if s for char in range(*p)}
+        if (first, last) != (0, 0):
+            found = context[piece.offsets[first][0] : piece.offsets[last][1]]
+            assert "1862年" in found
+            assert len(found) <= len("1862年") + 2  # tokens may not end where the answer does
+    assert seen == set(range(len(context)))
+    assert any(span != (0, 0) for span in item.spans)
+    assert (len(item.pieces) == 1) == (max_length == 128)
+
+
+def test_span_loss_and_answer(ours):
+    model = TaskModel(ours, SPANS, 0).eval()
+    context = "今天天气很好，它在1862年建成。"
+    items = prepare(ours, SPANS, [span_example(context, "1862年"), span_example("1862年的今天", "今天")], 64)
+    scores = model(items)
+    losses = []
+    for place, item in enumerate(items):
+        length = len(item.pieces[0].ids)
+        assert (scores[place, length:] == -torch.inf).all()
+        for side in (0, 1):
+            losses.append(F.cross_entropy(scores[place, :length, side], torch.tensor(item.spans[0][side])))
+    assert model.loss(items).item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    for item, found, score in zip(items, model.answer(items), scores, strict=True):
+        piece = item.pieces[0]
+        places = [place for place, second in enumerate(piece.second) if second]
+        pairs = [(score[i, 0] + score[j, 1], i, j) for i in places for j in places if i <= j < i + 50]
+        _, start, end = max(pairs)
+        assert found.text == item.example.pieces[0][1][piece.offsets[start][0] : piece.offsets[end][1]]
+
+
+def test_span_scores():
+    assert exact_match("《红楼梦》", ["红楼梦"]) == 1
+    assert exact_match("红楼", ["红楼梦"]) == 0
+    assert span_f1("红楼", ["水浒", "红楼梦"]) == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert span_f1("78.1", ["78.1"]) == 1
+    assert span_f1("水", ["红楼梦"]) == 0
+
+
+def test_macro_f1():
+    assert macro_f1([0, 0, 1, 2], [0, 1, 1, 1], 3) == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+
+
+def test_forwards_hold_what_fits(ours, monkeypatch):
+    monkeypatch.setattr("cmbert.evaluate.finetune.trial.FORWARD_TOKENS", 120)
+    examples = [Example(str(i), (("好" * random.Random(i).randint(1, 60), None),), 0) for i in range(30)]
+    items = prepare(ours, CLASSES, examples, 128)
+    parts = list(by_tokens(items))
+    assert sorted(item.example.id for part in parts for item in part) == sorted(example.id for example in examples)
+    for part in parts:
+        longest = max(len(piece.ids) for item in part for piece in item.pieces)
+        assert len(part) == 1 or len(part) * longest <= 120
