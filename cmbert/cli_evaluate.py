@@ -175,7 +175,16 @@ def _finetune(options: argparse.Namespace) -> int:
     backbone = _open_backbone(options.model, options.untrained)
     name = options.name or "-".join(Path(options.model).parts[-2:]).strip("-/.") + "-untrained" * options.untrained
     for task, folder, settings in zip(tasks, folders, grids, strict=True):
-        finetune(backbone, task, folder, options.output, model_name=name, settings=settings, num_seeds=options.seeds)
+        finetune(
+            backbone,
+            task,
+            folder,
+            options.output,
+            model_name=name,
+            settings=settings,
+            num_seeds=options.seeds,
+            model_folder=Path(options.model),
+        )
         write_results(options.output)
     print((options.output / "results.md").read_text(encoding="utf-8"))
     return 0

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from cmbert.errors import ConfigError
+from cmbert.evaluate.contamination import read_training_data, share_seen
 from cmbert.evaluate.finetune.backbone import Backbone
 from cmbert.evaluate.finetune.examples import Split, read_split
 from cmbert.evaluate.finetune.items import Item, prepare
@@ -30,6 +31,7 @@ from cmbert.files import hash_file, write_json, write_text
 logger = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
+MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
 CONFIDENCE = 0.95  # of the intervals over seeds
 
 
@@ -42,13 +44,16 @@ def finetune(
     model_name: str,
     settings: Sequence[Setting],
     num_seeds: int,
+    model_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
 
-    settings: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. Raises InputError for data
-    that is not as it should be, ConfigError when the folder holds results of another model, data or task.
+    settings: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. model_folder: where the
+    model lies, if it may hold a record of its fine-tuning. Raises InputError for data that is not as it should be,
+    ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts.
     """
     splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
+    seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
     max_length = min(task.max_length, backbone.max_length)
     place = output / task.name / model_name
     _claim(place, _identity(backbone, task, folder, max_length))
@@ -72,6 +77,7 @@ def finetune(
         "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
         "train_examples": len(data.train),
         "texts_cut": cut,
+        "share_of_texts_seen": seen,
         "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
         **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
@@ -101,6 +107,25 @@ def settings_of(
         Setting(learning_rate=rate, batch_size=batch, epochs=count)
         for rate, batch, count in itertools.product(rates, batches, passes)
     ]
+
+
+def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folder: Path) -> float:
+    """Return the share of the dev and test texts that the model was fine-tuned on by `cmbert embed-train`.
+
+    Raises ConfigError if it was trained on SimCLUE, by name or by its sentences, and SimCLUE contains the task.
+    """
+    scored = [split for name, split in splits.items() if split and name != "train"]
+    pieces = [piece for split in scored for example in split.examples for piece in example.pieces]
+    share = share_seen(model_folder, [text for piece in pieces for text in piece if text])
+    names = [file.path for file in read_training_data(model_folder) if file.source == "simclue"]
+    if task.in_simclue and (names or share > MAX_SHARE_SEEN):
+        raise ConfigError(
+            f"--model {model_folder}: was trained on SimCLUE ({', '.join(names) or f'{share:.0%} of these texts'}), "
+            f"which contains {task.name}: a score would be of what it has seen; use the model before that training"
+        )
+    if share:
+        logger.warning("%s: the model was fine-tuned on %.1f %% of the texts it is asked about", task.name, 100 * share)
+    return share
 
 
 def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import torch
 
 from cmbert.cli import main
 from cmbert.errors import ConfigError
+from cmbert.evaluate.contamination import TrainingFile, sentence_hashes, write_training_data
 from cmbert.evaluate.finetune import trial as trial_module
 from cmbert.evaluate.finetune.examples import read_split
 from cmbert.evaluate.finetune.items import prepare
-from cmbert.evaluate.finetune.protocol import finetune, interval, settings_of
+from cmbert.evaluate.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
 from cmbert.evaluate.finetune.results import score_table
 from cmbert.evaluate.finetune.tasks import CLUE_TASKS, Task, load_task
 from cmbert.evaluate.finetune.trial import Data, Setting, backward, run_trial
@@ -169,7 +170,7 @@ def test_the_command(bert_folder, review_folder, tmp_path, capsys):
     for change, message in (
         (["--model", "/nowhere/model"], "neither a run, a checkpoint nor a model"),
         (["--task", "tnew"], "did you mean 'tnews'"),
-        (["--data", str(tmp_path)], "no train.json of reviews"),
+        (["--data", str(bert_folder)], "no train.json of reviews"),
         (["--seeds", "0"], "--seeds 0: must be 1 or more"),
     ):
         assert main([*arguments, *change]) == 2
@@ -190,3 +191,18 @@ def test_a_model_without_its_tokenizer(bert_folder, review_folder, tmp_path, cap
     assert main(arguments) == 2
     assert "no tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_saw_simclue_is_not_scored_on_what_it_contains(ours, task, review_folder, tmp_path):
+    texts = [piece[0] for e in read_split(task, review_folder, "dev").examples for piece in e.pieces]
+    record = [TrainingFile("train_pair.json", "simclue", 100, "00")]
+    write_training_data(tmp_path, record, sentence_hashes(["别的句子"]))
+    contained = replace(task, in_simclue=True)
+    splits = {"dev": read_split(task, review_folder, "dev"), "test": None}
+    with pytest.raises(ConfigError, match=r"trained on SimCLUE \(train_pair\.json\), which contains reviews"):
+        share_of_texts_seen(contained, splits, tmp_path)
+    assert share_of_texts_seen(task, splits, tmp_path) == 0
+    write_training_data(tmp_path, [replace(record[0], source="other")], sentence_hashes(texts[: len(texts) // 2]))
+    assert 0.3 < share_of_texts_seen(task, splits, tmp_path) < 0.9
+    with pytest.raises(ConfigError, match="% of these texts"):  # the file went under another name
+        share_of_texts_seen(contained, splits, tmp_path)
