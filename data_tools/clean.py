@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,18 +36,29 @@ POLL_SECONDS = 0.3
 logger = logging.getLogger(__name__)
 
 
-def clean(inputs: Sequence[str], output: Path, *, config: CleanConfig, num_workers: int = 1) -> None:
+def clean(
+    inputs: Sequence[str], output: Path, *, config: CleanConfig, num_workers: int = 1, heldout: Path | None = None
+) -> None:
     """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
 
+    heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
     The same report as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError
     for an output made with other settings.
     """
     _import_datatrove()
     files = input_files(inputs)
     settings = {"inputs": describe_inputs(files), "config": asdict(config)}
+    if heldout:
+        if output.resolve() in heldout.resolve().parents:
+            raise ConfigError(
+                f"--heldout {heldout}: lies inside {output}, where preprocess would find it; name another"
+            )
+        settings["heldout"] = str(heldout)
     if is_done(output, REPORT_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
+    if heldout and heldout.is_dir():
+        raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
     tasks = plan_tasks(files)
     work = output.with_name(f".{output.name}.clean")
     _open_work_folder(work, [task.identity(settings) for task in tasks])
@@ -57,8 +68,9 @@ def clean(inputs: Sequence[str], output: Path, *, config: CleanConfig, num_worke
         passes.find_equal()
     if config.duplicates.near:
         passes.find_similar()
-    with building(output) as aside:
-        passes.write(aside)
+    with ExitStack() as stack:
+        aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
+        passes.write(aside, stack.enter_context(building(heldout)) if heldout else None)
         report = {"settings": settings, **collect(work)}
         if not report["kept"]:
             raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
@@ -144,20 +156,23 @@ class Passes:
         cluster = MinhashDedupCluster(pairs, str(self.work / "near"), config=config, lines_to_buffer=SIGNATURES_READ)
         self._run("cluster", [cluster], tasks=1)
 
-    def write(self, output: Path) -> None:
-        """Texts -> those that stay."""
+    def write(self, output: Path, heldout: Path | None) -> None:
+        """Texts -> those that stay, a share of them in `heldout`."""
         from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
-        from data_tools.clean_steps import CountKept, DropRecorder, as_record
+        from data_tools.clean_steps import CountKept, DropRecorder, SetAside, as_record
 
-        for folder in ("dropped_exact", "dropped_near", "kept"):
+        for folder in ("dropped_exact", "dropped_near", "kept", "held_out"):
             (self.work / folder).mkdir(exist_ok=True)
         shutil.rmtree(self.work / "log write", ignore_errors=True)  # the output folder is a new one in every call
         steps = self._without_equal(DropRecorder(self.work / "dropped_exact", "exact_duplicate"))
         if self.config.duplicates.near:
             dropped = DropRecorder(self.work / "dropped_near", "near_duplicate")
             steps.append(MinhashDedupFilter(str(self.work / "near"), dropped, lines_to_buffer=SIGNATURES_READ))
+        if heldout:
+            writer = JsonlWriter(str(heldout), TEXTS, compression="zstd", adapter=as_record)
+            steps.append(SetAside(writer, self.config.heldout_share, self.work / "held_out"))
         writer = JsonlWriter(str(output), TEXTS, compression="zstd", adapter=as_record)
         self._run("write", [*steps, CountKept(self.work / "kept"), writer])
 

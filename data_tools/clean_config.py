@@ -74,6 +74,8 @@ class CleanConfig:
     """Name of the text's field or column."""
     on_bad_line: Literal["fail", "skip"] = "fail"
     """A line without usable text: stop there, or skip and count it."""
+    heldout_share: float = 0.001
+    """Share of the kept texts that --heldout sets aside, chosen by a hash of the text."""
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
@@ -85,6 +87,8 @@ def load_clean_config(path: Path | None) -> CleanConfig:
         return CleanConfig()
     config = build(CleanConfig, read_toml(path), str(path))
     quality, duplicates = config.quality, config.duplicates
+    if not 0 < config.heldout_share < 1:
+        raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1")
     for name, value in vars(quality).items():
         if name.endswith("_share") and not 0 <= value <= 1:
             raise ConfigError(f"{path}: quality.{name}: {value} must lie between 0 and 1")

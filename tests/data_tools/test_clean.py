@@ -159,6 +159,26 @@ def test_workers_and_order_of_drops_change_nothing(
     assert len(texts_of(tmp_path / "1")) == 40
 
 
+def test_a_share_is_set_aside(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, heldout = CleanConfig(heldout_share=0.25), tmp_path / "heldout"
+    clean([str(corpus)], tmp_path / "all", config=config)
+    clean([str(corpus)], tmp_path / "clean", config=config, heldout=heldout)
+    everything, train, aside = (set(texts_of(path)) for path in (tmp_path / "all", tmp_path / "clean", heldout))
+    assert train | aside == everything
+    assert not train & aside
+    assert 4 <= len(aside) <= 16
+    assert f"{len(aside)} held out" in capsys.readouterr().out
+    report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
+    assert report["held_out"] == len(aside)
+    assert sum(counts["documents"] for counts in report["kept"].values()) == len(train)
+    clean([str(corpus)], tmp_path / "clean", config=config, heldout=heldout)
+    assert "done already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="lies inside"):
+        clean([str(corpus)], tmp_path / "other", config=config, heldout=tmp_path / "other/heldout")
+    with pytest.raises(ConfigError, match=r"heldout: exists, but .*other does not"):
+        clean([str(corpus)], tmp_path / "other", config=config, heldout=heldout)
+
+
 def test_nothing_left_and_bad_lines(write_lines: Callable, tmp_path: Path) -> None:
     corpus = write_lines("corpus.jsonl", [{"text": "短"}, b"{"])
     with pytest.raises(InputError, match=r"corpus\.jsonl:2: not JSON"):

@@ -81,9 +81,7 @@ def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed
     saved: where an unfinished trial is kept, and found again.
     """
     started = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = TaskModel(copy.deepcopy(backbone), task, seed).to(device, dtype)
+    model = TaskModel(copy.deepcopy(backbone), task, seed).to(*where_to_train())
     losses, earlier_seconds = _train(model, task, data.train, setting, seed, saved)
     model.eval()
     dev, test = answer_all(model, data.dev), answer_all(model, data.test)
@@ -99,6 +97,13 @@ def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed
         losses=losses,
         seconds=round(earlier_seconds + time.monotonic() - started, 1),
     )
+
+
+def where_to_train() -> tuple[torch.device, torch.dtype]:
+    """Return the GPU and bf16 weights (with fp32 copies in the optimizer), or the CPU and fp32."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16
+    return torch.device("cpu"), torch.float32
 
 
 def _train(

@@ -48,9 +48,12 @@ def test_a_trial_learns_and_repeats(request, task, review_folder, tmp_path, kind
     assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())
 
 
-def test_an_interrupted_trial_goes_on_bit_for_bit(ours, task, review_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bf16 with fp32 copies is what a GPU does
+def test_an_interrupted_trial_goes_on_bit_for_bit(ours, task, review_folder, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(trial_module, "where_to_train", lambda: (torch.device("cpu"), dtype))
     data, saved = read(ours, task, review_folder), tmp_path / "saved.pt"
     unbroken = run_trial(ours, task, data, SETTING, 1, saved)
+    assert unbroken.dev["accuracy"] > 90
     monkeypatch.setattr(trial_module, "SAVE_SECONDS", 0.0)
     steps = []
 
