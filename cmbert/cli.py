@@ -111,10 +111,19 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
-    export = commands.add_parser("export", help="a folder that transformers loads", description="Export and check it.")
+    export = commands.add_parser(
+        "export",
+        help="a folder that transformers, sentence-transformers or onnxruntime loads",
+        description="Write a model folder with a card, once its logits on training text equal ours. Needs no GPU.",
+    )
     export.add_argument("model", type=Path, help="run directory or checkpoint")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
-    export.add_argument("--format", choices=["hf", "hf-modernbert"], default="hf", help="default hf")
+    export.add_argument(
+        "--format",
+        choices=["hf", "hf-modernbert", "onnx"],
+        default="hf",
+        help="hf-modernbert: insist on stock ModernBERT, for LayerNorm models; onnx: model.onnx (default hf)",
+    )
     export.set_defaults(command=_export)
 
 

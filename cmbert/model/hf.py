@@ -1,4 +1,5 @@
-"""Exported model folders: writing them for transformers, proving them, and reading them back without transformers.
+"""Exported model folders: writing them for transformers, sentence-transformers and onnxruntime, proving them, and
+reading them back without any of these.
 
 Shapes: N texts of a batch, L padded length, T their tokens packed, V vocabulary.
 """
@@ -6,7 +7,7 @@ Shapes: N texts of a batch, L padded length, T their tokens packed, V vocabulary
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files import aside_directory, publish_directory
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.onnx import open_onnx, require_onnx, write_onnx
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 LOGIT_TOLERANCE = 1e-4
@@ -27,10 +29,12 @@ GATE_TOKENS = 512
 """Texts are cut to this length in the gate: four local windows, and eager attention still fits in memory (ours)."""
 
 GATE_BATCH = 4
-"""Texts compared at a time; bounds the logits to 4 x 512 x V (ours)."""
+"""Most texts compared at a time; bounds the logits to 4 x 512 x V (ours)."""
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
 CODE_FILE = Path(__file__).parent / "hf_code" / "modeling_cmbert.py"
 
 AUTO_CLASSES = {
@@ -44,38 +48,68 @@ AUTO_CLASSES = {
 }
 
 
-def export_folder(
-    state_dict: Mapping[str, torch.Tensor],
-    config: ModelConfig,
-    tokenizer_directory: Path,
-    output: Path,
-    *,
-    format: Literal["hf", "hf-modernbert"],
-    texts: Sequence[str],
-) -> dict[str, float]:
-    """Write `output`, a folder that transformers loads; `format` "hf-modernbert" insists on stock ModernBERT.
+Format = Literal["hf", "hf-modernbert", "onnx"]
 
-    A LayerNorm model is stock ModernBERT in either format. An RMSNorm model carries a small code file: loading it needs
-    `trust_remote_code=True`, but not this package. `state_dict` is MaskedLanguageModel's in any float dtype, with or
-    without the tied decoder.weight; the folder holds fp32.
+Program = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A masked language model as a function: input_ids (N, L), attention_mask (N, L) -> logits (N, L, V)."""
 
-    Before the folder appears it is loaded back through transformers, and its logits on `texts`, padded, eager and sdpa,
-    are compared with ours, packed. Returns the largest differences and the number of tokens compared. Raises
-    ConfigError if the format cannot hold the model or the tokenizer does not fit it, InputError without texts,
-    CheckpointError if `output` exists, the weights do not fit `config`, or the logits differ.
+
+def check_export(config: ModelConfig, tokenizer_directory: Path, output: Path, format: Format) -> None:
+    """Raise what `export_folder` raises of its arguments, before any weights are read.
+
+    ConfigError if the format cannot hold the model, its packages are missing or the tokenizer does not fit the model,
+    CheckpointError if `output` exists.
     """
     if format == "hf-modernbert" and config.norm != "layernorm":
         raise ConfigError(
             f"hf-modernbert cannot hold model.norm = {config.norm!r}: stock ModernBERT has LayerNorm. "
             "Export with format hf, or train with model.norm = 'layernorm'"
         )
+    if format == "onnx":
+        require_onnx()
     if output.exists():
         raise CheckpointError(f"{output} exists: remove it or export to another folder")
+    load_tokenizer(tokenizer_directory, vocab_size=config.vocab_size)
+    for name in TOKENIZER_FILES:
+        if not (tokenizer_directory / name).is_file():
+            raise ConfigError(f"{tokenizer_directory} has no {name}: give the directory that train-tokenizer wrote")
+
+
+def export_folder(
+    state_dict: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer_directory: Path,
+    output: Path,
+    *,
+    format: Format,
+    texts: Sequence[str],
+    card: Callable[[Mapping[str, float]], str],
+) -> dict[str, float]:
+    """Write `output`, a folder for transformers and sentence-transformers, or with model.onnx in place of the weights.
+
+    A LayerNorm model is stock ModernBERT; `format` "hf-modernbert" insists on it. An RMSNorm model carries a small code
+    file: loading it needs `trust_remote_code=True`, but not this package. `state_dict` is MaskedLanguageModel's in any
+    float dtype, with or without the tied decoder.weight; the folder holds fp32. `card` makes the README from what is
+    returned.
+
+    Before the folder appears it is loaded back through transformers, and its logits on `texts`, padded, eager and sdpa,
+    are compared with ours, packed; those of model.onnx, too. Returns the largest differences and the number of tokens
+    compared. Raises as `check_export` does; InputError without texts, CheckpointError if the weights do not fit
+    `config`, or the logits differ.
+    """
+    check_export(config, tokenizer_directory, output, format)
+    if not texts:
+        raise InputError("export needs at least one text to compare logits on")
     model = _model_from(state_dict, config, "the checkpoint")
     aside = aside_directory(output)
     try:
         _write(aside, model, tokenizer_directory)
-        measured = _gate(aside, model, texts)
+        measured = _gate(aside, model, texts, with_onnx=format == "onnx")
+        if format == "onnx":
+            (aside / WEIGHTS_FILE).unlink()
+        else:
+            _write_sentence_transformers(aside, config)
+        (aside / CARD_FILE).write_text(card(measured), encoding="utf-8")
         publish_directory(aside, output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -85,9 +119,11 @@ def export_folder(
 def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
     """Read our own model, fp32 on the CPU, from a folder that `export_folder` wrote; CheckpointError if it is none."""
     config = read_config(directory)
-    if not (directory / "model.safetensors").is_file():
-        raise CheckpointError(f"{directory} has no model.safetensors: give a folder written by `cmbert export`")
-    return _model_from(load_file(directory / "model.safetensors"), config, str(directory)), config
+    if not (directory / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{directory} has no {WEIGHTS_FILE}: give a folder written by `cmbert export --format hf`"
+        )
+    return _model_from(load_file(directory / WEIGHTS_FILE), config, str(directory)), config
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -135,16 +171,43 @@ def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, sou
 
 
 def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) -> None:
-    load_tokenizer(tokenizer_directory, vocab_size=model.config.vocab_size)
     for name in TOKENIZER_FILES:
-        if not (tokenizer_directory / name).is_file():
-            raise ConfigError(f"{tokenizer_directory} has no {name}: give the directory that train-tokenizer wrote")
         shutil.copyfile(tokenizer_directory / name, folder / name)
+    # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_config_json(model.config), indent=2) + "\n", encoding="utf-8")
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    _write_json(folder / "config.json", _config_json(model.config))
+    # safetensors makes files for their owner alone; a folder is for all whom the umask lets in, as its other files are.
+    (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
     if model.config.norm == "rmsnorm":
         shutil.copyfile(CODE_FILE, folder / CODE_FILE.name)
+
+
+def _write_sentence_transformers(folder: Path, config: ModelConfig) -> None:
+    """Make `folder` a sentence-transformers model: the mean of the final hidden states, [CLS] and [SEP] included.
+
+    In the layout of its version 2 (sbert.net, "Structure of Sentence Transformer Models"), which 6.2 reads, too.
+    """
+    modules = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(modules)
+        ],
+    )
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
+    similarity: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(folder / "config_sentence_transformers.json", similarity)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _config_json(config: ModelConfig) -> dict[str, Any]:
@@ -210,35 +273,58 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
 
 
 @torch.inference_mode()
-def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str]) -> dict[str, float]:
-    """Compare transformers' logits, padded, with ours, packed; raise CheckpointError above LOGIT_TOLERANCE."""
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str], *, with_onnx: bool) -> dict[str, float]:
+    """Compare transformers' logits, padded, with ours, packed; raise CheckpointError above LOGIT_TOLERANCE.
+
+    with_onnx: once transformers has passed, write model.onnx from its model, and compare that in onnxruntime.
+    """
+    from transformers import AutoModelForMaskedLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
 
-    if not texts:
-        raise InputError("export needs at least one text to compare logits on")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     theirs = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-    length = min(GATE_TOKENS, model.config.max_length)
-    differences: dict[str, list[torch.Tensor]] = {"eager_vs_ours": [], "sdpa_vs_ours": [], "eager_vs_sdpa": []}
-    num_tokens = 0
-    for first in range(0, len(texts), GATE_BATCH):
-        batch = tokenizer(
-            list(texts[first : first + GATE_BATCH]),
-            padding=True,
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        real_NL = batch["attention_mask"].bool()
-        cu_seqlens = torch.nn.functional.pad(real_NL.sum(1).cumsum(0), (1, 0)).int()
-        logits = {"ours": model.logits(batch["input_ids"][real_NL], cu_seqlens)}
-        for implementation in ("eager", "sdpa"):
+
+    def transformers_logits(implementation: str) -> Program:
+        def logits(input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
             theirs.set_attn_implementation(implementation)
-            logits[implementation] = theirs(**inputs).logits[real_NL]
+            return theirs(input_ids=input_ids_NL, attention_mask=attention_mask_NL).logits
+
+        return logits
+
+    programs = {name: transformers_logits(name) for name in ("eager", "sdpa")}
+    measured = _compare(folder, model, texts, programs, ("eager_vs_ours", "sdpa_vs_ours", "eager_vs_sdpa"))
+    if with_onnx:
+        with torch.inference_mode(False):
+            write_onnx(theirs, folder)
+        measured |= _compare(folder, model, texts, {"onnx": open_onnx(folder)}, ("onnx_vs_ours",))
+    return measured
+
+
+def _compare(
+    folder: Path,
+    model: MaskedLanguageModel,
+    texts: Sequence[str],
+    programs: Mapping[str, Program],
+    pairs: Sequence[str],
+) -> dict[str, float]:
+    """Return the largest logit difference of each pair, "a_vs_b" of programs or "ours", over all real tokens.
+
+    Raises CheckpointError when one is above LOGIT_TOLERANCE.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    length = min(GATE_TOKENS, model.config.max_length)
+    differences: dict[str, list[torch.Tensor]] = {pair: [] for pair in pairs}
+    num_tokens = 0
+    for batch_texts in _growing_batches(texts):
+        batch = tokenizer(list(batch_texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        ids_NL, mask_NL = batch["input_ids"], batch["attention_mask"]
+        real_NL = mask_NL.bool()
+        cu_seqlens = torch.nn.functional.pad(real_NL.sum(1).cumsum(0), (1, 0)).int()
+        logits = {name: program(ids_NL, mask_NL)[real_NL] for name, program in programs.items()}
+        logits["ours"] = model.logits(ids_NL[real_NL], cu_seqlens)
         for pair, values in differences.items():
             one, other = pair.split("_vs_")
             values.append((logits[one] - logits[other]).abs().max())
@@ -251,3 +337,11 @@ def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str]) -> dic
             f"{LOGIT_TOLERANCE}; nan or inf means the checkpoint's weights are not finite"
         )
     return measured | {"num_tokens": num_tokens}
+
+
+def _growing_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield all texts, 1, 2, 3, ... at a time up to GATE_BATCH: alone without padding, then with more of it."""
+    first, size = 0, 1
+    while first < len(texts):
+        yield texts[first : first + size]
+        first, size = first + size, min(size + 1, GATE_BATCH)

@@ -3,15 +3,16 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cmbert.config.schema import Recipe
 from cmbert.data.shards import ShardSet
 from cmbert.errors import CheckpointError
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.hf import export_folder, load_folder
+from cmbert.model.hf import Format, check_export, export_folder, load_folder
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
+from cmbert.train.lineage import read_lineage
+from cmbert.train.model_card import render_card
 from cmbert.train.run_directory import read_run_recipe, run_of
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,24 @@ def open_model(path: Path) -> TrainedModel:
     return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards)
 
 
-def export(path: Path, output: Path, format: Literal["hf", "hf-modernbert"]) -> None:
+def export(path: Path, output: Path, format: Format) -> None:
     """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
 
     Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
     """
     recipe, tokenizer = _recipe_and_tokenizer(path)
+    check_export(recipe.model, tokenizer.directory, output, format)
     texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
-    measured = export_folder(load_weights(path), recipe.model, tokenizer.directory, output, format=format, texts=texts)
+    lineage = read_lineage(path)
+    measured = export_folder(
+        load_weights(path),
+        recipe.model,
+        tokenizer.directory,
+        output,
+        format=format,
+        texts=texts,
+        card=lambda measured: render_card(lineage, format, measured),
+    )
     num_tokens = measured.pop("num_tokens")
     differences = ", ".join(f"{name} {value:.1e}" for name, value in measured.items())
     logger.info("%s: largest logit differences on %d tokens: %s", output, num_tokens, differences)

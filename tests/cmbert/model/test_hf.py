@@ -45,6 +45,10 @@ torch.save({"logits": logits, **{k: inputs[k] for k in ("input_ids", "attention_
 """
 
 
+def card(measured):
+    return f"compared {measured['num_tokens']} tokens\n"
+
+
 @pytest.fixture(autouse=True)
 def own_module_cache(tmp_path, monkeypatch):
     """Keep transformers from copying model code into the home directory."""
@@ -96,7 +100,9 @@ def make_perturbed(make_model):
 def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_directory, tmp_path, norm, format):
     model = make_perturbed(norm)
     folder = tmp_path / "exported"
-    measured = export_folder(model.state_dict(), model.config, tokenizer_directory, folder, format=format, texts=TEXTS)
+    measured = export_folder(
+        model.state_dict(), model.config, tokenizer_directory, folder, format=format, texts=TEXTS, card=card
+    )
     assert measured["num_tokens"] > 500
     assert measured["sdpa_vs_ours_max_abs"] < 1e-4
     trust = "trust" if norm == "rmsnorm" else "stock"
@@ -120,7 +126,7 @@ def test_our_model_survives_the_round_trip(make_perturbed, tokenizer_directory, 
     model = make_perturbed("rmsnorm")
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     folder = tmp_path / "deep" / "exported"
-    export_folder(weights, model.config, tokenizer_directory, folder, format="hf", texts=TEXTS[:2])
+    export_folder(weights, model.config, tokenizer_directory, folder, format="hf", texts=TEXTS[:2], card=card)
     loaded, config = load_folder(folder)
     assert config == model.config
     assert torch.equal(loaded.logits(*pack([9, 70], 320)), model.logits(*pack([9, 70], 320)))
@@ -169,6 +175,7 @@ def test_refusals_leave_no_folder(make_perturbed, tokenizer_directory, tmp_path,
         "output": output,
         "format": "hf",
         "texts": TEXTS[:2],
+        "card": card,
     }
     spoil(arguments)
     is_there = output.exists()
