@@ -13,13 +13,37 @@ if TYPE_CHECKING:
 def add_eval(commands: argparse._SubParsersAction) -> None:
     """Add `eval`."""
     evaluate = commands.add_parser(
-        "eval", help="held-out loss of a model", description="Masked loss in nats, accuracy."
+        "eval",
+        help="held-out loss of a model",
+        description="Masked loss in nats, accuracy; on the GPU in bf16 if there is one, else on the CPU in fp32. "
+        "Several sets, contexts or units make one table.",
     )
     evaluate.add_argument("model", type=Path, help="run directory, checkpoint or exported folder")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="held-out shard set")
+    evaluate.add_argument(
+        "--data",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="held-out shard sets, one per source or domain (default name: the folder's)",
+    )
     evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
-    evaluate.add_argument("--context", type=int, metavar="N", help="row length, tokens (default: the run's, or 1024)")
-    evaluate.add_argument("--max-rows", type=int, metavar="N", help="score only the first N rows (default: all)")
+    evaluate.add_argument(
+        "--context", type=_integers, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
+    )
+    evaluate.add_argument(
+        "--unit", type=_units, default=["word"], metavar="U,U", help="hide whole words, tokens, or both (default word)"
+    )
+    evaluate.add_argument(
+        "--long-context",
+        type=int,
+        metavar="N",
+        help="instead: where quality breaks from 512 to N tokens, on the same hidden words of documents of N tokens",
+    )
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="draw --long-context as a PNG")
+    evaluate.add_argument(
+        "--max-rows", type=int, metavar="N", help="score only the first N rows, or long documents (default: all)"
+    )
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
     evaluate.set_defaults(command=_eval)
 
@@ -73,18 +97,81 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.pseudo_perplexity import evaluate, print_score, unigram_loss
+    from cmbert.errors import ConfigError
+    from cmbert.evaluate.domains import evaluate_sets, name_sets, position_table, score_table
+    from cmbert.evaluate.pseudo_perplexity import place_model, print_score, unigram_loss
     from cmbert.files import write_json
     from cmbert.train.release import open_model
 
+    sets = name_sets(options.data)
+    if options.max_rows is not None and options.max_rows < 1:
+        raise ConfigError(f"--max-rows: {options.max_rows} must be positive")
+    if options.long_context:
+        return _eval_long_context(options, sets)
+    if options.plot:
+        raise ConfigError("--plot draws --long-context: name the longest context, for example --long-context 16384")
     trained = open_model(options.model)
-    context = options.context or trained.context_tokens
-    score = evaluate(trained.model, trained.tokenizer, options.data, context=context, max_rows=options.max_rows)
+    device = place_model(trained.model)
+    contexts, units = options.context or [trained.context_tokens], options.unit
+    found = evaluate_sets(
+        trained.model, trained.tokenizer, sets, contexts=contexts, units=units, max_rows=options.max_rows
+    )
+    scores = list(found)
     unigram = unigram_loss(trained.training_shards, trained.tokenizer.vocab_size) if trained.training_shards else None
-    print_score(score, unigram, by_position=options.by_position)
+    summary: dict[str, object] = {"model": str(options.model), "unigram_loss": unigram, "device": device}
+    if len(scores) == 1:
+        print_score(scores[0].score, unigram, by_position=options.by_position)
+        summary |= scores[0].as_dict()
+    else:
+        print(score_table(scores))
+        if options.by_position:
+            print(f"\nloss by position in the piece, tokens\n\n{position_table(scores)}")
+        summary["scores"] = [score.as_dict() for score in scores]
     if options.output:
-        write_json(options.output, {"model": str(options.model), "unigram_loss": unigram, **score.as_dict()})
+        write_json(options.output, summary)
     return 0
+
+
+def _eval_long_context(options: argparse.Namespace, sets: dict[str, Path]) -> int:
+    from cmbert.errors import ConfigError
+    from cmbert.evaluate.long_context import print_stress, stress
+    from cmbert.evaluate.pseudo_perplexity import place_model
+    from cmbert.files import write_json
+    from cmbert.train.release import open_model
+
+    if len(sets) > 1 or options.context or options.by_position or len(options.unit) > 1:
+        raise ConfigError("--long-context takes one set and one unit, and neither --context nor --by-position")
+    if options.plot:
+        from cmbert.evaluate.long_context_plot import check_plot
+
+        check_plot(options.plot)
+    trained = open_model(options.model)
+    device = place_model(trained.model)
+    (path,) = sets.values()
+    result = stress(
+        trained.model,
+        trained.tokenizer,
+        path,
+        longest=options.long_context,
+        unit=options.unit[0],
+        max_documents=options.max_rows,
+        trained_tokens=trained.context_tokens if trained.training_shards else None,
+    )
+    print_stress(result)
+    if options.plot:
+        from cmbert.evaluate.long_context_plot import draw_stress
+
+        draw_stress(result, options.plot)
+    if options.output:
+        write_json(options.output, {"model": str(options.model), "device": device, **result.as_dict()})
+    return 0
+
+
+def _units(text: str) -> list[str]:
+    units = text.split(",")
+    if not set(units) <= {"word", "token"}:
+        raise argparse.ArgumentTypeError(f"{text}: must be word, token or word,token")
+    return list(dict.fromkeys(units))
 
 
 def _integers(text: str) -> list[int]:

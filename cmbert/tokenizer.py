@@ -14,6 +14,11 @@ PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
+CONTINUATION_BYTES = frozenset(
+    # UTF-8's bytes 0x80 to 0xBF as a byte-level vocabulary spells them (GPT-2's bytes_to_unicode): what can be printed
+    # as itself, the others from U+0100 up; 34 bytes below 0x80 come before them there.
+    [*map(chr, range(0x122, 0x143)), *map(chr, range(0xA1, 0xAD)), chr(0x143), *map(chr, range(0xAE, 0xC0))]
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,14 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, index in self.backend.get_vocab(with_added_tokens=True).items():
             lengths[index] = 0 if index < NUM_SPECIAL_TOKENS else len(token)
+        return lengths
+
+    def token_character_lengths(self) -> np.ndarray:
+        """Return how many characters begin in every token, shape (vocab_size,), int64; special tokens count 0."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+            begins = 0 if index < NUM_SPECIAL_TOKENS else sum(spelled not in CONTINUATION_BYTES for spelled in token)
+            lengths[index] = begins
         return lengths
 
     def sentence_end_tokens(self) -> np.ndarray:

@@ -300,6 +300,19 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def open_shards(path: Path, tokenizer: Tokenizer) -> ShardSet:
+    """Open a shard set. Raises ShardError when it is none, is empty or belongs to another tokenizer."""
+    shards = ShardSet(path)
+    if shards.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+        raise ShardError(
+            f"{path}: made with tokenizer {shards.tokenizer_fingerprint}, but {tokenizer.directory} is "
+            f"{tokenizer.fingerprint}; name the tokenizer it was made with, or preprocess again"
+        )
+    if shards.num_tokens == 0:
+        raise ShardError(f"{path}: holds no tokens; preprocess some text")
+    return shards
+
+
 def open_reader(
     data: DataConfig,
     mask: MaskConfig,
@@ -315,14 +328,7 @@ def open_reader(
     """
     sources, ends = [], tokenizer.sentence_end_tokens()
     for index, source in enumerate(data.sources):
-        shards = ShardSet(Path(source.path))
-        if shards.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
-            raise ShardError(
-                f"{source.path}: made with tokenizer {shards.tokenizer_fingerprint}, but {tokenizer.directory} is "
-                f"{tokenizer.fingerprint}; name the tokenizer it was made with, or preprocess again"
-            )
-        if shards.num_tokens == 0:
-            raise ShardError(f"{source.path}: holds no tokens; preprocess some text")
+        shards = open_shards(Path(source.path), tokenizer)
         sources.append(
             SourceRows(
                 shards,
