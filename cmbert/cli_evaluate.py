@@ -1,7 +1,11 @@
-"""The commands that judge a model: eval | bench. Each imports what it needs when it runs."""
+"""The commands that judge a model: eval | embed-train | bench. Each imports what it needs when it runs."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmbert.evaluate.embed_run import EmbeddingRun
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -43,6 +47,45 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     loader.set_defaults(command=_bench_loader)
 
 
+def add_embed_train(commands: argparse._SubParsersAction) -> None:
+    """Add `embed-train`."""
+    embed = commands.add_parser(
+        "embed-train",
+        help="fine-tune for sentence embeddings",
+        description="Contrastive fine-tuning through sentence-transformers; Pearson and Spearman before and after.",
+    )
+    embed.add_argument(
+        "--model", required=True, metavar="MODEL", help="run, checkpoint, exported folder, or Hugging Face encoder"
+    )
+    embed.add_argument(
+        "--pairs", type=Path, nargs="+", required=True, metavar="FILE", help="SimCLUE JSON lines, T2Ranking's folder"
+    )
+    embed.add_argument("--eval", type=Path, required=True, metavar="FILE", help="SimCLUE's test: pairs with label 0, 1")
+    embed.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make; continued if there")
+    embed.add_argument("--sts", type=Path, nargs="+", default=[], metavar="FILE", help="also graded pairs, 0 to 5")
+    embed.add_argument("--nli", type=Path, nargs="+", default=[], metavar="FILE", help="also inference (OCNLI)")
+    embed.add_argument(
+        "--negatives",
+        choices=["none", "given", "mined"],
+        default="given",
+        help="hard negatives: none, those of triplets, or mined with the start model (default given)",
+    )
+    size = embed.add_mutually_exclusive_group()
+    size.add_argument("--num-pairs", type=_positive, metavar="N", help="train on N pairs, drawn by seed (default: all)")
+    size.add_argument(
+        "--scaling", type=_integers, default=[], metavar="N,N", help="the curve: train a model with each N pairs"
+    )
+    embed.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (default 1)")
+    embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="pairs of a step (default 128)")
+    embed.add_argument(
+        "--mini-batch-size", type=_positive, default=64, metavar="N", help="texts of a forward: memory (default 64)"
+    )
+    embed.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="at its peak (default 1e-4)")
+    embed.add_argument("--max-length", type=_positive, default=256, metavar="N", help="tokens of a text (default 256)")
+    embed.add_argument("--seed", type=int, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
+    embed.set_defaults(command=_embed_train)
+
+
 def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     bench.add_argument(
         "--model",
@@ -79,6 +122,57 @@ def _eval(options: argparse.Namespace) -> int:
     if options.output:
         write_json(options.output, {"model": str(options.model), "unigram_loss": unigram, **score.as_dict()})
     return 0
+
+
+def _embed_train(options: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    from cmbert.evaluate.embed_run import embed_train
+
+    with TemporaryDirectory(prefix="cmbert-") as scratch:
+        embed_train(_embedding_run(options, _encoder_folder(options.model, Path(scratch))))
+    return 0
+
+
+def _encoder_folder(model: str, scratch: Path) -> str:
+    """Return `model`, or where it was exported to if it is a run or a checkpoint: that is no Hugging Face folder."""
+    path = Path(model)
+    if not path.is_dir() or (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return model
+    from cmbert.train.release import export
+
+    export(path, scratch / "export", "hf")
+    return str(scratch / "export")
+
+
+def _embedding_run(options: argparse.Namespace, folder: str) -> "EmbeddingRun":
+    from cmbert.evaluate.embed_data import DataPaths
+    from cmbert.evaluate.embed_run import EmbeddingRun
+    from cmbert.evaluate.embed_train import Recipe
+
+    return EmbeddingRun(
+        model=folder,
+        name=options.model,
+        data=DataPaths(tuple(options.pairs), options.eval, tuple(options.sts), tuple(options.nli)),
+        output=options.output,
+        negatives=options.negatives,
+        num_pairs=options.num_pairs,
+        scaling=tuple(options.scaling),
+        max_length=options.max_length,
+        recipe=Recipe(
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            mini_batch_size=options.mini_batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+        ),
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
 
 
 def _integers(text: str) -> list[int]:

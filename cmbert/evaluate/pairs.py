@@ -1,8 +1,8 @@
 """Readers of sentence pairs: SimCLUE, natural language inference, graded similarity. Every fault names file and line.
 
 Formats, all UTF-8:
-    SimCLUE pairs      JSON lines {"sentence1", "sentence2", "label": "1" | "0"}            github.com/CLUEbenchmark/SimCLUE
-    SimCLUE triplets   JSON lines {"query", "title", "neg_title"}                           the same
+    SimCLUE pairs      JSON lines {"sentence1", "sentence2", "label": "1" | "0"}    github.com/CLUEbenchmark/SimCLUE
+    SimCLUE triplets   JSON lines {"query", "title", "neg_title"}                   the same
     inference          JSON lines {"sentence1", "sentence2", "label": entailment | neutral | contradiction | -}   OCNLI
     similarity         JSON lines {"sentence1", "sentence2", "score" or "label": number}, or the same three columns with
                        tabs, or Chinese STS-B's four: id||sentence1||sentence2||score

@@ -75,7 +75,7 @@ def read_references(folder: Path) -> list[Reference]:
 
 
 def resolve(folder: Path, references: Iterable[Reference], *, negatives: bool) -> list[Pair]:
-    """Return the texts of `references`, in order; only those are kept in memory. Raises InputError if one is missing."""
+    """Return the texts of `references`, in order; only those are kept in memory. InputError if one is missing."""
     references = list(references)
     collection, queries, _ = files_of(folder)
     wanted = {reference.positive for reference in references}
@@ -83,9 +83,7 @@ def resolve(folder: Path, references: Iterable[Reference], *, negatives: bool) -
         wanted |= {reference.negative for reference in references if reference.negative is not None}
     asked = _texts(queries, {reference.query for reference in references})
     passages = _texts(collection, wanted)
-    return [
-        Pair(asked[q], passages[p], passages[n] if negatives and n is not None else None) for q, p, n in references
-    ]
+    return [Pair(asked[q], passages[p], passages[n] if negatives and n is not None else None) for q, p, n in references]
 
 
 def _texts(path: Path, wanted: set[int]) -> dict[int, str]:
