@@ -1,6 +1,6 @@
 """Sentence embeddings: opening a model with mean pooling, scoring it on labelled pairs, mining hard negatives.
 
-Shapes: P pairs, C different candidate texts, D hidden size.
+Shapes: P pairs, A different anchors, C different candidate texts, D hidden size.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from cmbert.progress import Progress
 
 ENCODE_TEXTS = 4096  # encoded between two signs of progress (ours)
 ENCODE_BATCH = 64  # texts of one forward (ours)
-MINING_PAIRS = 256  # pairs compared with all candidates at a time: 3 GB of scores for 3 million candidates (ours)
+MINING_ANCHORS = 256  # anchors compared with all candidates at a time: 3 GB of scores for 3 million candidates (ours)
 MINING_MARGIN = 0.05  # a negative scores at least 5 % below its positive: NV-Retriever, arXiv 2407.15831, TopK-PercPos
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
@@ -165,36 +165,34 @@ def count_truncated(embedder: SentenceTransformer, texts: Sequence[str]) -> int:
 
 
 def mine_negatives(embedder: SentenceTransformer, pairs: Sequence[Pair]) -> list[Pair]:
-    """Give each pair the nearest other positive of the set that scores at least MINING_MARGIN below its own.
+    """Give each pair the positive of other pairs nearest to its anchor that is MINING_MARGIN less near than its own.
 
-    Texts that are a positive of the same anchor, or the anchor, are never its negatives; a pair for which nothing is
-    left stays without. The rule of sentence-transformers' mine_hard_negatives(relative_margin=...) over all candidates,
-    on the device of the model and in memory that does not grow with the square of the set.
+    Of an anchor's several positives the least near sets the margin; neither they nor the anchor's own text are its
+    negatives. A pair for which nothing is left stays without. The rule of sentence-transformers' mine_hard_negatives
+    over all candidates, on the model's device and in memory that does not grow with the square of the set.
     """
-    texts = list(dict.fromkeys(pair.positive for pair in pairs))
-    anchors = list(dict.fromkeys(pair.anchor for pair in pairs))
-    index = {text: number for number, text in enumerate(texts)}
-    row_of = {anchor: number for number, anchor in enumerate(anchors)}
+    positives: dict[str, list[int]] = {pair.anchor: [] for pair in pairs}
+    index = {text: number for number, text in enumerate(dict.fromkeys(pair.positive for pair in pairs))}
+    for pair in pairs:
+        positives[pair.anchor].append(index[pair.positive])
+    texts, anchors = list(index), list(positives)
     candidates_CD = torch.from_numpy(encode(embedder, texts, "mining: candidates")).to(embedder.device)
     anchors_AD = torch.from_numpy(encode(embedder, anchors, "mining: anchors")).to(embedder.device)
-    excluded = {anchor: {index[anchor]} if anchor in index else set() for anchor in anchors}
-    for pair in pairs:
-        excluded[pair.anchor].add(index[pair.positive])
-    mined: list[Pair] = []
-    progress = Progress("mining: search", len(pairs), "pairs")
-    for first in range(0, len(pairs), MINING_PAIRS):
-        block = pairs[first : first + MINING_PAIRS]
-        scores_PC = anchors_AD[[row_of[pair.anchor] for pair in block]] @ candidates_CD.T
-        own_P1 = scores_PC.gather(1, torch.tensor([[index[pair.positive]] for pair in block], device=scores_PC.device))
-        scores_PC[scores_PC > own_P1 - own_P1.abs() * MINING_MARGIN] = -torch.inf
-        never = [(row, column) for row, pair in enumerate(block) for column in excluded[pair.anchor]]
-        scores_PC[tuple(torch.tensor(never).T)] = -torch.inf
-        best = scores_PC.max(dim=1)
-        for pair, value, column in zip(block, best.values.tolist(), best.indices.tolist(), strict=True):
-            mined.append(pair._replace(negative=texts[column] if math.isfinite(value) else None))
+    found: dict[str, str | None] = {}
+    progress = Progress("mining: search", len(anchors), "anchors")
+    for first in range(0, len(anchors), MINING_ANCHORS):
+        block = anchors[first : first + MINING_ANCHORS]
+        scores_AC = anchors_AD[first : first + MINING_ANCHORS] @ candidates_CD.T
+        own_A1 = torch.stack([row[positives[a]].min() for row, a in zip(scores_AC, block, strict=True)])[:, None]
+        scores_AC[scores_AC > own_A1 - own_A1.abs() * MINING_MARGIN] = -torch.inf
+        for row, anchor in zip(scores_AC, block, strict=True):
+            row[positives[anchor] + [index[text] for text in (anchor,) if text in index]] = -torch.inf
+        best = scores_AC.max(dim=1)
+        for anchor, value, column in zip(block, best.values.tolist(), best.indices.tolist(), strict=True):
+            found[anchor] = texts[column] if math.isfinite(value) else None
         progress.advance(len(block))
     progress.close()
-    return mined
+    return [pair._replace(negative=found[pair.anchor]) for pair in pairs]
 
 
 @contextlib.contextmanager

@@ -140,6 +140,8 @@ def read_similarity(path: Path) -> list[Graded]:
         if not 0 <= grade <= 5:
             raise InputError(f"{path}:{number}: score is {score!r}; it must be a number from 0 to 5")
         rows.append(Graded(first, second, grade))
+    if not rows:
+        raise InputError(f"{path}: only a header")
     scale = 5 if max(row.grade for row in rows) > 1 else 1
     return [row._replace(grade=row.grade / scale) for row in rows]
 
@@ -172,16 +174,17 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}: a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    number = 0
+    number, is_blank = 0, True
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
+                    is_blank = False
                     yield number, line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number + 1}: not UTF-8 hereabouts; convert the file to UTF-8") from error
-    if not path.stat().st_size or not number:
-        raise InputError(f"{path}: empty file")
+    if is_blank:
+        raise InputError(f"{path}: only blank lines" if number else f"{path}: empty file")
 
 
 def _first(path: Path) -> dict[str, Any]:
@@ -189,7 +192,6 @@ def _first(path: Path) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
     for number, line in lines_of(path):
         try:
             record = json.loads(line)
@@ -198,8 +200,6 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: not a JSON object; write one per line, such as {_example(PAIR_KEYS)}")
         yield number, record
-    if not number:
-        raise InputError(f"{path}: only blank lines")
 
 
 def _value(path: Path, number: int, record: dict[str, Any], key: str) -> Any:
