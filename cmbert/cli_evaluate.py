@@ -1,13 +1,7 @@
-"""The commands that judge a model: eval | finetune | bench. Each imports what it needs when it runs."""
+"""The commands that judge a model as it is: eval | bench. Each imports what it needs when it runs."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from cmbert.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cmbert.evaluate.finetune.backbone import Backbone
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -29,7 +23,7 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
     evaluate.add_argument(
-        "--context", type=_integers, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
+        "--context", type=integers, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
     )
     evaluate.add_argument(
         "--unit", type=_units, default=["word"], metavar="U,U", help="hide whole words, tokens, or both (default word)"
@@ -64,7 +58,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
     loader.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
     loader.add_argument(
-        "--lengths", type=_integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+        "--lengths", type=integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
     )
     loader.add_argument(
         "--plan-documents", type=int, default=0, metavar="N", help="also plan N synthetic documents (default 0: do not)"
@@ -85,9 +79,9 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
     )
     bench.add_argument(
-        "--lengths", type=_integers, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
+        "--lengths", type=integers, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
     )
-    bench.add_argument("--pieces", type=_integers, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument("--pieces", type=integers, default=[], metavar="N,N", help="also a batch of these, tokens")
     bench.add_argument(
         "--batch-tokens", type=int, default=32_768, metavar="N", help="real tokens in a batch, about (default 32768)"
     )
@@ -174,7 +168,7 @@ def _units(text: str) -> list[str]:
     return list(dict.fromkeys(units))
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part]
     except ValueError as error:
@@ -205,97 +199,3 @@ def _bench_model(options: argparse.Namespace) -> int:
     if options.json:
         print_rows(rows, as_json=True)
     return 0
-
-
-def add_finetune(commands: argparse._SubParsersAction) -> None:
-    """Add `finetune`."""
-    finetune = commands.add_parser(
-        "finetune",
-        help="CLUE and other tasks, tuned, with several seeds",
-        description="Fine-tune a model on tasks: the setting that is best on dev, then several seeds of it. Results go "
-        "to DIR/TASK/MODEL/ and, of all models so far, to DIR/results.md and DIR/results.html.",
-    )
-    finetune.add_argument(
-        "--model", required=True, metavar="MODEL", help="run, checkpoint, folder, or a name transformers knows"
-    )
-    finetune.add_argument(
-        "--task",
-        required=True,
-        type=_words,
-        metavar="TASK,TASK",
-        help="CLUE's tasks, or TOML files of others",
-    )
-    finetune.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the task's files; of several tasks, their parent",
-    )
-    finetune.add_argument("--output", type=Path, required=True, metavar="DIR", help="results of all models")
-    finetune.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of the best setting (default 3)")
-    finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
-    finetune.add_argument(
-        "--learning-rates", type=_floats, metavar="X,X", help="try these peak rates instead (default: the task's)"
-    )
-    finetune.add_argument(
-        "--batch-sizes", type=_integers, metavar="N,N", help="likewise, examples (default: the task's)"
-    )
-    finetune.add_argument("--epochs", type=_integers, metavar="N,N", help="likewise, passes (default: the task's)")
-    finetune.add_argument("--untrained", action="store_true", help="the same network with fresh weights: a baseline")
-    finetune.add_argument("--name", metavar="NAME", help="of the model in folders and tables (default: from its path)")
-    finetune.set_defaults(command=_finetune)
-
-
-def _finetune(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.finetune.protocol import finetune, settings_of
-    from cmbert.evaluate.finetune.results import write_results
-    from cmbert.evaluate.finetune.tasks import find_data, find_task
-
-    tasks = [find_task(name) for name in options.task]
-    folders = [find_data(options.data, task, len(tasks)) for task in tasks]
-    grids = [
-        settings_of(task, options.grid, options.learning_rates, options.batch_sizes, options.epochs) for task in tasks
-    ]
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds {options.seeds}: must be 1 or more")
-    backbone = _open_backbone(options.model, options.untrained)
-    name = options.name or "-".join(Path(options.model).parts[-2:]).strip("-/.") + "-untrained" * options.untrained
-    for task, folder, settings in zip(tasks, folders, grids, strict=True):
-        finetune(
-            backbone,
-            task,
-            folder,
-            options.output,
-            model_name=name,
-            settings=settings,
-            num_seeds=options.seeds,
-            model_folder=Path(options.model),
-        )
-        write_results(options.output)
-    print((options.output / "results.md").read_text(encoding="utf-8"))
-    return 0
-
-
-def _open_backbone(model: str, untrained: bool) -> "Backbone":
-    """Open one of our models as it is, any other through transformers."""
-    from cmbert.evaluate.finetune.backbone import our_backbone, their_backbone
-    from cmbert.model.hf import is_export
-    from cmbert.train.release import open_model
-
-    folder = Path(model)
-    if folder.is_dir() and (is_export(folder) or not (folder / "config.json").is_file()):
-        trained = open_model(folder)
-        return our_backbone(trained.model, trained.tokenizer.directory, untrained=untrained)
-    return their_backbone(model, untrained=untrained)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be numbers with commas, for example 3e-5,5e-5") from error

@@ -51,7 +51,9 @@ def read_training_data(folder: Path) -> list[TrainingFile]:
     try:
         return [TrainingFile(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: no record of `cmbert embed-train`: {error}; train the model again") from error
+        raise CheckpointError(
+            f"{path}: not a record of `cmbert embed-train`: {error}; train the model again"
+        ) from error
 
 
 def read_training_sentences(folder: Path) -> np.ndarray:

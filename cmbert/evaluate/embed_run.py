@@ -1,0 +1,252 @@
+"""`cmbert embed-train`: score the start, train at each size from it, score again; what is done is not done twice."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmbert.errors import CheckpointError, ConfigError
+from cmbert.evaluate.contamination import (
+    merge_training_data,
+    read_training_data,
+    read_training_sentences,
+    sentence_hashes,
+    share_of,
+    write_training_data,
+)
+from cmbert.evaluate.embed_data import DataPaths, Negatives, TrainingData, hash_files, read_data
+from cmbert.evaluate.embed_train import Recipe
+from cmbert.files import hash_file, write_json
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE, RESULTS_FILE, TABLE_FILE, CURVE_FILE = "settings.json", "results.json", "results.md", "curve.png"
+BEFORE_FILE, RUN_FILE = "before.json", "run.json"
+RECORDED_PACKAGES = (
+    "cmbert",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "scipy",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class EmbeddingRun:
+    """One call of `cmbert embed-train`."""
+
+    model: str
+    """Folder or Hugging Face name that sentence-transformers can open."""
+    name: str
+    """What the user called it."""
+    data: DataPaths
+    output: Path
+    negatives: Negatives
+    num_pairs: int | None
+    scaling: tuple[int, ...]
+    max_length: int
+    recipe: Recipe
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of pairs to train with; empty: all."""
+        return self.scaling or ((self.num_pairs,) if self.num_pairs else ())
+
+
+def embed_train(run: EmbeddingRun) -> dict[str, Any]:
+    """Do the run, or what is left of it, and return the contents of results.json.
+
+    Leaves in `output`: settings.json, results.json, results.md, the model, what it was trained on; with `scaling` one
+    folder for each size and curve.png. Raises InputError, ConfigError or CheckpointError for what the user can mend.
+    """
+    _check(run)
+    hashes = hash_files(run.data)
+    settings = _settings(run, hashes)
+    if _claim(run.output, settings) and (run.output / RESULTS_FILE).is_file():
+        results = json.loads((run.output / RESULTS_FILE).read_text(encoding="utf-8"))
+        logger.info("%s is finished; remove it to train again", run.output)
+        _print(results)
+        return results
+    data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
+    sizes = run.sizes or (len(data.pairs),)
+    started = time.monotonic()
+    before = _before(run, data)
+    runs = [_train_size(run, data, size, _folder(run, size)) for size in sizes]
+    results = {
+        "before": before,
+        "runs": runs,
+        "settings": settings,
+        "versions": _versions(),
+        "hardware": _hardware(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _finish(run, results)
+    return results
+
+
+def _check(run: EmbeddingRun) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("embed-train is one process on one device; start it without a launcher")
+    if len(set(run.scaling)) != len(run.scaling):
+        raise ConfigError("--scaling: a number of pairs is there twice; give each once")
+    if run.scaling and run.num_pairs:
+        raise ConfigError("--scaling and --num-pairs both say how many pairs; give one")
+
+
+def _folder(run: EmbeddingRun, size: int) -> Path:
+    return run.output / f"pairs_{size:09d}" if run.scaling else run.output
+
+
+def _settings(run: EmbeddingRun, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """Return all that decides the figures. Speed and memory (mini_batch_size) do not."""
+    weights = sorted(Path(run.model).glob("*.safetensors")) if Path(run.model).is_dir() else []
+    recipe = dataclasses.asdict(run.recipe)
+    del recipe["mini_batch_size"]
+    return {
+        "model": {"name": Path(run.name).name, "blake2b": [hash_file(path) for path in weights]},
+        "files": {
+            role: [{"path": path.name, "blake2b": hashes[path]} for path in paths]
+            for role, paths in run.data.by_role().items()
+        },
+        "negatives": run.negatives,
+        "num_pairs": run.num_pairs,
+        "scaling": list(run.scaling),
+        "max_length": run.max_length,
+        **recipe,
+    }
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> bool:
+    """Make `output` this run's; return whether it was already. Raises CheckpointError if it is another's."""
+    path = output / SETTINGS_FILE
+    if path.is_file():
+        old, new = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(settings)
+        different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if different:
+            key = different[0]
+            raise CheckpointError(
+                f"{output}: made with other settings ({', '.join(different)}; {key} was {old.get(key)}, is now "
+                f"{new.get(key)}); give those, or another --output"
+            )
+        return True
+    if output.exists() and any(output.iterdir()):
+        raise CheckpointError(f"{output}: not empty and not made by embed-train; give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+    return False
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else name).items()}
+
+
+def _before(run: EmbeddingRun, data: TrainingData) -> dict[str, Any]:
+    """Score the start, once for all sizes and restarts."""
+    from cmbert.evaluate.embedding import open_embedder, score_pairs
+
+    path = run.output / BEFORE_FILE
+    if not path.is_file():
+        write_json(path, score_pairs(open_embedder(run.model, run.max_length), data.evaluation).as_dict())
+    before = json.loads(path.read_text(encoding="utf-8"))
+    logger.info(
+        "before: Pearson %.4f, Spearman %.4f on %s pairs", before["pearson"], before["spearman"], f"{before['pairs']:,}"
+    )
+    return before
+
+
+def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) -> dict[str, Any]:
+    """Train from the start on the first `size` pairs, score, and leave model and record; return the record."""
+    from cmbert.evaluate.embed_train import save_embedder, train_embedder
+    from cmbert.evaluate.embedding import count_truncated, mine_negatives, open_embedder, score_pairs
+
+    if (folder / RUN_FILE).is_file():
+        logger.info("%s pairs: done before", f"{size:,}")
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    embedder = open_embedder(run.model, run.max_length)
+    pairs = data.pairs[:size]
+    if run.negatives == "mined":
+        pairs = mine_negatives(embedder, pairs)
+    texts = set(data.sentences(pairs))
+    truncated = count_truncated(embedder, list(texts))
+    if truncated:
+        logger.info(
+            "%s of %s training texts are longer than %d tokens and cut",
+            f"{truncated:,}",
+            f"{len(texts):,}",
+            run.max_length,
+        )
+    training = train_embedder(embedder, pairs, data, run.recipe, folder / "checkpoints")
+    after = score_pairs(embedder, data.evaluation).as_dict()
+    logger.info("%s pairs: Pearson %.4f, Spearman %.4f", f"{size:,}", after["pearson"], after["spearman"])
+    start = Path(run.model)
+    files = merge_training_data(read_training_data(start), data.recorded(size))
+    hashes = sentence_hashes(texts)
+    evaluated = [text for row in data.evaluation for text in (row.first, row.second)]
+    record = {
+        "pairs": size,
+        "training": training | {"texts": len(texts), "truncated_texts": truncated},
+        "after": after,
+        "evaluation_texts_seen_share": round(share_of(hashes, evaluated), 6),
+    }
+    hashes = _union(hashes, read_training_sentences(start))
+    model = folder / "model"
+    if (
+        not model.exists()
+    ):  # it does if a call ended between the model and its record: the same training, the same model
+        save_embedder(embedder, model, lambda aside: write_training_data(aside, files, hashes))
+    write_training_data(folder, files, hashes)
+    write_json(folder / RUN_FILE, record)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _union(one: Any, other: Any) -> Any:
+    import numpy as np
+
+    return np.union1d(one, other)
+
+
+def _finish(run: EmbeddingRun, results: dict[str, Any]) -> None:
+    from cmbert.evaluate.embed_report import draw_curve, write_table
+
+    if run.scaling:
+        draw_curve(results["before"], results["runs"], run.output / CURVE_FILE)
+    write_table(results, run.output / TABLE_FILE)
+    write_json(run.output / RESULTS_FILE, results)
+    _print(results)
+
+
+def _print(results: Mapping[str, Any]) -> None:
+    from cmbert.evaluate.embed_report import table
+
+    print(table(results), end="")
+
+
+def _versions() -> dict[str, str | None]:
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {"python": platform.python_version(), **{name: installed.get(name) for name in RECORDED_PACKAGES}}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    is_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
+        "precision": "bf16" if is_gpu and torch.cuda.is_bf16_supported() else "fp32",
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

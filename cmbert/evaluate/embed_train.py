@@ -1,0 +1,192 @@
+"""One contrastive fine-tuning through sentence-transformers: data sets, losses, the trainer, checkpoints to resume.
+
+Losses: CachedMultipleNegativesRankingLoss (arXiv 1705.00652, cached as in 2101.06983) on pairs, triplets and inference;
+CoSENT (kexue.fm/archives/8847), which asks only for the order of grades, on graded similarity.
+"""
+
+import json
+import logging
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
+from transformers import PrinterCallback, TrainerCallback
+
+from cmbert.errors import ConfigError
+from cmbert.evaluate.embed_data import TrainingData
+from cmbert.evaluate.embedding import quiet_libraries
+from cmbert.evaluate.pairs import Graded, Pair
+from cmbert.files import aside_directory, publish_directory
+from cmbert.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 300.0
+"""Between two checkpoints: what an interruption may cost (ours)."""
+WARMUP_SHARE = 0.1  # of all steps, linear up; then linear to 0 (T2Ranking's dual encoder, script/train_dual_encoder.sh)
+WEIGHT_DECAY = 0.01  # the same script's optimizer
+SCALE = 20.0  # of cosines in either loss, a temperature of 0.05: sentence-transformers' default
+TRAINER_STATE = "trainer_state.json"  # the trainer writes it last, so a checkpoint without it is torn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training that a user may choose."""
+
+    epochs: int
+    batch_size: int
+    """Pairs of a step, each a negative for the others."""
+    mini_batch_size: int
+    """Texts of a forward and backward; changes memory and speed, not the result."""
+    learning_rate: float
+    seed: int
+
+
+def build_datasets(
+    pairs: Sequence[Pair], inference: Sequence[Pair], similarity: Sequence[Graded]
+) -> dict[str, Dataset]:
+    """Return the data sets by name, those with negatives apart; their rows have the columns that the losses take."""
+    groups: dict[str, Sequence[tuple[Any, ...]]] = {
+        "pairs": [pair[:2] for pair in pairs if pair.negative is None],
+        "triplets": [pair for pair in pairs if pair.negative is not None],
+        "inference_pairs": [pair[:2] for pair in inference if pair.negative is None],
+        "inference_triplets": [pair for pair in inference if pair.negative is not None],
+        "similarity": similarity,
+    }
+    sets = {}
+    for name, rows in groups.items():
+        names = ("sentence1", "sentence2", "score") if name == "similarity" else ("anchor", "positive", "negative")
+        if rows:  # names without a third column in the rows fall away
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            sets[name] = Dataset.from_dict(dict(zip(names, columns, strict=False)))
+    return sets
+
+
+def train_embedder(
+    embedder: SentenceTransformer, pairs: Sequence[Pair], data: TrainingData, recipe: Recipe, folder: Path
+) -> dict[str, Any]:
+    """Train `embedder` in place on `pairs` and the other sets of `data`; return steps, seconds and the last loss.
+
+    Continues from the last whole checkpoint in `folder`, which stays until the caller removes it. Raises ConfigError
+    if more than one GPU or process would take part: their batches would be other batches.
+    """
+    if torch.cuda.device_count() > 1:
+        raise ConfigError("more than one GPU in sight, embed-train uses one; set CUDA_VISIBLE_DEVICES=0")
+    seed_everything(recipe.seed)
+    sets = build_datasets(pairs, data.inference, data.similarity)
+    ranking = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=recipe.mini_batch_size)
+    graded = CoSENTLoss(embedder, scale=SCALE)
+    losses: dict[str, torch.nn.Module] = {name: graded if name == "similarity" else ranking for name in sets}
+    logger.info("training on %s", ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items()))
+    watch = _Watch()
+    with quiet_libraries():
+        trainer = SentenceTransformerTrainer(
+            model=embedder,
+            args=_arguments(recipe, folder),
+            train_dataset=DatasetDict(sets),
+            loss=losses,
+            callbacks=[watch],
+        )
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = last_checkpoint(folder)
+        if checkpoint:
+            logger.info("continuing from %s", checkpoint.name)
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    watch.progress.close()
+    return {
+        "steps": trainer.state.global_step,
+        "loss": round(float(watch.loss), 6),
+        "seconds": round(time.monotonic() - started, 1),
+        "rows": {name: len(rows) for name, rows in sets.items()},
+        "continued": checkpoint is not None,
+    }
+
+
+def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArguments:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        warmup_steps=WARMUP_SHARE,
+        lr_scheduler_type="linear",
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        batch_sampler="no_duplicates",
+        multi_dataset_batch_sampler="proportional",
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        save_strategy="no",
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Watch(TrainerCallback):
+    """Shows progress, keeps the loss, and asks for a checkpoint every SAVE_SECONDS."""
+
+    progress: Progress
+    loss = float("nan")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress = Progress("training", state.max_steps, "steps", done=state.global_step)
+        self.saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.advance(1, f"loss {self.loss:.3f}")
+        if time.monotonic() - self.saved >= SAVE_SECONDS and state.global_step < state.max_steps:
+            control.should_save = True
+            self.saved = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **seen: Any) -> None:
+        self.loss = seen["logs"].get("loss", self.loss)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch: the libraries beneath draw from all three."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the latest whole checkpoint of the trainer in `folder`, if there is one."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in found if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return isinstance(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def save_embedder(embedder: SentenceTransformer, output: Path, add: Any) -> None:
+    """Write the model as a sentence-transformers folder, `add(folder)` puts more beside it; whole or not at all."""
+    aside = aside_directory(output)
+    try:
+        with quiet_libraries():
+            embedder.save_pretrained(str(aside), create_model_card=False)
+        add(aside)
+        publish_directory(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,165 @@
+"""Readers of pairs: what each format gives, and that every fault names its file and line."""
+
+import json
+
+import pytest
+
+from cmbert.errors import InputError
+from cmbert.evaluate.pairs import Graded, Pair, read_inference, read_labelled, read_pairs, read_similarity
+from cmbert.evaluate.t2ranking import Reference, read_references, resolve
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(lines, name="a.json"):
+        path = tmp_path / name
+        path.write_text(
+            "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines),
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+def labelled(first, second, label):
+    return {"sentence1": first, "sentence2": second, "label": label}
+
+
+def test_triplets(write):
+    rows = [("问", "答", "否"), ("问", "答", "别"), ("同", "同", "否"), ("问", "另", "问"), ("甲", "乙", "丙")]
+    file = read_pairs(write([dict(zip(("query", "title", "neg_title"), row, strict=True)) for row in rows]))
+    assert file.is_triplets
+    assert file.pairs == [Pair("问", "答", "否"), Pair("问", "另", None), Pair("甲", "乙", "丙")]
+    assert file.note == "1 of equal texts, 1 repeated"
+
+
+def test_label_0_gives_a_hard_negative_to_the_same_first_text_only(write):
+    rows = [labelled("甲", "乙", "1"), labelled("甲", "丙", "0"), labelled("丁", "戊", 0), labelled("己", "庚", 1)]
+    file = read_pairs(write(rows))
+    assert not file.is_triplets
+    assert file.pairs == [Pair("甲", "乙", "丙"), Pair("己", "庚")]
+
+
+def test_labelled(write):
+    rows = [labelled("甲", "乙", "1"), labelled("丁", "戊", 0)]
+    assert read_labelled(write(rows)) == [Graded("甲", "乙", 1), Graded("丁", "戊", 0)]
+
+
+def test_inference_takes_contradictions_of_the_same_premise(write):
+    rows = [
+        labelled("前", "是一", "entailment"),
+        labelled("前", "是二", "entailment"),
+        labelled("前", "非", "contradiction"),
+        labelled("别", "是三", "entailment"),
+        labelled("别", "中", "neutral"),
+        labelled("别", "疑", "-"),
+    ]
+    file = read_inference(write(rows))
+    assert file.pairs == [Pair("前", "是一", "非"), Pair("前", "是二", "非"), Pair("别", "是三")]
+    assert file.note == "2 neutral or undecided"
+
+
+@pytest.mark.parametrize(
+    ("lines", "grades"),
+    [
+        (
+            [{"sentence1": "a", "sentence2": "b", "score": 2.5}, {"sentence1": "c", "sentence2": "d", "score": "5"}],
+            [0.5, 1],
+        ),
+        ([labelled("a", "b", 0.25), labelled("c", "d", 1)], [0.25, 1]),
+        (["sentence1\tsentence2\tscore", "a\tb\t4", "c\td\t0"], [0.8, 0]),
+        (["train-0||a||b||3", "train-1||c||d||1"], [0.6, 0.2]),
+    ],
+    ids=["json score", "json label", "tsv with header", "Chinese STS-B"],
+)
+def test_similarity(write, lines, grades):
+    assert read_similarity(write(lines)) == [Graded("a", "b", grades[0]), Graded("c", "d", grades[1])]
+
+
+GOOD = labelled("甲", "乙", "1")
+
+
+@pytest.mark.parametrize(
+    ("read", "lines", "message"),
+    [
+        (read_pairs, [GOOD, "{oops"], r"a\.json:2: not a JSON object"),
+        (read_pairs, [GOOD, "[1]"], r"a\.json:2: not a JSON object"),
+        (read_pairs, ["甲\t乙"], r"a\.json:1: not a JSON object"),
+        (read_pairs, [GOOD, "", labelled("甲", "  ", "1")], r"a\.json:3: sentence2 is empty"),
+        (read_pairs, [GOOD, labelled("甲", "乙", "2")], r"a\.json:2: label is '2'; it must be 0 or 1"),
+        (read_pairs, [labelled("甲", "乙", True)], r"a\.json:1: label is True"),
+        (read_pairs, [GOOD, {"sentence1": "a", "sentence2": 3, "label": 0}], r"a\.json:2: sentence2 is 3"),
+        (read_pairs, [{"query": "a", "title": "b", "neg_title": "c"}, GOOD], r"a\.json:2: no 'query', but 'sentence1'"),
+        (read_pairs, [{"text": "a"}], r"a\.json:1: no 'sentence1', but 'text'"),
+        (read_pairs, [labelled("甲", "乙", "0")], r"a\.json: no pair with label 1"),
+        (read_pairs, [], r"a\.json: empty file"),
+        (read_pairs, ["", ""], r"a\.json: only blank lines"),
+        (read_inference, [labelled("甲", "乙", "yes")], r"a\.json:1: label is 'yes'; it must be one of entailment"),
+        (read_inference, [labelled("甲", "乙", "neutral")], r"a\.json: no line with label entailment"),
+        (read_similarity, [labelled("甲", "乙", 5.5)], r"a\.json:1: score is 5\.5"),
+        (read_similarity, ["a\tb\tnan"], r"a\.json:1: score is 'nan'"),
+        (read_similarity, ["a\tb\t1", "a\tb"], r"a\.json:2: not a graded pair"),
+        (read_similarity, ["a\t \t1"], r"a\.json:1: empty sentence"),
+        (read_similarity, ["sentence1\tsentence2\tscore"], r"a\.json: only a header"),
+        (read_similarity, [""], r"a\.json: only blank lines"),
+    ],
+)
+def test_faults_name_file_and_line(write, read, lines, message):
+    with pytest.raises(InputError, match=message):
+        read(write(lines))
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="absent: no such file"):
+        read_pairs(tmp_path / "absent")
+    with pytest.raises(InputError, match="a folder"):
+        read_labelled(tmp_path)
+    (tmp_path / "gbk").write_bytes('{"query": "你好"}'.encode("gbk"))
+    with pytest.raises(InputError, match="gbk:1: not UTF-8"):
+        read_pairs(tmp_path / "gbk")
+
+
+@pytest.fixture
+def t2ranking(tmp_path):
+    folder = tmp_path / "T2Ranking" / "data"
+    folder.mkdir(parents=True)
+    (folder / "collection.tsv").write_text('pid\ttext\n0\t零\n1\t一 "引\n2\t二\n3\t三\n4\t四\n', encoding="utf-8")
+    (folder / "queries.train.tsv").write_text("qid\ttext\n7\t问七\n8\t问八\n", encoding="utf-8")
+    judged = ["qid\t-\tpid\trel", "7\t0\t0\t3", "7\t0\t1\t2", "7\t0\t2\t0", "7\t0\t3\t1", "8\t0\t4\t2"]
+    (folder / "qrels.train.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_t2ranking(t2ranking):
+    references = read_references(t2ranking.parent)
+    assert references == [Reference(7, 0, 2), Reference(7, 1, 2), Reference(8, 4)]
+    texts = resolve(t2ranking, references, negatives=True)
+    assert texts == [Pair("问七", "零", "二"), Pair("问七", '一 "引', "二"), Pair("问八", "四")]
+    assert resolve(t2ranking, references[2:], negatives=False) == [Pair("问八", "四")]
+    (t2ranking / "qrels.train.tsv").unlink()
+    (t2ranking / "qrels.retrieval.train.tsv").write_text("qid\tpid\n7\t1\n8\t4\n", encoding="utf-8")
+    assert read_references(t2ranking) == [Reference(7, 1), Reference(8, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("qrels.train.tsv", "7\t0\t0\t4\n", r"qrels\.train\.tsv:1: relevance is 4"),
+        ("qrels.train.tsv", "7\t0\tx\t2\n", r"qrels\.train\.tsv:1: 'x' is not a whole number"),
+        ("qrels.train.tsv", "7\t0\n", r"qrels\.train\.tsv:1: 2 columns, must be 4"),
+        ("qrels.train.tsv", "7\t0\t1\t1\n", r"no passage answers a query"),
+        ("collection.tsv", "0\t零\n1\t\n4\t四\n2\t二\n", r"collection\.tsv:2: empty text of 1"),
+        ("queries.train.tsv", "7\t问\n", r"queries\.train\.tsv: no text of 8"),
+        ("queries.train.tsv", "", r"queries\.train\.tsv: empty file"),
+    ],
+)
+def test_t2ranking_faults(t2ranking, name, text, message):
+    (t2ranking / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        resolve(t2ranking, read_references(t2ranking), negatives=True)
+
+
+def test_a_folder_that_is_not_t2ranking(tmp_path):
+    with pytest.raises(InputError, match=r"collection\.tsv: no such file; a folder of pairs must be T2Ranking"):
+        read_references(tmp_path)
