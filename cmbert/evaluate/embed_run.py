@@ -61,7 +61,7 @@ class EmbeddingRun:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of pairs to train with; empty: all."""
-        return self.scaling or ((self.num_pairs,) if self.num_pairs else ())
+        return tuple(sorted(self.scaling)) or ((self.num_pairs,) if self.num_pairs else ())
 
 
 def embed_train(run: EmbeddingRun) -> dict[str, Any]:
@@ -70,15 +70,22 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     Leaves in `output`: settings.json, results.json, results.md, the model, what it was trained on; with `scaling` one
     folder for each size and curve.png. Raises InputError, ConfigError or CheckpointError for what the user can mend.
     """
+    from cmbert.evaluate.embedding import open_embedder
+
     _check(run)
     hashes = hash_files(run.data)
     settings = _settings(run, hashes)
-    if _claim(run.output, settings) and (run.output / RESULTS_FILE).is_file():
+    is_begun = _is_begun(run.output, settings)
+    if is_begun and (run.output / RESULTS_FILE).is_file():
         results = json.loads((run.output / RESULTS_FILE).read_text(encoding="utf-8"))
         logger.info("%s is finished; remove it to train again", run.output)
         _print(results)
         return results
     data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
+    if not is_begun:
+        open_embedder(run.model, run.max_length)  # what cannot be opened leaves no folder behind
+        run.output.mkdir(parents=True, exist_ok=True)
+        write_json(run.output / SETTINGS_FILE, settings)
     sizes = run.sizes or (len(data.pairs),)
     started = time.monotonic()
     before = _before(run, data)
@@ -100,8 +107,10 @@ def _check(run: EmbeddingRun) -> None:
         raise ConfigError("embed-train is one process on one device; start it without a launcher")
     if len(set(run.scaling)) != len(run.scaling):
         raise ConfigError("--scaling: a number of pairs is there twice; give each once")
-    if run.scaling and run.num_pairs:
-        raise ConfigError("--scaling and --num-pairs both say how many pairs; give one")
+    if min(run.scaling, default=1) < 1:
+        raise ConfigError("--scaling: a number of pairs is below 1")
+    if not run.recipe.learning_rate > 0:
+        raise ConfigError(f"--learning-rate {run.recipe.learning_rate}: it must be above 0")
 
 
 def _folder(run: EmbeddingRun, size: int) -> Path:
@@ -127,8 +136,8 @@ def _settings(run: EmbeddingRun, hashes: Mapping[Path, str]) -> dict[str, Any]:
     }
 
 
-def _claim(output: Path, settings: dict[str, Any]) -> bool:
-    """Make `output` this run's; return whether it was already. Raises CheckpointError if it is another's."""
+def _is_begun(output: Path, settings: dict[str, Any]) -> bool:
+    """Return whether `output` holds this run, begun before. Raises CheckpointError if it holds something else."""
     path = output / SETTINGS_FILE
     if path.is_file():
         old, new = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(settings)
@@ -142,8 +151,6 @@ def _claim(output: Path, settings: dict[str, Any]) -> bool:
         return True
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output}: not empty and not made by embed-train; give another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
     return False
 
 

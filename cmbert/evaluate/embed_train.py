@@ -6,6 +6,7 @@ CoSENT (kexue.fm/archives/8847), which asks only for the order of grades, on gra
 
 import json
 import logging
+import os
 import random
 import shutil
 import time
@@ -85,6 +86,8 @@ def train_embedder(
     """
     if torch.cuda.device_count() > 1:
         raise ConfigError("more than one GPU in sight, embed-train uses one; set CUDA_VISIBLE_DEVICES=0")
+    if not torch.cuda.is_available():  # else DeepSpeed, which accelerate imports, warns that it looked for one
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     seed_everything(recipe.seed)
     sets = build_datasets(pairs, data.inference, data.similarity)
     ranking = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=recipe.mini_batch_size)
@@ -93,7 +96,7 @@ def train_embedder(
     logger.info("training on %s", ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items()))
     watch = _Watch()
     with quiet_libraries():
-        trainer = SentenceTransformerTrainer(
+        trainer = _Trainer(
             model=embedder,
             args=_arguments(recipe, folder),
             train_dataset=DatasetDict(sets),
@@ -138,6 +141,17 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The library's, for checkpoints that carry a code file, and without its model card's examples and progress bar."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none."""
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        saved = SentenceTransformer(checkpoint_path, trust_remote_code=True, local_files_only=True, device="cpu")
+        self.model.load_state_dict(saved.state_dict())
 
 
 class _Watch(TrainerCallback):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from cmbert.errors import CheckpointError, ConfigError
@@ -61,18 +61,19 @@ def open_embedder(model: str, max_length: int) -> SentenceTransformer:
             f"{model}: no such folder; give a run, a checkpoint, an exported folder or a model's name"
         )
     options: dict[str, Any] = {"trust_remote_code": True}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    card = SentenceTransformerModelCardData(generate_widget_examples=False, local_files_only=True)
+    shared: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu", "model_card_data": card}
     with quiet_libraries():
         try:
             if (folder / "modules.json").is_file():
-                embedder = SentenceTransformer(model, device=device, local_files_only=True, **options)
+                embedder = SentenceTransformer(model, local_files_only=True, **options, **shared)
             else:
                 local = {**options, "local_files_only": True} if folder.is_dir() else options
                 encoder = Transformer(
                     model, config_kwargs=local, processor_kwargs=local, model_kwargs={**local, "dtype": torch.float32}
                 )
                 pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")
-                embedder = SentenceTransformer(modules=[encoder, pooling], device=device)
+                embedder = SentenceTransformer(modules=[encoder, pooling], **shared)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{model}: transformers cannot load it: {reason}") from error
