@@ -34,8 +34,22 @@ ONE_HOME = {
 }
 FORBIDDEN = {  # room -> packages it must not import
     "cmbert/": ("data_tools", "recipes", "tests"),
-    "cmbert/model/": ("cmbert.data", "cmbert.train", "cmbert.evaluate", "cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
-    "cmbert/data/": ("cmbert.model", "cmbert.train", "cmbert.evaluate", "cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
+    "cmbert/model/": (
+        "cmbert.data",
+        "cmbert.train",
+        "cmbert.evaluate",
+        "cmbert.cli",
+        "cmbert.cli_evaluate",
+        "cmbert.cli_transfer",
+    ),
+    "cmbert/data/": (
+        "cmbert.model",
+        "cmbert.train",
+        "cmbert.evaluate",
+        "cmbert.cli",
+        "cmbert.cli_evaluate",
+        "cmbert.cli_transfer",
+    ),
     "cmbert/evaluate/": ("cmbert.train", "cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
     "cmbert/train/": ("cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
     "cmbert/accel.py": ("cmbert.model", "cmbert.data", "cmbert.train", "cmbert.evaluate"),

@@ -59,7 +59,9 @@ def model(tmp_path_factory, tokenizer_directory):
     network = MaskedLanguageModel(config)
     initialise(network, seed=0)
     output = tmp_path_factory.mktemp("exported") / "model"
-    export_folder(network.state_dict(), config, tokenizer_directory, output, format="hf", texts=["今天天气很好"])
+    export_folder(
+        network.state_dict(), config, tokenizer_directory, output, format="hf", texts=["今天天气很好"], card=str
+    )
     return output
 
 

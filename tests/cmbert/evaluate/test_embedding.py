@@ -31,7 +31,7 @@ def folder(tmp_path_factory, tokenizer_directory):
     model = MaskedLanguageModel(config)
     initialise(model, seed=0)
     output = tmp_path_factory.mktemp("exported") / "model"
-    export_folder(model.state_dict(), config, tokenizer_directory, output, format="hf", texts=TEXTS[:3])
+    export_folder(model.state_dict(), config, tokenizer_directory, output, format="hf", texts=TEXTS[:3], card=str)
     return output
 
 
@@ -122,7 +122,7 @@ def without_config(folder):
         (without_tokenizer, r"no tokenizer \(tokenizer\.json\)"),
         (with_another_vocabulary, "the tokenizer has 385 ids, the model 384"),
         (without_weights, r"transformers cannot load it"),
-        (without_config, r"no config\.json"),
+        (without_config, r"config.json"),
         (shutil.rmtree, "no such folder"),
     ],
 )
