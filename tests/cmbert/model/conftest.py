@@ -36,3 +36,22 @@ def make_model():
         return model
 
     return make_model
+
+
+@pytest.fixture
+def make_perturbed(make_model, tmp_path, monkeypatch):
+    """A model whose norms and biases are not their initial ones and zeros, so that forgetting one shows."""
+
+    # transformers copies model code of folders it loads into the home directory
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def make_perturbed(norm, vocab_size=320):
+        unusual = {"init_std": 0.1, "norm_eps": 1e-3, "rope_base_local": 500.0, "max_length": 512}
+        model = make_model(norm=norm, vocab_size=vocab_size, **unusual)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return model
+
+    return make_perturbed

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -49,10 +50,18 @@ def card(measured):
     return f"compared {measured['num_tokens']} tokens\n"
 
 
-@pytest.fixture(autouse=True)
-def own_module_cache(tmp_path, monkeypatch):
-    """Keep transformers from copying model code into the home directory."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+SENTENCE_VECTORS = """
+import sys
+sys.modules["cmbert"] = None  # any import of it fails
+import warnings
+import numpy as np
+warnings.filterwarnings("error", module="sentence_transformers")  # it warns of layouts that will go
+from sentence_transformers import SentenceTransformer
+folder, scratch, trust = sys.argv[1], sys.argv[2], sys.argv[3] == "trust"
+model = SentenceTransformer(folder, trust_remote_code=trust, device="cpu")
+assert model.max_seq_length == 512 == model.tokenizer.model_max_length
+np.save(scratch + "/vectors.npy", model.encode(sys.argv[4:], batch_size=3))
+"""
 
 
 @pytest.fixture
@@ -78,22 +87,6 @@ def tokenizer_directory(tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(zip(names, SPECIAL_TOKENS, strict=True))}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
-
-
-@pytest.fixture
-def make_perturbed(make_model):
-    """A model whose norms and biases are not their initial ones and zeros, so that forgetting one shows."""
-
-    def make_perturbed(norm):
-        unusual = {"init_std": 0.1, "norm_eps": 1e-3, "rope_base_local": 500.0, "max_length": 512}
-        model = make_model(norm=norm, vocab_size=320, **unusual)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return model
-
-    return make_perturbed
 
 
 @pytest.mark.parametrize(("norm", "format"), [("rmsnorm", "hf"), ("layernorm", "hf-modernbert")])
@@ -122,15 +115,54 @@ def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_di
     torch.testing.assert_close(seen["logits"][is_real], ours, atol=1e-4, rtol=0)
 
 
+def mean_vectors(model, tokenizer_directory, texts):
+    """The mean of our packed encoder's hidden states over each text's tokens, [CLS] and [SEP] included."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
+    tokenizer.enable_truncation(model.config.max_length)
+    ids = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+    lengths = torch.tensor([len(text) for text in ids])
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    with torch.no_grad():
+        hidden = model.model(torch.cat(ids), cu_seqlens)
+    return torch.stack([part.mean(0) for part in hidden.split(lengths.tolist())])
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+def test_exported_folder_is_a_sentence_transformer(make_perturbed, tokenizer_directory, tmp_path, norm):
+    pytest.importorskip("sentence_transformers")
+    model = make_perturbed(norm)
+    settings = json.loads((tokenizer_directory / "tokenizer_config.json").read_text())
+    settings["model_max_length"] = 8192  # a tokenizer that serves longer models, too
+    (tokenizer_directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    folder = tmp_path / "exported"
+    export_folder(model.state_dict(), model.config, tokenizer_directory, folder, format="hf", texts=TEXTS, card=card)
+    texts = [*TEXTS, "今天天气很好，我们去公园散步。" * 60]  # the last is longer than the model
+    trust = "trust" if norm == "rmsnorm" else "stock"
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "outside"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, "-I", "-c", SENTENCE_VECTORS, str(folder), str(tmp_path), trust, *texts],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=120,
+    )
+    seen = torch.from_numpy(np.load(tmp_path / "vectors.npy"))
+    torch.testing.assert_close(seen, mean_vectors(model, tokenizer_directory, texts), atol=2e-5, rtol=0)
+
+
 def test_our_model_survives_the_round_trip(make_perturbed, tokenizer_directory, tmp_path, pack):
     model = make_perturbed("rmsnorm")
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     folder = tmp_path / "deep" / "exported"
-    export_folder(weights, model.config, tokenizer_directory, folder, format="hf", texts=TEXTS[:2], card=card)
+    measured = export_folder(
+        weights, model.config, tokenizer_directory, folder, format="hf", texts=TEXTS[:2], card=card
+    )
     loaded, config = load_folder(folder)
     assert config == model.config
     assert torch.equal(loaded.logits(*pack([9, 70], 320)), model.logits(*pack([9, 70], 320)))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["exported"]
+    assert (folder / "README.md").read_text() == card(measured)
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def spoil_nan(arguments):
