@@ -144,14 +144,10 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
 
 
 class _Trainer(SentenceTransformerTrainer):
-    """The library's, for checkpoints that carry a code file, and without its model card's examples and progress bar."""
+    """The library's, without the examples of its model card and their progress bar."""
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none."""
-
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        saved = SentenceTransformer(checkpoint_path, trust_remote_code=True, local_files_only=True, device="cpu")
-        self.model.load_state_dict(saved.state_dict())
 
 
 class _Watch(TrainerCallback):

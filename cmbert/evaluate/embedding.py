@@ -73,7 +73,7 @@ def open_embedder(model: str, max_length: int) -> SentenceTransformer:
                     model, config_kwargs=local, processor_kwargs=local, model_kwargs={**local, "dtype": torch.float32}
                 )
                 pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")
-                embedder = SentenceTransformer(modules=[encoder, pooling], **shared)
+                embedder = SentenceTransformer(modules=[encoder, pooling], **options, **shared)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{model}: transformers cannot load it: {reason}") from error
