@@ -71,9 +71,11 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     bench.add_argument(
         "--model",
         type=Path,
-        default=Path("recipes/large/stage1.toml"),
+        nargs="+" if work == "inference" else 1,
+        default=[Path("recipes/large/stage1.toml")],
         metavar="PATH",
-        help="recipe, or folder that `cmbert export` wrote, whose shape is timed (default recipes/large/stage1.toml)",
+        help="recipe, or folder that `cmbert export` wrote, whose shape is timed (default recipes/large/stage1.toml)"
+        + ("; several, or any encoders of transformers among them, make one table" if work == "inference" else ""),
     )
     bench.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
@@ -188,7 +190,9 @@ def _bench_model(options: argparse.Namespace) -> int:
     from cmbert.evaluate.benchmark import keep_rows, print_rows
     from cmbert.evaluate.throughput import bench_throughput, read_shape, workloads
 
-    model, kernels = read_shape(options.model, options.overrides)
+    if len(options.model) > 1:
+        return _bench_models(options)
+    model, kernels = read_shape(options.model[0], options.overrides)
     loads = workloads(options.lengths, options.pieces, options.batch_tokens, model.max_length)
     rows = []
     for row in bench_throughput(options.work, model, kernels, loads, against_transformers=options.against == "hf"):
@@ -198,4 +202,25 @@ def _bench_model(options: argparse.Namespace) -> int:
     keep_rows(options.work, rows)
     if options.json:
         print_rows(rows, as_json=True)
+    return 0
+
+
+def _bench_models(options: argparse.Namespace) -> int:
+    from cmbert.errors import ConfigError
+    from cmbert.evaluate.benchmark import keep_rows, print_rows
+    from cmbert.evaluate.throughput import workloads
+    from cmbert.evaluate.throughput_table import open_candidates, throughput_table, time_candidates
+
+    if options.against:
+        raise ConfigError("--against hf is for one model: name the peers with --model")
+    candidates = open_candidates(options.model, options.overrides)
+    limits = [candidate.max_length for candidate in candidates if candidate.max_length is not None]
+    most = max(limits) if len(limits) == len(candidates) else max([*limits, *options.lengths, *options.pieces])
+    loads = workloads(options.lengths, options.pieces, options.batch_tokens, most)
+    rows = list(time_candidates(candidates, loads))
+    keep_rows("inference_table", rows)
+    if options.json:
+        print_rows(rows, as_json=True)
+    else:
+        print(throughput_table(candidates, loads, rows))
     return 0

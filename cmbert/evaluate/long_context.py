@@ -6,8 +6,9 @@ read. Words that a cut of the shortest context goes through are not scored at an
 same questions about the same text, and only how far the model sees differs.
 
 Rule: quality breaks at the first context whose loss lies above that of the best shorter one by more than 3 standard
-errors of the difference over documents (8 documents or more: one-sided p < .01 by Student's t, each comparison). The
-same words in the same text are compared, so a difference far below the loss's own scatter shows.
+errors of the difference over documents (8 documents or more: one-sided p < .01 by Student's t, each comparison) and by
+at least 0.01 nats, 1 % of the pseudo-perplexity. Since the same words in the same text are compared, differences too
+small to matter are found, too; the table shows them.
 
 Shapes: N documents, C contexts, B position buckets, L tokens of the stretch, M hidden tokens of a document.
 """
@@ -34,6 +35,7 @@ from cmbert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 SHORTEST_CONTEXT = 512  # tokens
 NUM_BUCKETS = 32  # of the position in the longest piece, equally wide (ours)
 BREAK_ERRORS = 3.0  # standard errors
+BREAK_LOSS = 0.01  # nats (ours)
 LEAST_DOCUMENTS = 8  # for a verdict
 
 
@@ -220,7 +222,7 @@ def compare(losses_NC: np.ndarray, contexts: Sequence[int]) -> list[ContextScore
 def find_break(scores: Sequence[ContextScore], num_documents: int) -> int | None:
     """Return the first context that is worse than a shorter one by the rule at the top; None if there is none."""
     for score in scores if num_documents >= LEAST_DOCUMENTS else ():
-        if score.against is not None and score.difference > BREAK_ERRORS * score.difference_error:
+        if score.against is not None and score.difference > max(BREAK_LOSS, BREAK_ERRORS * score.difference_error):
             return score.context_tokens
     return None
 
@@ -267,9 +269,12 @@ def verdict(found: Stress) -> str:
     if found.documents < LEAST_DOCUMENTS:
         return f"no verdict: {found.documents} documents, fewer than the {LEAST_DOCUMENTS} that the rule needs"
     if found.breaks_at is None:
-        return f"quality does not break up to {found.contexts[-1].context_tokens:,} tokens"
+        return (
+            f"quality does not break up to {found.contexts[-1].context_tokens:,} tokens: no context is worse than a shorter "
+            f"one by more than {BREAK_ERRORS:g} standard errors and {BREAK_LOSS:g} nats"
+        )
     score = next(score for score in found.contexts if score.context_tokens == found.breaks_at)
     return (
         f"quality breaks at {found.breaks_at:,} tokens: {score.difference:+.4f} nats from {score.against:,} tokens, "
-        f"more than {BREAK_ERRORS:g} standard errors"
+        f"more than {BREAK_ERRORS:g} standard errors and {BREAK_LOSS:g} nats"
     )

@@ -50,7 +50,9 @@ def draw_contexts(axes: Axes, found: Stress) -> None:
     spread = [INTERVAL_ERRORS * score.loss_error for score in found.contexts]
     paired = [INTERVAL_ERRORS * score.difference_error for score in found.contexts]
     lower, upper = ([loss + sign * width for loss, width in zip(losses, spread, strict=True)] for sign in (-1, 1))
-    axes.fill_between(contexts, lower, upper, color=LINE, alpha=0.12, linewidth=0, label="95 %, over documents")
+    axes.fill_between(
+        contexts, lower, upper, color=LINE, alpha=0.12, linewidth=0, label="95 % of the mean over documents"
+    )
     axes.errorbar(
         contexts, losses, paired, color=LINE, marker="o", capsize=4, linewidth=2,
         label="loss; bars: 95 % of the difference from the best shorter context",
@@ -90,10 +92,7 @@ def mark_lengths(axes: Axes, found: Stress) -> None:
     if found.trained_tokens is not None:
         names.setdefault(found.trained_tokens, []).append("trained")
     names.setdefault(found.max_length, []).append("max_length")
-    for length, name in names.items():
+    for (length, name), dashes in zip(names.items(), ((4, 3), (1, 2)), strict=False):
         if length <= found.contexts[-1].context_tokens:
-            axes.axvline(length, color=MARK, linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.annotate(
-                " = ".join(name), (length, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
-                textcoords="offset points", color=MARK, fontsize=9, va="top", rotation=90,
-            )  # fmt: skip
+            label = f"{' = '.join(name)}: {length:,} tokens"
+            axes.axvline(length, color=MARK, linewidth=1.4, linestyle=(0, dashes), label=label)
