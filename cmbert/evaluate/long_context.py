@@ -270,8 +270,8 @@ def verdict(found: Stress) -> str:
         return f"no verdict: {found.documents} documents, fewer than the {LEAST_DOCUMENTS} that the rule needs"
     if found.breaks_at is None:
         return (
-            f"quality does not break up to {found.contexts[-1].context_tokens:,} tokens: no context is worse than a shorter "
-            f"one by more than {BREAK_ERRORS:g} standard errors and {BREAK_LOSS:g} nats"
+            f"quality does not break up to {found.contexts[-1].context_tokens:,} tokens: no context is worse than a "
+            f"shorter one by more than {BREAK_ERRORS:g} standard errors and {BREAK_LOSS:g} nats"
         )
     score = next(score for score in found.contexts if score.context_tokens == found.breaks_at)
     return (
