@@ -63,7 +63,7 @@ def test_onnxruntime_and_a_tokenizer_are_enough(make_perturbed, tokenizer_direct
     content = (folder / "model.onnx").read_bytes()
     assert b"site-packages" not in content
     assert b".py" not in content, "the exporter's notes name files of this machine"
-    texts = [TEXTS[0] * 2, *TEXTS]  # longer than what the gate has seen: 512 tokens
+    texts = [TEXTS[0] * 3, *TEXTS]  # longer than what the gate has seen: 512 tokens
     command = [sys.executable, "-I", "-c", OUTSIDER, str(folder), str(tmp_path), *texts]
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     seen = np.load(tmp_path / "seen.npz")
