@@ -256,10 +256,10 @@ def print_stress(found: Stress) -> None:
             rows.append([*row, f"{score.difference:+.4f} ± {score.difference_error:.4f}", f"{score.against:,}"])
     header = ["context, tokens", "loss, nats", "pseudo-perplexity", "difference", "from the best shorter"]
     print(markdown_table(header, rows))
-    trained = "not known" if found.trained_tokens is None else f"{found.trained_tokens:,}"
+    trained = "" if found.trained_tokens is None else f"trained at {found.trained_tokens:,} tokens, "
     print(
         f"{found.hidden_tokens:,} hidden tokens ({found.unit}s) of {found.documents:,} documents, the same in every "
-        f"row; ± one standard error over documents\ntrained at {trained} tokens, max_length {found.max_length:,}"
+        f"row; ± one standard error over documents\n{trained}max_length {found.max_length:,}"
     )
     print(verdict(found))
 
