@@ -14,7 +14,7 @@ from cmbert.evaluate.finetune.examples import read_split
 from cmbert.evaluate.finetune.items import prepare
 from cmbert.evaluate.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
 from cmbert.evaluate.finetune.results import score_table
-from cmbert.evaluate.finetune.tasks import CLUE_TASKS, Task, load_task
+from cmbert.evaluate.finetune.tasks import CLUE_TASKS, Task, find_task, load_task
 from cmbert.evaluate.finetune.trial import Data, Setting, backward, run_trial
 from cmbert.evaluate.mixed_precision import MixedPrecision
 
@@ -209,3 +209,39 @@ def test_a_model_that_saw_simclue_is_not_scored_on_what_it_contains(ours, task, 
     assert 0.3 < share_of_texts_seen(task, splits, tmp_path) < 0.9
     with pytest.raises(ConfigError, match="% of these texts"):  # the file went under another name
         share_of_texts_seen(contained, splits, tmp_path)
+
+
+def test_reading_comprehension_from_file_to_submission(ours, tmp_path):
+    """C3's and CMRC's own formats: the answer can be seen in the text, and is found on the texts learnt from."""
+    words = ["北京", "酒店", "公园", "大学", "房间", "天气"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    choices = []
+    for i, word in enumerate(words):
+        asked = {"question": "去哪里？", "choice": [words[i - 1], word, words[i - 2]], "answer": word}
+        choices.append([[f"他去了{word}。"], [asked], str(i)])
+    for name in ("d-train.json", "m-train.json", "d-dev.json", "m-dev.json"):
+        (folder / name).write_text(json.dumps(choices), encoding="utf-8")
+    for entry in choices:
+        del entry[1][0]["answer"]
+    (folder / "test1.1.json").write_text(json.dumps(choices), encoding="utf-8")
+    setting = Setting(learning_rate=5e-3, batch_size=4, epochs=100)
+    task = find_task("c3")
+    result = run(ours, task, folder, tmp_path / "out", [setting], seeds=1)
+    assert result["splits"]["dev"]["accuracy"]["mean"] > 60  # of three
+    lines = (tmp_path / "out/c3/mine/c311_predict.json").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(6))
+    assert {json.loads(line)["label"] for line in lines} <= {0, 1, 2}
+
+    articles = []
+    for i, word in enumerate(words):
+        question = {"query_id": f"Q{i}", "query_text": "去哪里？", "answers": [word]}
+        articles.append({"context_text": f"今天他去了{word}，很好。", "qas": [question]})
+    for name in ("train.json", "dev.json", "test.json"):
+        (folder / name).write_text(json.dumps({"data": articles}), encoding="utf-8")
+    result = run(ours, find_task("cmrc2018"), folder, tmp_path / "out", [setting], seeds=1)
+    assert result["splits"]["test"]["exact_match"]["mean"] > 60
+    assert result["splits"]["test"]["f1"]["mean"] >= result["splits"]["test"]["exact_match"]["mean"]
+    answers = json.loads((tmp_path / "out/cmrc2018/mine/cmrc2018_predict.json").read_text(encoding="utf-8"))
+    assert sorted(answers) == [f"Q{i}" for i in range(6)]
+    assert sum(answers[f"Q{i}"] == word for i, word in enumerate(words)) > 3
