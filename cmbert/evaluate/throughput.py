@@ -21,6 +21,7 @@ from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
+from cmbert.evaluate.mixed_precision import MixedPrecision
 from cmbert.hardware import peak_flops
 from cmbert.model.cost import count_batch_flops
 from cmbert.model.heads import MaskedLanguageModel
@@ -33,6 +34,7 @@ ROUNDS = 5  # timed in turn after one that warms up
 LEAST_SECONDS = 0.3  # a round repeats its work until it takes as long
 SHORTEST_TOKENS = 16  # of the variable lengths
 DTYPE = torch.bfloat16
+LEARNING_RATE = 1e-5  # of the timed steps; nothing depends on it
 PEAK_MATRIX = 4096  # rows and columns of the matmul that measures a CPU
 
 Work = Literal["inference", "train"]
@@ -113,29 +115,6 @@ def make_batch(lengths: Sequence[int], vocab_size: int, device: torch.device) ->
     return Batch(ids.to(device), cu_seqlens.int(), *moved)
 
 
-class MixedPrecision:
-    """AdamW on fp32 copies of bf16 weights, as DeepSpeed's bf16 optimizer keeps them: clip, step, copy back."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.weights: list[torch.Tensor] = list(model.parameters())
-        self.copies = [weight.detach().float() for weight in self.weights]
-        for copy in self.copies:
-            copy.grad = torch.zeros_like(copy)
-        self.optimizer = torch.optim.AdamW(self.copies, lr=1e-5, fused=True)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Apply and clear the gradients of the weights."""
-        for copy, weight in zip(self.copies, self.weights, strict=True):
-            assert copy.grad is not None
-            assert weight.grad is not None
-            copy.grad.copy_(weight.grad)
-            weight.grad = None
-        torch.nn.utils.clip_grad_norm_(self.copies, 1.0)
-        self.optimizer.step()
-        torch._foreach_copy_(self.weights, self.copies)
-
-
 def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Callable[[Batch], Run]:
     """Return batch -> one run of our model on it."""
     built = MaskedLanguageModel(model, kernels)
@@ -179,7 +158,7 @@ def make_runner(
     if work == "inference":
         built.eval()
         return lambda batch: torch.inference_mode()(lambda: encode(batch))
-    optimizer = MixedPrecision(built)
+    optimizer = MixedPrecision(built, LEARNING_RATE)
 
     def step(batch: Batch) -> None:
         loss(batch).backward()

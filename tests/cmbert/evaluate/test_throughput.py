@@ -104,8 +104,8 @@ def test_a_training_run_trains(recipe_file: Path, monkeypatch: pytest.MonkeyPatc
     made: list[throughput.MixedPrecision] = []
 
     class Watched(throughput.MixedPrecision):
-        def __init__(self, model: torch.nn.Module):
-            super().__init__(model)
+        def __init__(self, model: torch.nn.Module, learning_rate: float):
+            super().__init__(model, learning_rate)
             made.append(self)
 
     monkeypatch.setattr(throughput, "MixedPrecision", Watched)
