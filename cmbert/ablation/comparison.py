@@ -178,7 +178,7 @@ def _curves_section(arms: Sequence[ArmResult], measure: str) -> str:
     later = [(index, arm.differences[question][measure]) for index, arm in enumerate(arms) if _differs(arm, question)]
     if later:
         title = f"Difference from {arms[0].arm.name}"
-        drawing = draw(NARROW, title, lambda axes: _plot_differences(axes, later))
+        drawing = draw(NARROW, title, partial(_plot_differences, names=[a.arm.name for a in arms], found=later))
         figures.append(_figure(title, f"{name}, {question}; {unit}; bar: 95 % interval; left is better", drawing))
     if not figures:
         return ""
@@ -216,7 +216,7 @@ def _plot_curves(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray, f
     axes.set_xlabel("tokens seen", loc="right")
 
 
-def _plot_differences(axes: Axes, found: Sequence[tuple[int, dict[str, Any]]]) -> None:
+def _plot_differences(axes: Axes, *, names: Sequence[str], found: Sequence[tuple[int, dict[str, Any]]]) -> None:
     """Draw a dot and its interval for every arm, one under the other in the list's order."""
     for row, (index, difference) in enumerate(reversed(found)):
         if difference["half_width"] is not None:
@@ -224,11 +224,14 @@ def _plot_differences(axes: Axes, found: Sequence[tuple[int, dict[str, Any]]]) -
             axes.plot(ends, [row, row], color=_colour(index), linewidth=3, solid_capstyle="butt")
         axes.plot(difference["values"], [row - 0.22] * len(difference["values"]), ".", color=FAINT, markersize=5)
         axes.plot(difference["mean"], row, "o", color=_colour(index), markersize=8)
+        axes.annotate(names[index], (0, row), (4, 9), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      color=_colour(index))  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.2, linestyle=(0, (5, 4)))
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=AXIS, linewidth=0.5)
+    axes.margins(x=0.12)
     axes.set_yticks([])
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_ylim(-0.6, len(found) - 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.set_xlabel("minus the first arm; dots: seeds", loc="right")
 

@@ -1,0 +1,93 @@
+"""Lists of arms: the shipped ones are sound, budgets are equal, mistakes are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from cmbert.ablation.comparison import differences_of
+from cmbert.ablation.lists import load_list, plan_runs, resolve_shares
+from cmbert.errors import ConfigError
+
+FOLDER = Path("recipes/ablations")
+SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("common", "small", "medium"))
+OWN_SHARDS = ("vocabulary", "straddling", "bilingual")  # their other arms read shards made from other tokenizers
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_lists(path: Path, tmp_path: Path) -> None:
+    ablation = load_list(path)
+    runs = plan_runs(ablation, path, tmp_path, ablation.seeds)
+    assert len(runs) == len(ablation.arms) * ablation.seeds
+    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == {3_000_000}
+    first = [run for run in runs if run.seed == 0]
+    told = [differences_of(run.stages, first[0].stages) for run in first]
+    assert told[0] == "–"
+    assert len(set(told)) == len(told)  # no two arms are the same training
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert ablation.prepare[0].startswith("data_tools sample --from {text}")
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if p.stem not in OWN_SHARDS], ids=lambda path: path.stem)
+def test_shipped_lists_on_gpus(path: Path, tmp_path: Path) -> None:
+    ablation = load_list(path, base=FOLDER / "medium.toml")
+    assert ablation.prepare == ()
+    runs = plan_runs(ablation, path, tmp_path, 1)
+    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == {10_000_000_000}
+
+
+def test_seeds_folders_and_the_second_stage(recipe_file: Path, tmp_path: Path) -> None:
+    path = write_list(
+        tmp_path,
+        recipe_file,
+        'set.train = { total_tokens = "75 %" }\nthen.train = { total_tokens = "25 %" }\n'
+        "then.schedule = { lr_max = 5e-4 }",
+    )
+    first, second = plan_runs(load_list(path), path, tmp_path / "out", 2)[1:3]
+    one, two = second.stages if second.arm == "b" else first.stages
+    assert (one.train.total_tokens, two.train.total_tokens) == (6144, 2048)
+    assert (one.schedule.lr_max, two.schedule.lr_max) == (1e-3, 5e-4)
+    assert two.train.init_from == one.run_directory == str(tmp_path / "out" / "b" / "seed0" / "stage1")
+    seeds = {(run.arm, run.seed): run.stages[0].train.seed for run in plan_runs(load_list(path), path, tmp_path, 2)}
+    assert seeds == {("a", 0): 0, ("b", 0): 0, ("a", 1): 1, ("b", 1): 1}
+
+
+def test_shares_are_of_token_counts_alone() -> None:
+    table = {"schedule": {"decay_tokens": "12.5 %", "lr_max": 1}, "data": {"tokenizer": "20 %"}}
+    assert resolve_shares(table, 8000, "x") == {
+        "schedule": {"decay_tokens": 1000, "lr_max": 1},
+        "data": {"tokenizer": "20 %"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("set.train = { total_tokens = 4096 }", "trains on 4,096 tokens, the base recipe on 8,192"),
+        ('set.schedule = { decay_tokens = "a fifth" }', "'a fifth' is neither a number of tokens nor a share"),
+        ("set.mask = { peak_rat = 0.3 }", "mask.peak_rat: unknown key; did you mean 'peak_rate'"),
+        ("set.mask = { peak_rate = 1.3 }", "b: mask: rates must lie between 0 and 1"),
+        ('set.evaluation = { shards = "" }', "evaluation.shards: name the held-out set"),
+        ("sett.mask = { peak_rate = 0.3 }", "sett: unknown key; did you mean 'set'"),
+        ('[[arms]]\nname = "a"\nwhat = "again"', "two are named 'a'"),
+        ('[[arms]]\nname = "a b"\nwhat = "again"', "name 'a b' is no folder name"),
+    ],
+)
+def test_mistakes(recipe_file: Path, tmp_path: Path, arm: str, message: str) -> None:
+    path = write_list(tmp_path, recipe_file, arm)
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan_runs(load_list(path), path, tmp_path / "out", 1)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def write_list(folder: Path, recipe_file: Path, arm: str) -> Path:
+    """Write a list of an arm "a" that is the base recipe, and "b" that differs by `arm`."""
+    recipe = recipe_file.read_text(encoding="utf-8") + f'\n[evaluation]\nshards = "{folder}/heldout"\n'
+    (folder / "base.toml").write_text(recipe, encoding="utf-8")
+    path = folder / "list.toml"
+    path.write_text(
+        f'base = "base.toml"\nquestion = "Which?"\n[[arms]]\nname = "a"\nwhat = "base"\n'
+        f'[[arms]]\nname = "b"\nwhat = "other"\n{arm}\n',
+        encoding="utf-8",
+    )
+    return path

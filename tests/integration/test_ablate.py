@@ -1,0 +1,149 @@
+"""A sweep as a user runs it: text to page, interrupted and continued, an arm that fails, a list that changed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SENTENCES
+
+pytestmark = pytest.mark.slow
+
+BASE = """
+run_directory = "unused"
+[model]
+num_layers = 2
+hidden_size = 32
+num_heads = 2
+intermediate_size = 48
+vocab_size = 320
+local_window = 16
+max_length = 128
+[data]
+tokenizer = "runs/tokenizer"
+context_tokens = 64
+window_rows = 32
+[[data.sources]]
+path = "runs/shards"
+[schedule]
+lr_max = 1e-2
+lr_min = 1e-3
+[train]
+total_tokens = 16_384
+rows_per_step = 8
+micro_batch_rows = 8
+checkpoint_every_steps = 4
+deepspeed = "ds.json"
+[evaluation]
+shards = "runs/heldout"
+every_steps = 8
+max_rows = 8
+"""
+LIST = """
+base = "base.toml"
+question = "两段还是一段？"
+seeds = 1
+contexts = [64, 128]
+prepare = [
+    "data_tools sample --from {text} --output runs/text",
+    "data_tools train-tokenizer --vocab-size 320 --input runs/text/train.jsonl --output runs/tokenizer",
+    "data_tools preprocess --tokenizer runs/tokenizer --input runs/text/train.jsonl --output runs/shards",
+    "data_tools preprocess --tokenizer runs/tokenizer --input runs/text/heldout.jsonl --output runs/heldout",
+]
+[[arms]]
+name = "one"
+what = "一段"
+[[arms]]
+name = "two"
+what = "两段"
+set.train = { total_tokens = "75 %" }
+then.train = { total_tokens = "25 %", rows_per_step = 4, micro_batch_rows = 4 }
+then.data = { context_tokens = 128 }
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with text, base recipe and list."""
+    folder = tmp_path_factory.mktemp("desk")
+    lines = [
+        json.dumps({"text": "".join(SENTENCES[(i * k) % 5] for k in range(1, 3 + i % 7)) + str(i)}, ensure_ascii=False)
+        for i in range(600)
+    ]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "base.toml").write_text(BASE, encoding="utf-8")
+    (folder / "list.toml").write_text(LIST, encoding="utf-8")
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    return folder
+
+
+def start(desk: Path, output: str, *, list_file: str = "list.toml") -> subprocess.Popen:
+    command = [sys.executable, "-m", "cmbert", "ablate", list_file, "--text", "text.jsonl", "--output", output]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen(
+        command, cwd=desk, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def ablate(desk: Path, output: str, *, code: int = 0, list_file: str = "list.toml") -> str:
+    process = start(desk, output, list_file=list_file)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    return said
+
+
+def losses(desk: Path, output: str) -> dict:
+    arms = json.loads((desk / output / "results.json").read_text(encoding="utf-8"))["arms"]
+    return {arm["arm"]: ([score["heldout_loss"]["values"] for score in arm["scores"]], arm["curve"]) for arm in arms}
+
+
+def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path) -> None:
+    said = ablate(desk, "whole")
+    assert "2 trainings of 2 arms, 2 to do" in said
+    assert "rows of 128" in said
+    assert "one seed: no interval" in said
+    whole = losses(desk, "whole")
+    assert {name: len(scores) for name, (scores, _) in whole.items()} == {"one": 2, "two": 2}
+    assert whole["two"][1]["tokens"][-1] == 16_384
+
+    process = start(desk, "broken")
+    metrics = desk / "broken" / "two" / "seed0" / "stage1" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") >= 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "run the same command again to continue" in said
+    assert "Traceback" not in said
+    running = subprocess.run(["pgrep", "-f", str(desk / "broken")], capture_output=True, check=False).stdout
+    assert not running  # nothing trains on behind the user's back
+    ablate(desk, "broken")
+    assert losses(desk, "broken") == whole
+
+    scored = (desk / "whole" / "one" / "seed0" / "score.json").stat().st_mtime_ns
+    assert "2 trainings of 2 arms, 0 to do" in ablate(desk, "whole")
+    assert (desk / "whole" / "one" / "seed0" / "score.json").stat().st_mtime_ns == scored
+
+    (desk / "changed.toml").write_text(LIST.replace('"75 %"', '"50 %"').replace('"25 %"', '"50 %"'), encoding="utf-8")
+    said = ablate(desk, "whole", code=2, list_file="changed.toml")
+    assert "train.total_tokens is another than the list's; remove whole/two/seed0" in said
+    assert said.count("\n") == 1
+
+
+def test_an_arm_that_fails_does_not_stop_the_others(desk: Path) -> None:
+    text = LIST.replace('set.train = { total_tokens = "75 %" }', 'set.data = { sources = [{ path = "nowhere" }] }')
+    (desk / "failing.toml").write_text(text[: text.index("then.train")], encoding="utf-8")
+    said = ablate(desk, "failing", code=2, list_file="failing.toml")
+    assert "1 of 2 trainings failed: failing/two/seed0; see the end of their log.txt" in said
+    assert "Traceback" not in said
+    assert "nowhere" in (desk / "failing" / "two" / "seed0" / "log.txt").read_text(encoding="utf-8")
+    assert list(losses(desk, "failing")) == ["one"]
+    assert (desk / "failing" / "index.html").is_file()
