@@ -66,9 +66,8 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     plan.add_argument("--page", type=Path, metavar="FILE.html", help="also draw it all on an HTML page")
     for name, default, help in PLAN_ASSUMPTIONS:
-        plan.add_argument(
-            f"--{name}", type=_share if name == "mfu" else _positive, metavar="X", help=f"{help} (default {default})"
-        )
+        kind = _share if name == "mfu" else _positive
+        plan.add_argument(f"--{name}", type=kind, metavar="X", help=f"{help} (default {default})")
     plan.set_defaults(command=_plan)
 
 

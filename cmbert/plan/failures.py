@@ -127,9 +127,9 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
     for name, steps in named.items():
         if steps * step_seconds + times[0] + times[1] > HOPELESS * times[3]:
             raise ConfigError(
-                f"train.checkpoint_every_steps: {steps:,} steps take {steps * step_seconds / 3600:,.1f} hours, and one of "
-                f"{num_nodes} nodes fails every {mtbf_hours:,.2g} (--node-mtbf-hours): the stage would not end; best: "
-                f"train.checkpoint_every_steps = {named['best']}"
+                f"train.checkpoint_every_steps: {steps:,} steps take {steps * step_seconds / 3600:,.1f} hours, and one "
+                f"of {num_nodes} nodes fails every {mtbf_hours:,.2g} (--node-mtbf-hours): the stage would not end; "
+                f"best: train.checkpoint_every_steps = {named['best']}"
             )
         parts = expected_loss(steps * step_seconds, *times)
         simulated = simulate(steps * step_seconds, *times)

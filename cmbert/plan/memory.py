@@ -44,7 +44,7 @@ class Memory:
 
 
 def peak_memory(recipe: Recipe, deepspeed: dict[str, Any], zero_stage: int, num_gpus: int) -> Memory:
-    """Return what one GPU holds when it holds most. `deepspeed`: the DeepSpeed table, whose own stage does not count."""
+    """Return what one GPU holds when it holds most. `deepspeed`: the DeepSpeed table; its own stage does not count."""
     return max(memory_by_moment(recipe, deepspeed, zero_stage, num_gpus), key=lambda memory: memory.total_bytes)
 
 
