@@ -32,7 +32,7 @@ class Memory:
     micro_batch_rows: int
     checkpointed_share: float
     moment: str
-    """When: in the loss, the backward pass, the reduction of gradients or the optimizer's step."""
+    """When: in the loss, the backward pass, the embedding's, the reduction of gradients or the optimizer's step."""
     weights_bytes: int
     gradients_bytes: int
     """And their fp32 copy in the optimizer's step."""
@@ -81,55 +81,96 @@ class _Step:
         self.accumulates = train.rows_per_step > train.micro_batch_rows * num_gpus
         self.clips = recipe.optimizer.kind == "stable_adamw"
         self.parameters, self.embedding = parameters.total, parameters.embedding
-        self.weight = FP32_BYTES if activation_dtype(deepspeed) == "float32" else 2
+        self.part = self.parameters / num_gpus
+        self.value_bytes = FP32_BYTES if activation_dtype(deepspeed) == "float32" else 2
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
-        self.gradient = FP32_BYTES if in_fp32 else self.weight
-        self.activations = estimate_activations(recipe, self.weight)
+        self.gradient_bytes = FP32_BYTES if in_fp32 else self.value_bytes
+        self.activations = estimate_activations(recipe, self.value_bytes)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section
         self.weights_offloaded = zero_stage == 3 and "offload_param" in section
         has_bucket = zero_stage == 3 or section.get("contiguous_gradients", True)
         two = 2 if zero_stage < 3 and section.get("overlap_comm") else 1
         self.bucket_elements = section.get("reduce_bucket_size", REDUCE_BUCKET)
-        self.bucket = two * self.bucket_elements * self.weight if has_bucket else 0
+        self.bucket = two * self.bucket_elements * self.value_bytes if has_bucket else 0
         self.prefetch = section.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)
         self.max_live = section.get("stage3_max_live_parameters", MAX_LIVE)
 
-    def share(self, bytes_per_parameter: int, from_stage: int) -> float:
-        """Bytes of something that is divided over the GPUs from a ZeRO stage on."""
-        return self.parameters * bytes_per_parameter / (self.num_gpus if self.stage >= from_stage else 1)
+    def touched(self) -> float:
+        """Elements of the gradients that a GPU keeps for its part, on the GPU that keeps most.
+
+        ZeRO 1 and 2 lay tensors end to end, the embedding first, and cut that; DeepSpeed keeps whole tensors of which a
+        part has anything. ZeRO 3 cuts every tensor.
+        """
+        if self.stage == 3 or self.part >= self.embedding:
+            return self.part
+        return min((self.embedding // self.part + 1) * self.part, self.parameters)
 
     def gathered(self) -> float:
         """Bytes of whole weights that ZeRO 3 keeps, and of the message in which more of them arrive."""
         live, arriving = min(self.parameters, self.max_live), min(self.parameters, self.prefetch)
-        return self.weight * (live + arriving) if self.stage == 3 else 0.0
+        return self.value_bytes * (live + arriving) if self.stage == 3 else 0.0
+
+    def accumulated(self) -> float:
+        """Bytes of gradients that wait for the micro-batches still to come."""
+        if self.stage > 1 and self.optimizer_offloaded:
+            return 0.0
+        elements = self.parameters if self.stage == 1 else self.touched()
+        return self.gradient_bytes * elements if self.accumulates or self.stage == 3 else 0.0
 
     def moments(self) -> dict[str, tuple[float, float, float, float, float]]:
         """Return (weights, gradients, optimizer, activations, buffers) of each moment, bytes."""
-        weights = 0.0 if self.weights_offloaded else self.share(self.weight, 3)
-        optimizer = 0.0 if self.optimizer_offloaded else self.share(OPTIMIZER_BYTES, 1)
-        part = 0.0 if self.optimizer_offloaded else self.share(self.gradient, 1)  # of the gradients, this GPU's
-        held = self.share(self.gradient, 2) if self.accumulates or self.stage == 3 else 0.0
-        if self.optimizer_offloaded and self.stage > 1:
-            held = 0.0
-        waiting = self.bucket if self.stage == 3 or (self.stage == 1 and self.accumulates) else 0.0
-        kept, logits = self.activations.kept, self.activations.logits
-        embedding = self.weight * self.embedding  # its gradient comes with the loss, before all others
-        loss = logits + max(self.loss_chunk, embedding)
-        copied = self.weight * min(self.parameters, self.bucket_elements)
-        outside = max(self.share(self.gradient, 2) - self.bucket, 0.0) if self.stage == 1 else held
-        # ZeRO 1 and 2 lay tensors end to end and cut that, so one part may hold the largest whole; ZeRO 3 cuts each.
-        largest = self.embedding / self.num_gpus if self.stage == 3 else min(self.embedding, self.share(1, 1))
-        clipped = CLIP_BYTES * largest if self.clips else 0.0
-        step = max(part, clipped) + (self.bucket + self.weight * self.embedding if self.stage == 3 else 0.0)
-        fp32 = 0.0 if self.optimizer_offloaded else self.share(FP32_BYTES, 1)
-        moving = (weights, part + fp32, optimizer, 0.0, 0.0 if self.optimizer_offloaded else step)
+        weights = self.value_bytes * (self.part if self.stage == 3 else self.parameters)
+        optimizer = OPTIMIZER_BYTES * self.part
+        states = (0.0 if self.weights_offloaded else weights, 0.0 if self.optimizer_offloaded else optimizer)
+        held, kept, logits = self.accumulated(), self.activations.kept, self.activations.logits
+        waiting = self.bucket if self.stage == 3 or (self.stage == 1 and self.accumulates) else 0
+        embedding = self.value_bytes * self.embedding  # its gradient comes with the loss, before all others
+        loss = logits + max(self.loss_chunk, embedding) + waiting + self.gathered()
         return {
-            "loss": (weights, held, optimizer, kept, loss + waiting + self.gathered()),
-            "backward": (weights, held, optimizer, kept, embedding + self.bucket + self.gathered()),
-            "reduction": (weights, outside + part, optimizer, 0.0, self.bucket + copied + self.gathered()),
-            "optimizer": moving,
+            "loss": (states[0], held, states[1], kept, loss),
+            "backward": (states[0], held, states[1], kept, embedding + self.bucket + self.gathered()),
+            "embedding": (
+                states[0],
+                self._unreduced(held),
+                states[1],
+                0.0,
+                2 * embedding + self.bucket + self.gathered(),
+            ),
+            "reduction": (states[0], self._reduced(held), states[1], 0.0, self._messages(embedding)),
+            "optimizer": self._optimizer(*states, embedding),
         }
+
+    def _unreduced(self, held: float) -> float:
+        """Bytes of gradients at the end of a backward pass, when the embedding gets its second; at ZeRO 1 of all."""
+        return self.gradient_bytes * self.parameters if self.stage == 1 else held
+
+    def _reduced(self, held: float) -> float:
+        """Bytes of gradients as the last of a backward pass leave the bucket: accumulated ones, and this one's part."""
+        if self.stage == 3 or self.optimizer_offloaded:
+            return held
+        outside = max(self.gradient_bytes * self.parameters - self.bucket, 0.0) if self.stage == 1 else held
+        return outside + self.gradient_bytes * self.touched()
+
+    def _messages(self, embedding: float) -> float:
+        """Bytes of the bucket and of the flat copy that is sent, or of a gradient that is still to be copied."""
+        sent = self.value_bytes * min(self.parameters, self.bucket_elements)
+        return self.bucket + max(sent, embedding) + self.gathered()
+
+    def _optimizer(
+        self, weights: float, optimizer: float, embedding: float
+    ) -> tuple[float, float, float, float, float]:
+        """The optimizer's step: fp32 gradients of the part, made of a flat copy; then StableAdamW's own tensors.
+
+        At ZeRO 3 beside the bucket, and the embedding's weights, which are not let go.
+        """
+        beside = self.bucket + embedding if self.stage == 3 else 0.0
+        if self.optimizer_offloaded:
+            return (weights, 0.0, optimizer, 0.0, beside)
+        largest = self.embedding / self.num_gpus if self.stage == 3 else min(self.embedding, self.part)
+        clipped = CLIP_BYTES * largest if self.clips else 0.0
+        gradients = self.gradient_bytes * self.touched() + FP32_BYTES * self.part
+        return (weights, gradients, optimizer, 0.0, max(self.gradient_bytes * self.part, clipped) + beside)
 
 
 def with_setting(recipe: Recipe, micro_batch_rows: int, checkpointed_share: float) -> Recipe:

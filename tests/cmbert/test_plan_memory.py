@@ -16,12 +16,12 @@ from tests.cmbert.train import zero_memory
 from tests.integration.launching import torchrun
 
 TOLERANCE = 0.1
-# 41M parameters, so that tensors and not the allocator's odds and ends are compared. LayerNorm keeps on a CPU what both
+# 29M parameters, so that tensors and not the allocator's odds and ends are compared. LayerNorm keeps on a CPU what both
 # norms keep on a GPU. The bucket is small enough to be filled several times.
 RECIPE = """
 run_directory = "nowhere/run"
 [model]
-num_layers = 8
+num_layers = 4
 hidden_size = 512
 num_heads = 8
 intermediate_size = 1312
@@ -40,19 +40,19 @@ total_tokens = 81920
 rows_per_step = 8
 micro_batch_rows = 2
 """
-MOMENTS = {"forward": ("loss",), "backward": ("backward", "reduction"), "step": ("optimizer",)}
+MOMENTS = {"forward": ("loss",), "backward": ("backward", "embedding", "reduction"), "step": ("optimizer",)}
 
 
 def test_loss_chunk_is_the_losss() -> None:
     assert 2 * CHUNK_BYTES["cuda"] == LOSS_CHUNK_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 3 comes last: it leaves torch changed
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        (1, ["1:train.micro_batch_rows=8"]),
-        (2, ["1", "2", "3", "1:train.micro_batch_rows=4:kernels.checkpointed_share=1"]),
+        (1, ["1:train.micro_batch_rows=8:data.context_tokens=256"]),
+        (2, ["1", "1:train.micro_batch_rows=4:kernels.checkpointed_share=1", "2", "3"]),
     ],
 )
 def test_memory_is_what_deepspeed_holds(tmp_path: Path, ranks: int, cases: list[str]) -> None:

@@ -42,21 +42,25 @@ def train(recipe: Recipe, world_size: int) -> None:
     for _ in range(NUM_STEPS):
         for index in range(config["gradient_accumulation_steps"]):
             engine.set_gradient_accumulation_boundary(index + 1 == config["gradient_accumulation_steps"])
-            settle(engine)
+            gc.collect()  # DeepSpeed leaves cycles; when Python would find them is chance
+            let_go(engine)
             with record_function("phase:forward"):
                 loss, _, _ = engine(ids, bounds, masked, ids[masked])
+            let_go(engine)
             with record_function("phase:backward"):
                 engine.backward(loss / len(masked))
+            let_go(engine)
             with record_function("phase:step"):
                 engine.step()
     engine.destroy()
 
 
-def settle(engine: Any) -> None:
-    """Let go of what only chance holds: cycles until Python finds them, the last messages of gloo's threads."""
-    gc.collect()
-    for _ in range(8):
-        torch.distributed.all_reduce(torch.zeros(1), group=engine.optimizer.dp_process_group)
+def let_go(engine: Any) -> None:
+    """Make gloo's threads forget the messages before, which they hold until the next: NCCL has no such threads."""
+    groups = (torch.distributed.group.WORLD, engine.seq_data_parallel_group, engine.optimizer.dp_process_group)
+    for group in groups:
+        for work in [torch.distributed.all_reduce(torch.zeros(1), group=group, async_op=True) for _ in range(32)]:
+            work.wait()
 
 
 def measure(recipe: Recipe, world_size: int) -> dict[str, int]:
