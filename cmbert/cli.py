@@ -188,6 +188,8 @@ def _plan(options: argparse.Namespace) -> int:
         from cmbert.plan.page import write_plan_page
 
         write_plan_page(plan, options.page)
+        if not options.json:
+            print(f"\nPage: {options.page}")
     return 0
 
 

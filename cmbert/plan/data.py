@@ -85,18 +85,19 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             try:
                 check_epochs(blend, data, num_rows)
             except ConfigError as error:
-                raise ConfigError(f"{error}; {_nearest_epochs(recipe, [*blend.epochs(num_rows)])}") from error
+                raise ConfigError(f"{error}{_nearest_tokens(recipe, [*blend.epochs(num_rows)])}") from error
         for source, rows, repeats in zip(there, blend.sources, epochs, strict=True):
             known[source.path] = dataclasses.replace(known[source.path], rows=rows.num_rows, epochs=repeats)
     return tuple(known.get(source.path, Source(source.path)) for source in data.sources), tuple(notes)
 
 
-def _nearest_epochs(recipe: Recipe, epochs: list[float]) -> str:
+def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
     """Name the most tokens that every source's max_epochs allows, in whole steps (with a constant blend: exactly)."""
     share = min(source.max_epochs / found for source, found in zip(recipe.data.sources, epochs, strict=True))
     step_tokens = recipe.train.rows_per_step * recipe.data.context_tokens
     tokens = int(share * rows_before(num_steps(recipe), recipe) * recipe.data.context_tokens)
-    return f"nearest that works: train.total_tokens = {tokens // step_tokens * step_tokens:_}"
+    steps = tokens // step_tokens
+    return f"; nearest that works: train.total_tokens = {steps * step_tokens:_}" if steps else ""
 
 
 def cost_of_data(recipe: Recipe, sources: tuple[Source, ...], assumptions: Assumptions) -> DataCost:

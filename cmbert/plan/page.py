@@ -1,6 +1,5 @@
 """A plan drawn on one HTML page: schedules, memory, more GPUs, failures."""
 
-import logging
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -32,8 +31,6 @@ MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
 MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])
 DASHED = (0, (5, 4))
 
-logger = logging.getLogger(__name__)
-
 
 def write_plan_page(plan: Plan, output: Path) -> None:
     """Write the page about `plan` to `output`. Raises ConfigError when that is a folder."""
@@ -50,7 +47,7 @@ def write_plan_page(plan: Plan, output: Path) -> None:
         f'<div class="card">{_loss_table(plan)}</div></div>',
         f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe(plan))}</pre></div>',
     ]
-    size = write_page(
+    write_page(
         output,
         title=f"Plan of {Path(plan.run_directory).name}",
         subtitle=f"{escape(plan.run_directory)} on {plan.num_gpus} GPUs · context {plan.context_tokens:,} · nothing "
@@ -58,7 +55,6 @@ def write_plan_page(plan: Plan, output: Path) -> None:
         figures=_headline(plan),
         sections=sections,
     )
-    logger.info("plan %s (%d kB)", output, size // 1000)
 
 
 def _headline(plan: Plan) -> str:

@@ -15,7 +15,8 @@ from cmbert.plan.memory import LOSS_CHUNK_BYTES, memory_by_moment, peak_memory
 from tests.cmbert.train import zero_memory
 from tests.integration.launching import torchrun
 
-TOLERANCE = 0.1
+TOLERANCE = 0.1  # of the peak of the step
+PHASE_TOLERANCE = 0.15  # of each phase: gloo's threads hold on to a message of up to 40 MB by chance
 # 29M parameters, so that tensors and not the allocator's odds and ends are compared. LayerNorm keeps on a CPU what both
 # norms keep on a GPU. The bucket is small enough to be filled several times.
 RECIPE = """
@@ -74,7 +75,9 @@ def test_memory_is_what_deepspeed_holds(tmp_path: Path, ranks: int, cases: list[
         for phase, names in MOMENTS.items():
             estimate, held = max(estimates[name] for name in names), max(rank[case][phase] for rank in everyone)
             print(f"{ranks} ranks, ZeRO {case}, {phase}: held {held / 1e6:.1f} MB, plan {estimate / 1e6:.1f} MB")
-            assert estimate == pytest.approx(held, rel=TOLERANCE), f"{ranks} ranks, ZeRO {case}, {phase}"
+            assert estimate == pytest.approx(held, rel=PHASE_TOLERANCE), f"{ranks} ranks, ZeRO {case}, {phase}"
+        peak = max(held for rank in everyone for held in rank[case].values())
+        assert max(estimates.values()) == pytest.approx(peak, rel=TOLERANCE), f"{ranks} ranks, ZeRO {case}"
 
 
 def test_memory_by_hand(tmp_path: Path) -> None:
