@@ -159,8 +159,9 @@ def _seconds(seconds: float) -> str:
 
 def _failures(plan: Plan) -> list[str]:
     failures, assumed = plan.failures, plan.assumptions
+    noun = "node" if failures.num_nodes == 1 else "nodes"
     lines = [
-        f"Failures on {failures.num_nodes} nodes: one in {short(failures.job_mtbf_hours)} hours, "
+        f"Failures on {failures.num_nodes} {noun}: one in {short(failures.job_mtbf_hours)} hours, "
         f"{failures.expected:.2g} in the stage (a node fails every {assumed.node_mtbf_hours:,.0f} hours; a checkpoint",
         f"  stops training for {assumed.stall_seconds:g} s and is there {assumed.write_seconds:g} s later, a restart "
         f"takes {assumed.restart_minutes:g} min: assumed)",
