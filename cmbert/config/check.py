@@ -68,7 +68,8 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         (
             data.context_tokens > recipe.model.max_length,
             "data.context_tokens",
-            f"{data.context_tokens} exceeds model.max_length {recipe.model.max_length}; lower it or raise max_length",
+            f"{data.context_tokens} exceeds model.max_length {recipe.model.max_length}, which RoPE is planned for; "
+            f"nearest that works: {recipe.model.max_length}, or raise model.max_length (and rope_base_global)",
         ),
         (
             min(data.window_rows, data.group_windows) < 1,

@@ -81,8 +81,18 @@ def count_batch_flops(
     return float((1 + GRADIENT_CALLS) * (forward + num_masked * head_flops(model)) if training else forward)
 
 
-def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
-    """Estimate the bytes one micro-batch holds at the end of its forward pass, with an attention that keeps no scores.
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch, with an attention that keeps no scores."""
+
+    kept: int
+    """Held at the end of the encoder's forward pass, and a layer that the backward pass computes again."""
+    logits: int
+    """Of the masked positions, at the stage's highest mask rate, held while the loss is computed."""
+
+
+def estimate_activations(recipe: Recipe, value_bytes: int) -> Activations:
+    """Estimate what one micro-batch holds, in values of `value_bytes`.
 
     Per token, in values. A layer: 2 residual inputs, 2 norm outputs, q k v, attention output (8 x width); GeGLU input
     (2 x intermediate), its GELU (compiled code computes it again), the product. A checkpointed layer: its input, but
@@ -95,5 +105,5 @@ def estimate_activations(recipe: Recipe, value_bytes: int) -> int:
     num_checkpointed = kernels.num_checkpointed(model.num_layers)
     stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer
     masked = tokens * max(mask.start_rate, mask.peak_rate, mask.end_rate)
-    values = tokens * (stack + 4 * model.hidden_size) + masked * (model.vocab_size + 5 * model.hidden_size)
-    return int(values * value_bytes)
+    kept = tokens * (stack + 4 * model.hidden_size) + masked * 5 * model.hidden_size
+    return Activations(int(kept * value_bytes), int(masked * model.vocab_size * value_bytes))

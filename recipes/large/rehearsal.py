@@ -75,7 +75,7 @@ def rehearse(folder: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     (newest,) = (folder / "run" / "checkpoints").glob("step_000000002")
     disk = sum(path.stat().st_size for path in newest.rglob("*"))
-    memory = plan["memory"][plan["zero_stage"]]["total_bytes"]
+    memory = plan["memory"][plan["zero_stage"] - 1]["total_bytes"]
     copy = plan["checkpoint_bytes"]
     print(f"checkpoint: {disk / 1e9:.2f} GB on disk, plan {plan['checkpoint_bytes'] / 1e9:.2f} GB")
     print(

@@ -7,7 +7,7 @@ import pytest
 
 from cmbert.config.deepspeed import load_deepspeed_file, zero_stage
 from cmbert.config.load import load_recipe
-from cmbert.plan import Plan, make_plan
+from cmbert.plan.plan import Plan, make_plan
 
 ROOT = Path(__file__).parents[2]
 NO_RECIPES = ("clean", "tasks", "ablations")  # the folder of ablations holds two among its lists

@@ -1,0 +1,146 @@
+"""How often to write checkpoints when nodes fail: the best interval in closed form, and the same by simulation.
+
+Failures come independently, at a constant rate. A checkpoint stops training for `stall_seconds`; its files then take
+`write_seconds` beside training, and until they are there a failure falls back to the checkpoint before.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmbert.config.schema import Recipe
+from cmbert.errors import ConfigError
+from cmbert.plan.assumptions import Assumptions
+from cmbert.train.schedule import num_steps
+
+HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each (ours)
+SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth (ours)
+CURVE_POINTS = 41  # of the drawn curve: from a twentieth of the best interval to 20 times it
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What checkpoints and failures cost at one interval."""
+
+    name: str
+    interval_steps: int
+    interval_seconds: float
+    """Of training between two checkpoints."""
+    stall_share: float
+    """Of the stage's hours without failures, like the two below: training stands still."""
+    redone_share: float
+    """Steps done again."""
+    restart_share: float
+    lost_share: float
+    """The three together."""
+    lost_hours: float
+    simulated_share: float
+    """`lost_share` by simulation."""
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The stage's failures on its nodes, and what intervals cost."""
+
+    num_nodes: int
+    job_mtbf_hours: float
+    expected: float
+    """Failures in the stage."""
+    best_interval_seconds: float
+    losses: tuple[Loss, ...]
+    """The best interval, and those of the recipe."""
+    curve: tuple[tuple[float, float], ...]
+    """Interval, seconds, and share lost, in closed form."""
+
+
+def best_interval(stall_seconds: float, mtbf_seconds: float) -> float:
+    """Return the seconds between checkpoints that lose least: Daly's estimate (2006, FGCS 22), Young's to first order.
+
+    At a stall as long as twice the time between failures and beyond, that time itself.
+    """
+    if stall_seconds >= 2 * mtbf_seconds:
+        return mtbf_seconds
+    ratio = stall_seconds / (2 * mtbf_seconds)
+    return math.sqrt(2 * stall_seconds * mtbf_seconds) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - stall_seconds
+
+
+def expected_loss(
+    interval: float, stall: float, write: float, restart: float, mtbf: float
+) -> tuple[float, float, float]:
+    """Return the shares of productive time that stalls, redone work and restarts add; all arguments in seconds.
+
+    Daly's complete model for a checkpoint that is there at once (write = 0): from one to the next pass
+    (mtbf + restart') (e^(cycle / mtbf) - 1) seconds. A checkpoint that is not there yet costs another write seconds of
+    work at each failure.
+    """
+    cycle = interval + stall
+    failures = math.expm1(cycle / mtbf)  # per cycle that is completed
+    wasted = mtbf * failures - cycle + failures * write  # work that failures undo, and the wait for files
+    away = failures * mtbf * math.expm1(restart / mtbf)  # restarts may fail, too
+    return stall / interval, wasted / interval, away / interval
+
+
+def simulate(
+    interval: float,
+    stall: float,
+    write: float,
+    restart: float,
+    mtbf: float,
+    *,
+    num_failures: int = SIMULATED_FAILURES,
+    seed: int = 0,
+) -> float:
+    """Return the share of productive time that is lost, from `num_failures` drawn failures; seconds.
+
+    Plays the run from failure to failure: restart, then whole cycles of work and stall until the next; what counts is
+    the newest checkpoint whose files were there.
+    """
+    random = np.random.default_rng(seed)
+    cycle, clock, saved = interval + stall, 0.0, 0.0
+    pending = restart  # of the restart that is still to do
+    for gap in random.exponential(mtbf, num_failures).tolist():
+        clock += gap
+        up = gap - pending
+        pending = restart
+        if up < cycle + write:
+            continue
+        saved += interval * math.floor((up - write) / cycle)
+    return clock / saved - 1 if saved else math.inf
+
+
+def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assumptions) -> Failures:
+    """Return the failures that a stage of `hours` meets, and what its own intervals and the best one cost.
+
+    Raises ConfigError when checkpoints are so rare that the stage would hardly advance.
+    """
+    step_seconds = 3600 * hours / num_steps(recipe)
+    num_nodes = math.ceil(num_gpus / assumptions.node_gpus)
+    mtbf_hours = assumptions.node_mtbf_hours / num_nodes
+    times = (assumptions.stall_seconds, assumptions.write_seconds, 60 * assumptions.restart_minutes, 3600 * mtbf_hours)
+    best = best_interval(times[0], times[3])
+    train = recipe.train
+    named = {"best": max(round(best / step_seconds), 1), "checkpoint_every_steps": train.checkpoint_every_steps}
+    if train.rolling_every_steps:
+        named["rolling_every_steps"] = min(train.rolling_every_steps, train.checkpoint_every_steps)
+    losses = []
+    for name, steps in named.items():
+        if steps * step_seconds + times[0] + times[1] > HOPELESS * times[3]:
+            raise ConfigError(
+                f"train.checkpoint_every_steps: {steps:,} steps take {steps * step_seconds / 3600:,.1f} hours, and one "
+                f"of {num_nodes} nodes fails every {mtbf_hours:,.2g} (--node-mtbf-hours): the stage would not end; "
+                f"best: train.checkpoint_every_steps = {named['best']}"
+            )
+        parts = expected_loss(steps * step_seconds, *times)
+        simulated = simulate(steps * step_seconds, *times)
+        total = sum(parts)
+        losses.append(Loss(name, steps, steps * step_seconds, *parts, total, total * hours, simulated))
+    curve = [best * 20 ** (2 * place / (CURVE_POINTS - 1) - 1) for place in range(CURVE_POINTS)]
+    return Failures(
+        num_nodes,
+        mtbf_hours,
+        hours / mtbf_hours,
+        best,
+        tuple(losses),
+        tuple((interval, sum(expected_loss(interval, *times))) for interval in curve),
+    )

@@ -1,0 +1,230 @@
+"""A plan drawn on one HTML page: schedules, memory, more GPUs, failures."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from cmbert.errors import ConfigError
+from cmbert.page import table, write_page
+from cmbert.plan.describe import describe, gigabytes, short
+from cmbert.plan.memory import usable_bytes
+from cmbert.plan.plan import Plan
+from cmbert.progress import duration
+from cmbert.report_charts import (
+    AXIS,
+    CARD,
+    INK,
+    NARROW,
+    PHASE_COLOURS,
+    STAGE_COLOURS,
+    TICK_STEPS,
+    VARIABLES,
+    compact,
+    draw,
+)
+
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
+MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])
+DASHED = (0, (5, 4))
+
+
+def write_plan_page(plan: Plan, output: Path) -> None:
+    """Write the page about `plan` to `output`. Raises ConfigError when that is a folder."""
+    if output.is_dir():
+        raise ConfigError(f"--page: {output} is a folder; name the page to write, for example {output / 'plan.html'}")
+    sections = [
+        f'<h2>Schedule</h2>\n<div class="pair">{_rate_figure(plan)}{_mask_figure(plan)}</div>'
+        f'<div class="pair">{_batch_figure(plan)}{_memory_figure(plan)}</div>',
+        f'<h2>More GPUs</h2>\n<div class="pair">{_time_figure(plan)}{_efficiency_figure(plan)}</div>'
+        f'<p class="soft">{escape(plan.scaling.limit)}.</p>'
+        if plan.scaling.points
+        else "",
+        f'<h2>Failures</h2>\n<div class="pair">{_failure_figure(plan)}'
+        f'<div class="card">{_loss_table(plan)}</div></div>',
+        f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe(plan))}</pre></div>',
+    ]
+    write_page(
+        output,
+        title=f"Plan of {Path(plan.run_directory).name}",
+        subtitle=f"{escape(plan.run_directory)} on {plan.num_gpus} GPUs · context {plan.context_tokens:,} · nothing "
+        "here is measured on a GPU: docs/scale.md says what each figure rests on",
+        figures=_headline(plan),
+        sections=sections,
+    )
+
+
+def _headline(plan: Plan) -> str:
+    assumed, own = plan.assumptions, plan.memory[plan.zero_stage - 1]
+    best = plan.failures.losses[0]
+    cards = [
+        ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
+        ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
+        ("Time", short(plan.hours), "hours", f"on {plan.num_gpus} GPUs at an assumed {assumed.mfu:.0%} of the peak"),
+        ("GPU-hours", short(plan.hours * plan.num_gpus), "", f"{plan.training_flops:.3g} FLOP"),
+        (
+            "Memory",
+            f"{own.total_bytes / 1e9:.1f}",
+            "GB",
+            f"per GPU, ZeRO {own.zero_stage}, in the {own.moment}",
+        ),
+        ("Shards", *gigabytes(plan.data.shards_bytes).split(), "" if plan.data.shards_measured else "estimated"),
+        (
+            "Preprocess",
+            short(plan.data.preprocess_core_hours),
+            "core-hours",
+            gigabytes(plan.data.text_bytes) + " of text",
+        ),
+        ("Best checkpoint interval", *duration(best.interval_seconds), f"loses {best.lost_share:.2%} of the time"),
+    ]
+    card = '<div class="card">{}<span class="value">{}<small>{}</small></span><span class="faint">{}</span></div>'
+    return "\n".join(card.format(*map(escape, texts)) for texts in cards)
+
+
+def _figure(title: str, note: str, paint: Callable[[Axes], None], keys: str = "") -> str:
+    drawing = draw(NARROW, title, paint)
+    return f'<figure class="card"><figcaption>{title}<span>{note}</span>{keys}</figcaption>{drawing}</figure>'
+
+
+def _keys(names: Sequence[str], colours: Sequence[str]) -> str:
+    spans = [
+        f'<span><i class="band" style="background:var(--{VARIABLES[colour]})"></i>{name}</span>'
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    return f'<span class="keys">{"".join(spans)}</span>'
+
+
+def _over_tokens(axes: Axes, tokens: Sequence[float], values: Sequence[float]) -> None:
+    axes.plot(tokens, values, color=STAGE_COLOURS[0], linewidth=2)
+    axes.set_ylim(bottom=0, top=1.08 * max(values))
+    axes.set_xlim(0, 1.01 * tokens[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
+    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+    axes.set_xlabel("tokens seen", loc="right")
+
+
+def _rate_figure(plan: Plan) -> str:
+    tokens, rates = [p.tokens for p in plan.schedule], [p.learning_rate for p in plan.schedule]
+    exponent = int(np.floor(np.log10(max(rates))))
+    superscript = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    scaled = [rate / 10.0**exponent for rate in rates]
+    return _figure("Learning rate", f"times 10{superscript}", lambda axes: _over_tokens(axes, tokens, scaled))
+
+
+def _mask_figure(plan: Plan) -> str:
+    tokens, rates = [p.tokens for p in plan.schedule], [100 * p.mask_rate for p in plan.schedule]
+    return _figure("Mask rate", "% of the tokens that may be masked", lambda axes: _over_tokens(axes, tokens, rates))
+
+
+def _batch_figure(plan: Plan) -> str:
+    tokens: list[int] = []
+    rows: list[int] = []
+    for _, first, size in plan.batch_ramp:
+        tokens += [first, first]
+        rows += [rows[-1] if rows else size, size]
+    tokens, rows = [*tokens, plan.total_tokens], [*rows, rows[-1]]
+    return _figure("Batch", "rows in a step", lambda axes: _over_tokens(axes, tokens, rows))
+
+
+def _memory_figure(plan: Plan) -> str:
+    usable = usable_bytes(plan.assumptions) / 1e9
+
+    def paint(axes: Axes) -> None:
+        for place, memory in enumerate(reversed(plan.memory)):
+            left = 0.0
+            for part, colour in zip(MEMORY_PARTS, MEMORY_COLOURS, strict=True):
+                size = getattr(memory, f"{part}_bytes") / 1e9
+                axes.barh(place, size, left=left, color=colour, height=0.55)
+                left += size
+            axes.annotate(f"{left:.1f}", (left, place), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(plan.memory)), [str(m.zero_stage) for m in reversed(plan.memory)])
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", linewidth=1)
+        most = max(memory.total_bytes for memory in plan.memory) / 1e9
+        axes.set_xlim(0, 1.15 * most)
+        axes.set_xlabel("GB", loc="right")
+
+    note = f"per GPU at the fullest moment of a step; {usable:.0f} GB may be filled"
+    return _figure("Memory by ZeRO stage", note, paint, _keys(MEMORY_PARTS, MEMORY_COLOURS))
+
+
+def _gpu_axis(axes: Axes, plan: Plan) -> None:
+    counts = [point.num_gpus for point in plan.scaling.points]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(counts))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("GPUs", loc="right")
+
+
+def _time_figure(plan: Plan) -> str:
+    points = plan.scaling.points
+
+    def paint(axes: Axes) -> None:
+        counts = [point.num_gpus for point in points]
+        for name, colour in (("compute_seconds", STAGE_COLOURS[0]), ("communication_seconds", STAGE_COLOURS[1])):
+            axes.plot(counts, [getattr(p, name) for p in points], "o-", color=colour, mec=CARD, linewidth=2)
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _gpu_axis(axes, plan)
+
+    keys = _keys(("computation", "communication"), STAGE_COLOURS[:2])
+    return _figure("Seconds of a step", "by number of GPUs; both axes logarithmic", paint, keys)
+
+
+def _efficiency_figure(plan: Plan) -> str:
+    points = plan.scaling.points
+
+    def paint(axes: Axes) -> None:
+        counts, shares = [p.num_gpus for p in points], [100 * p.efficiency for p in points]
+        axes.plot(counts, shares, "o-", color=STAGE_COLOURS[0], mec=CARD, linewidth=2)
+        for point, share in zip(points, shares, strict=True):
+            label = f"{short(point.hours)} h"
+            axes.annotate(label, (point.num_gpus, share), (0, 9), textcoords="offset points", ha="center")
+        axes.axhline(90, color=INK, linewidth=1.2, linestyle=DASHED)
+        axes.set_ylim(0, 119)  # room for the labels above the first points
+        axes.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
+        axes.margins(x=0.08)
+        _gpu_axis(axes, plan)
+
+    first = points[0].num_gpus
+    return _figure("Efficiency", f"% of the work of {first} GPUs, each; hours of the stage; dashed: 90 %", paint)
+
+
+def _failure_figure(plan: Plan) -> str:
+    failures = plan.failures
+
+    def paint(axes: Axes) -> None:
+        intervals, shares = np.array(failures.curve).T
+        axes.plot(intervals / 60, 100 * shares, color=STAGE_COLOURS[0], linewidth=2)
+        for loss, colour in zip(failures.losses, STAGE_COLOURS, strict=False):
+            place = (loss.interval_seconds / 60, 100 * loss.lost_share)
+            axes.plot(*place, "o", color=colour, markersize=9, mec=CARD, mew=2, zorder=5)
+            simulated = (place[0], 100 * loss.simulated_share)
+            axes.plot(*simulated, "_", color=INK, markersize=13, zorder=6)
+        axes.axvline(failures.best_interval_seconds / 60, color=AXIS, linewidth=1, linestyle=DASHED)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("minutes of training between checkpoints", loc="right")
+
+    names = [loss.name.replace("_", " ") for loss in failures.losses]
+    note = f"% of the stage's time; one failure in {short(failures.job_mtbf_hours)} hours; strokes: simulated"
+    return _figure("Time lost by checkpoint interval", note, paint, _keys(names, STAGE_COLOURS[: len(names)]))
+
+
+def _loss_table(plan: Plan) -> str:
+    rows = [
+        [
+            loss.name.replace("_", " "),
+            f"{loss.interval_steps:,} steps, {' '.join(duration(loss.interval_seconds))}",
+            f"{loss.lost_share:.2%}",
+            f"{short(loss.lost_hours)}",
+        ]
+        for loss in plan.failures.losses
+    ]
+    return table(["checkpoints", "every", "lost", "hours"], rows)

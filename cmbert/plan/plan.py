@@ -1,0 +1,154 @@
+"""What a recipe costs, before it runs: parameters, compute, memory, steps, disk, time; and what cannot work.
+
+Arithmetic only: torch is imported just where a shard set or a first stage that exists is looked at.
+"""
+
+from dataclasses import dataclass
+
+from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
+from cmbert.config.parameters import Parameters, count_parameters
+from cmbert.config.schema import MaskConfig, Recipe
+from cmbert.model.cost import FlopsPerToken, count_flops
+from cmbert.plan.assumptions import Assumptions
+from cmbert.plan.data import DataCost, Source, cost_of_data, look_at_data
+from cmbert.plan.failures import Failures, make_failures
+from cmbert.plan.memory import OPTIMIZER_BYTES, STAGES, Memory, memory_table, peak_memory
+from cmbert.plan.refusals import check_batch, check_memory
+from cmbert.plan.scaling import Scaling, make_scaling, scale_point
+from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before
+
+SCHEDULE_POINTS = 200  # of the drawn curves; a tenth as many lines are printed
+
+
+@dataclass(frozen=True)
+class SchedulePoint:
+    """Learning rate and mask rate at one point of the stage."""
+
+    percent: float
+    tokens: int
+    learning_rate: float
+    mask_rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `cmbert plan` knows about one recipe on `num_gpus` GPUs."""
+
+    run_directory: str
+    num_gpus: int
+    zero_stage: int
+    assumptions: Assumptions
+    parameters: Parameters
+    flops_per_token: FlopsPerToken
+    memory: tuple[Memory, ...]
+    """The recipe's setting at ZeRO 1, 2 and 3."""
+    memory_table: tuple[Memory, ...]
+    """Every ZeRO stage, checkpointed share and micro-batch near the recipe's."""
+    context_tokens: int
+    total_tokens: int
+    step_tokens: int
+    num_steps: int
+    rows_per_step: int
+    micro_batch_rows: int
+    checkpointed_share: float
+    accumulation: int
+    """Micro-batches of one GPU in a step."""
+    batch_ramp: tuple[tuple[int, int, int], ...]
+    """First step, tokens seen before it and rows of each size of a step; one entry without a ramp."""
+    sources: tuple[Source, ...]
+    data: DataCost
+    checkpoint_bytes: int
+    checkpoints_bytes: int
+    """Of all that are kept, and of the one being written; those of keep_every_tokens, too."""
+    training_flops: float
+    gpu_hours: float
+    """Of computation at the assumed rate: not a measurement, and not for CPUs."""
+    hours: float
+    """With communication."""
+    scaling: Scaling
+    failures: Failures
+    schedule: tuple[SchedulePoint, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = None) -> Plan:
+    """Work out what `recipe` costs on `num_gpus` GPUs (CPU processes where there is no GPU).
+
+    Raises ConfigError or ShardError when it cannot work: the batch does not divide, it does not fit the GPU's memory,
+    the vocabulary is not the tokenizer's, a shard set belongs to another tokenizer, is torn, or would be repeated too
+    often.
+    """
+    assumptions = assumptions or Assumptions()
+    check_batch(recipe, num_gpus)
+    deepspeed = resolve_deepspeed(recipe, num_gpus)
+    check_memory(recipe, deepspeed, num_gpus, assumptions)
+    sources, notes = look_at_data(recipe)
+    train, context = recipe.train, recipe.data.context_tokens
+    parameters = count_parameters(recipe.model)
+    flops = count_flops(recipe.model, context, mean_mask_rate(recipe.mask, train.total_tokens))
+    zero_stage = deepspeed["zero_optimization"]["stage"]
+    training_flops = flops.training * tokens_before(num_steps(recipe), recipe)
+    here = scale_point(recipe, deepspeed, training_flops, parameters.total, num_gpus, assumptions)
+    checkpoint = checkpoint_bytes(parameters.total, zero_stage, activation_dtype(deepspeed))
+    kept_for_good = train.total_tokens // train.keep_every_tokens if train.keep_every_tokens else 0
+    return Plan(
+        run_directory=recipe.run_directory,
+        num_gpus=num_gpus,
+        zero_stage=zero_stage,
+        assumptions=assumptions,
+        parameters=parameters,
+        flops_per_token=flops,
+        memory=tuple(peak_memory(recipe, deepspeed, stage, num_gpus) for stage in STAGES),
+        memory_table=memory_table(recipe, deepspeed, num_gpus),
+        context_tokens=context,
+        total_tokens=train.total_tokens,
+        step_tokens=train.rows_per_step * context,
+        num_steps=num_steps(recipe),
+        rows_per_step=train.rows_per_step,
+        micro_batch_rows=train.micro_batch_rows,
+        checkpointed_share=recipe.kernels.checkpointed_share,
+        accumulation=deepspeed["gradient_accumulation_steps"],
+        batch_ramp=_list_ramp(recipe),
+        sources=sources,
+        data=cost_of_data(recipe, sources, assumptions),
+        checkpoint_bytes=checkpoint,
+        checkpoints_bytes=checkpoint * (train.keep_checkpoints + 1 + kept_for_good),
+        training_flops=training_flops,
+        gpu_hours=training_flops / (assumptions.mfu * assumptions.peak_flops) / 3600,
+        hours=here.hours,
+        scaling=make_scaling(recipe, deepspeed, training_flops, parameters.total, assumptions),
+        failures=make_failures(recipe, num_gpus, here.hours, assumptions),
+        schedule=_sample_schedule(recipe),
+        notes=notes,
+    )
+
+
+def checkpoint_bytes(num_parameters: int, zero_stage: int, dtype: str) -> int:
+    """Return the bytes of one checkpoint: fp32 weights and moments, and the weights in `dtype` but at ZeRO 3."""
+    weight = 4 if dtype == "float32" else 2
+    return num_parameters * (OPTIMIZER_BYTES + (weight if zero_stage < 3 else 0))
+
+
+def mean_mask_rate(mask: MaskConfig, total_tokens: int) -> float:
+    """Return the mean of `mask_rate` over the stage: two straight lines, so the middle of each, weighted."""
+    warm_up = mask.warmup_tokens / total_tokens
+    return warm_up * (mask.start_rate + mask.peak_rate) / 2 + (1 - warm_up) * (mask.peak_rate + mask.end_rate) / 2
+
+
+def _list_ramp(recipe: Recipe) -> tuple[tuple[int, int, int], ...]:
+    stretches = [s for s in batch_ramp(recipe) if s.first_step < num_steps(recipe)]
+    return tuple((s.first_step, s.first_row * recipe.data.context_tokens, s.step_rows) for s in stretches)
+
+
+def _sample_schedule(recipe: Recipe) -> tuple[SchedulePoint, ...]:
+    total = recipe.train.total_tokens
+    places = [total * point // SCHEDULE_POINTS for point in range(SCHEDULE_POINTS + 1)]
+    return tuple(
+        SchedulePoint(
+            percent=100 * point / SCHEDULE_POINTS,
+            tokens=tokens,
+            learning_rate=learning_rate(tokens, recipe.schedule, total),
+            mask_rate=mask_rate(tokens, recipe.mask, total),
+        )
+        for point, tokens in enumerate(places)
+    )
