@@ -9,21 +9,45 @@ from pathlib import Path
 from cmbert.files import write_text
 
 
-def write_page(output: Path, *, title: str, subtitle: str, figures: str, sections: Sequence[str]) -> int:
-    """Write a page of headline `figures` (HTML cards, may be empty) and `sections` (HTML); return its bytes."""
+def write_page(output: Path, *, title: str, subtitle: str, sections: Sequence[str], figures: str = "") -> int:
+    """Write a page of headline `figures` (HTML cards) and `sections` (HTML) under a `title` (text); return its bytes.
+
+    subtitle: text, or HTML if it is to hold marks; escape what comes from users.
+    """
     template = resources.files("cmbert").joinpath("page.html").read_text(encoding="utf-8")
     page = string.Template(template).substitute(
-        title=escape(title), subtitle=subtitle, figures=figures, sections="\n".join(filter(None, sections))
+        title=escape(title),
+        subtitle=subtitle,
+        figures=f'<div class="figures">\n{figures}\n</div>' if figures else "",
+        sections="\n".join(filter(None, sections)),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)
     return len(page.encode())
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts, the first of each row naming it."""
+def section(heading: str, body: str) -> str:
+    """Return a heading (text) and, in a frame, what is under it (HTML)."""
+    return f'<h2>{escape(heading)}</h2>\n<div class="card">{body}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Return a table of plain texts, the first of each row naming it; `numbers` aligns the others to the right."""
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    opening = '<table class="numbers">' if numbers else "<table>"
+    return f'<div class="scroll">{opening}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """Return a bar for each (name, size, what is said of it), the largest as long as there is room."""
+    longest = max((size for _, size, _ in rows), default=0) or 1
+    bar = '<span>{}</span><i style="width:{:.1f}%"></i><b>{}</b>'
+    return f'<div class="bars">{"".join(bar.format(escape(n), 100 * s / longest, escape(t)) for n, s, t in rows)}</div>'
+
+
+def quotes(texts: Sequence[str]) -> str:
+    """Return Chinese texts as quotations."""
+    return "".join(f'<blockquote lang="zh-CN">{escape(text)}</blockquote>' for text in texts)

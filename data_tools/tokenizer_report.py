@@ -11,8 +11,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import ConfigError
+from cmbert.page import bars, quotes, section, table, write_page
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
-from data_tools import pages
 from data_tools.document import Document
 from data_tools.encode import Encoder, batches
 from data_tools.manifest import Tally
@@ -146,13 +146,13 @@ def _measured_on(held_out: bool) -> str:
     return "held-out text" if held_out else "the training text: it is too small to hold any out"
 
 
-def report_page(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> str:
-    """Return the report as one HTML page."""
+def write_report_page(output: Path, measures: Measures, settings: dict[str, Any], *, held_out: bool) -> None:
+    """Write the report as one HTML page."""
     headings = ["source", "characters per token", "bytes per token"]
     headings += ["legacy: characters per token", "legacy: unknown", "ratio"] if measures.legacy else []
-    rows: list[list[Any]] = []
+    rows: list[list[str]] = []
     for name, ours in measures.ours.items():
-        row: list[Any] = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
+        row = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
         if measures.legacy:
             legacy = measures.legacy[name]
             ratio = ours.characters_per_token / legacy.characters_per_token
@@ -163,12 +163,18 @@ def report_page(measures: Measures, settings: dict[str, Any], *, held_out: bool)
         ["boundaries that merges may cross", "words within a clause" if settings["boundaries"] == "clause" else "none"],
         ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
     ]
-    sections = [
-        pages.Section(f"Compression of {_measured_on(held_out)}", pages.table(headings, rows)),
-        pages.Section("Words", pages.table(["", ""], straddle)),
-        pages.Section("What the tokens spell", pages.bars(measures.kinds, measures.vocab_size)),
-        pages.Section("Share of the embedding in a model's parameters", pages.table(["model", "share"], shares)),
-        pages.Section("Longest tokens", pages.quotes(["  ".join(map(repr, measures.longest))])),
-    ]
+    total = sum(measures.kinds.values())
+    kinds = [(name, count, f"{count:,} ({100 * count / total:.1f} %)") for name, count in measures.kinds.items()]
     counted = f"{measures.vocab_size:,} ids; {measures.measured_characters:,} characters measured"
-    return pages.page("Tokenizer", f"{counted}: {measures.headline()}", sections)
+    write_page(
+        output,
+        title="Tokenizer",
+        subtitle=f"{counted}: {measures.headline()}",
+        sections=[
+            section(f"Compression of {_measured_on(held_out)}", table(headings, rows, numbers=True)),
+            section("Words", table(["", ""], straddle)),
+            section("What the tokens spell", bars(kinds)),
+            section("Share of the embedding in a model's parameters", table(["model", "share"], shares)),
+            section("Longest tokens", quotes(["  ".join(map(repr, measures.longest))])),
+        ],
+    )

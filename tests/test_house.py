@@ -12,6 +12,7 @@ FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("
 GROUND_FLOOR = (
     "cmbert.errors",
     "cmbert.files",
+    "cmbert.page",
     "cmbert.progress",
     "cmbert.seeding",
     "cmbert.config",

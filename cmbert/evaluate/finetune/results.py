@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.files import write_text
-from cmbert.page import table, write_page
+from cmbert.page import section, table, write_page
 
 MAJORITY = "majority class"
 LEADERBOARD = "leaderboard test"
@@ -57,16 +57,15 @@ def write_results(output: Path) -> None:
     parts = ["# Fine-tuning results", markdown(head, rows), *(f"- {note}" for note in NOTES)]
     parts += ["", "## How each was trained", markdown(settings_head, settings_rows)]
     write_text(output / "results.md", "\n".join(parts) + "\n")
-    notes = "".join(f"<p class='faint'>{note}</p>" for note in NOTES)
+    notes = "".join(f'<p class="faint">{note}</p>' for note in NOTES)
     tasks = sorted({result["task"] for result in results})
     write_page(
         output / "results.html",
         title="Fine-tuning results",
         subtitle=f"{len({result['model'] for result in results})} models · {', '.join(tasks)}",
-        figures="",
         sections=[
-            f'<h2>Scores</h2><div class="card">{table(head, rows)}</div>{notes}',
-            f'<h2>How each was trained</h2><div class="card">{table(settings_head, settings_rows)}</div>',
+            section("Scores", table(head, rows, numbers=True)) + notes,
+            section("How each was trained", table(settings_head, settings_rows, numbers=True)),
         ],
     )
 
