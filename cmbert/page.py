@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from cmbert.files import write_text
 
@@ -31,14 +32,17 @@ def section(heading: str, body: str) -> str:
     return f'<h2>{escape(heading)}</h2>\n<div class="card">{body}</div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """Return a table of plain texts, the first of each row naming it; `numbers` aligns the others to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], look: Literal["", "facts", "numbers"] = "") -> str:
+    """Return a table of plain texts, the first of each row naming it; without a `head` if that is empty.
+
+    look: "facts" gives the names a third of the width, "numbers" aligns all but the names to the right.
+    """
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    top = f"<thead><tr>{names}</tr></thead>" if head else ""
     body = "".join(
         f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
     )
-    opening = '<table class="numbers">' if numbers else "<table>"
-    return f'<div class="scroll">{opening}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{look}">{top}<tbody>{body}</tbody></table></div>'
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
@@ -51,3 +55,8 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
 def quotes(texts: Sequence[str]) -> str:
     """Return Chinese texts as quotations."""
     return "".join(f'<blockquote lang="zh-CN">{escape(text)}</blockquote>' for text in texts)
+
+
+def chips(texts: Sequence[str]) -> str:
+    """Return Chinese words side by side."""
+    return f'<div lang="zh-CN">{"".join(f"""<span class="chip">{escape(text)}</span>""" for text in texts)}</div>'

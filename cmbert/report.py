@@ -282,9 +282,9 @@ def facts_table(stages: Sequence[Stage]) -> str:
     ]
     rows = [[label, *map(value, stages)] for label, value in seen]
     rows += [[key, *(Path(stage.fact(key)).name for stage in stages)] for key in RECIPE_KEYS]
-    rows.append(["git commit", *((stage.environment.get("git_commit") or "–")[:12] for stage in stages)])
+    rows.append(["git commit", *((stage.environment.get("git_commit") or "–")[:9] for stage in stages)])
     rows.append(["python", *(stage.environment.get("python", "–") for stage in stages)])
     versions = [stage.environment.get("versions", {}) for stage in stages]
     packages = [name for name in versions[-1] if any(found.get(name) for found in versions)]
     rows += [[name, *(found.get(name) or "–" for found in versions)] for name in packages]
-    return table(["", *(stage.name for stage in stages)], rows)
+    return table(["", *(stage.name for stage in stages)], rows, "facts")

@@ -77,7 +77,7 @@ def clean(
         write_json(aside / REPORT_FILE, report)
         write_report_page(report, aside / "report.html")
     shutil.rmtree(work)
-    print(f"{output}: {describe_kept(report)}")
+    print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
 
 
 def _import_datatrove() -> None:

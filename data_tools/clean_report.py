@@ -45,10 +45,10 @@ def describe_kept(report: dict[str, Any]) -> str:
     total: Counter[str] = sum(report["kept"].values(), Counter())
     dropped = sum(counts.total() for counts in report["dropped"].values())
     share = 100 * total["documents"] / (total["documents"] + report["held_out"] + dropped)
-    skipped = f", {report['skipped_lines'].total():,} lines skipped" if report["skipped_lines"] else ""
+    skipped = f", {report['skipped_lines'].total():,} bad lines skipped" if report["skipped_lines"] else ""
     counted = f"{total['documents']:,} documents, {total['bytes'] / 1e6:,.2f} MB kept ({share:.1f} %)"
     held_out = f", {report['held_out']:,} held out" if report["held_out"] else ""
-    return f"{counted}{held_out}{skipped}; dropped: {describe_drops(report)}"
+    return f"{counted}{held_out}{skipped}"
 
 
 def describe_drops(report: dict[str, Any]) -> str:
@@ -74,12 +74,12 @@ def write_report_page(report: dict[str, Any], output: Path) -> None:
     ends = sum(dropped.values(), +ends)
     shares = [(spell(n), count, f"{count:,} ({100 * count / ends.total():.1f} %)") for n, count in ends.most_common()]
     sections = [
-        section("Documents by source", table(["", *sources], rows, numbers=True)),
+        section("Documents by source", table(["", *sources], rows, "numbers")),
         section("Where they went", bars(shares)),
     ]
     if report["skipped_lines"]:
-        skipped = [[reason, f"{count:,}"] for reason, count in report["skipped_lines"].items()]
-        sections.append(section("Lines that were no documents", table(["reason", "lines"], skipped, numbers=True)))
+        skipped = [[spell(reason), f"{count:,}"] for reason, count in report["skipped_lines"].items()]
+        sections.append(section("Lines that were no documents", table(["reason", "lines"], skipped, "numbers")))
     sections += [
         section(f"Dropped from {name}: {spell(reason)}", quotes(texts))
         for name, by_reason in report["samples"].items()

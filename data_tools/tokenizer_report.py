@@ -11,7 +11,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import ConfigError
-from cmbert.page import bars, quotes, section, table, write_page
+from cmbert.page import bars, chips, section, table, write_page
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from data_tools.document import Document
 from data_tools.encode import Encoder, batches
@@ -51,6 +51,7 @@ class Measures:
     kinds: dict[str, int]
     """Tokens of the vocabulary by what they spell."""
     longest: list[str]
+    """Of those that spell several whole characters."""
     embedding_share: dict[str, float]
     """Of a model's parameters, by its size."""
 
@@ -71,6 +72,7 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
         by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
     texts = {"all": [text for part in by_source.values() for text in part], **by_source}
     spellings = [tokenizer.backend.decode([index]) for index in range(NUM_SPECIAL_TOKENS, tokenizer.vocab_size)]
+    whole = [spelling for spelling in spellings if len(spelling) > 1 and "\ufffd" not in spelling]
     kinds = dict.fromkeys(TOKEN_KINDS, 0)
     for spelling in spellings:
         kinds[_kind(spelling)] += 1
@@ -81,7 +83,7 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
         legacy={name: _compression(legacy, part) for name, part in texts.items()} if legacy else {},
         straddle_rate=_straddle_rate(tokenizer, documents),
         kinds=kinds,
-        longest=sorted(spellings, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
+        longest=sorted(whole, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
         embedding_share={name: _embedding_share(tokenizer.vocab_size, *sizes) for name, sizes in MODEL_SIZES.items()},
     )
 
@@ -171,10 +173,10 @@ def write_report_page(output: Path, measures: Measures, settings: dict[str, Any]
         title="Tokenizer",
         subtitle=f"{counted}: {measures.headline()}",
         sections=[
-            section(f"Compression of {_measured_on(held_out)}", table(headings, rows, numbers=True)),
-            section("Words", table(["", ""], straddle)),
+            section(f"Compression of {_measured_on(held_out)}", table(headings, rows, "numbers")),
+            section("Words", table([], straddle, "facts")),
             section("What the tokens spell", bars(kinds)),
-            section("Share of the embedding in a model's parameters", table(["model", "share"], shares)),
-            section("Longest tokens", quotes(["  ".join(map(repr, measures.longest))])),
+            section("Share of the embedding in a model's parameters", table(["model", "share"], shares, "facts")),
+            section("Longest tokens", chips([token.translate({10: "⏎", 32: "␣"}) for token in measures.longest])),
         ],
     )

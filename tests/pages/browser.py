@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools pipe: what it says and asks for while it shows a page, and what is seen.
+"""A headless Chromium, driven over its DevTools pipe: what a page says on the console, asks for and looks like.
 
 Protocol: https://chromedevtools.github.io/devtools-protocol. One process, one tab, no port, no package.
 """
@@ -47,6 +47,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; events that come before it are kept."""

@@ -20,7 +20,7 @@
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const element = node.parentElement;
-    if (node.textContent.trim() && shown(element) && element.tagName !== "STYLE") texts.push([node.textContent.trim(), element]);
+    if (node.textContent.trim() && shown(element) && element.tagName !== "STYLE") texts.push([node.textContent.trim(), element, node]);
   }
   const contrasts = texts.map(([text, element]) => {
     const style = getComputedStyle(element);
@@ -50,10 +50,14 @@
     pen.fillText(character, 4, 32);
     return pen.getImageData(0, 0, 40, 40).data.join();
   });
-  const squeezed = texts.filter(([text, element]) => {  // a word that is broken although its place could be wider
-    const box = element.getBoundingClientRect();
-    return text.length > 3 && box.width > 0 && box.width < 24 && box.height > 3 * box.width;
-  });
+  const broken = [];  // words that go on in the next line
+  for (const [, , node] of texts)
+    for (const word of node.textContent.matchAll(/[A-Za-z]+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (word[0].length < 20 && new Set([...range.getClientRects()].map((box) => box.top)).size > 1) broken.push(word[0]);
+    }
   return {
     texts: texts.length,
     page: luminance(ground(document.body)),
@@ -61,7 +65,7 @@
     overflow: document.documentElement.scrollWidth - window.innerWidth,
     overlaps,
     outside,
-    squeezed: squeezed.map(([text]) => text.slice(0, 40)),
+    broken,
     hanzi: hanzi.length,
     drawings: new Set(drawings).size,
     compared: drawings.length,

@@ -137,7 +137,7 @@ def test_a_page_is_silent_whole_and_readable(make: Callable[[Path], Path], brows
             assert look["page"] < DARK if dark else look["page"] > LIGHT, view
             assert look["contrasts"][0][0] >= LEAST_CONTRAST, (view, look["contrasts"])
             assert look["texts"] > 20, view
-            assert not look["overlaps"] + look["outside"] + look["squeezed"], (view, look)
+            assert not look["overlaps"] + look["outside"] + look["broken"], (view, look)
             assert look["hanzi"] >= 3, view
             assert look["drawings"] == look["compared"], f"{view}: Hanzi that look alike: boxes of a font without them"
 
@@ -158,7 +158,7 @@ BAD = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,"><ti
         ("<p style='color: #999'>faint</p>", "contrasts"),
         ("<svg viewBox='0 0 99 99'><text x='9' y='50'>abc</text><text x='12' y='52'>def</text></svg>", "overlaps"),
         ("<svg width='99' viewBox='0 0 99 99'><text x='90' y='50'>abcdef</text></svg>", "outside"),
-        ("<p style='width: 9px; overflow-wrap: anywhere'>broken</p>", "squeezed"),
+        ("<p style='width: 9px; overflow-wrap: anywhere'>broken</p>", "broken"),
         ("<style>@font-face { font-family: box; src: local('none') } p { font-family: box }</style>", ""),
     ],
 )
@@ -166,7 +166,7 @@ def test_the_browser_sees_what_is_wrong(body: str, fault: str, browser: Browser,
     page = tmp_path / "page.html"
     page.write_text(BAD.format(body), encoding="utf-8")
     seen = browser.show(page, width=1100, dark=False, picture=tmp_path / "page.png")
-    found = {name: seen.look[name] for name in ("overlaps", "outside", "squeezed")} | {"messages": seen.messages}
+    found = {name: seen.look[name] for name in ("overlaps", "outside", "broken")} | {"messages": seen.messages}
     found["requests"] = [request for request in seen.requests if request != "data:,"]
     found["overflow"] = max(seen.look["overflow"], 0)
     found["contrasts"] = [pair for pair in seen.look["contrasts"] if pair[0] < LEAST_CONTRAST]
