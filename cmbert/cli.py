@@ -4,33 +4,22 @@ Each command imports what it needs when it runs, so --help is instant.
 """
 
 import argparse
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.cli_evaluate import add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
 from cmbert.errors import run_command
+from cmbert.progress import log_to_stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop (70: hung)."""
     options = build_parser().parse_args(arguments)
-    _log_to_stdout()
+    log_to_stdout("cmbert", "%(asctime)s %(message)s")
     rank = os.environ.get("RANK", "0")
     return run_command("cmbert" if rank == "0" else f"cmbert (rank {rank})", lambda: options.command(options))
-
-
-def _log_to_stdout() -> None:
-    """Show this package's own messages; the libraries' stay at their defaults (DeepSpeed's are compiler probes)."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("cmbert")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,13 +4,13 @@ Each command imports what it needs when it runs, so --help is instant.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.errors import ConfigError, run_command
+from cmbert.progress import log_to_stdout
 from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
@@ -20,10 +20,7 @@ EXIT_FAULTS = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a shard set with faults, 2 for a user's mistake."""
     options = build_parser().parse_args(argv)
-    handler = logging.StreamHandler(sys.stdout)
-    logger = logging.getLogger("data_tools")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    log_to_stdout("data_tools", "%(message)s")
     return run_command("data_tools", lambda: options.command(options))
 
 
