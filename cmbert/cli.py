@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cmbert.cli_evaluate import add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
+from cmbert.cli_values import step_range, words
 from cmbert.errors import run_command
 from cmbert.progress import log_to_stdout
 
@@ -55,13 +56,13 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
         "--result", type=Path, required=True, metavar="DIR", help="shared folder for `life` and `bad_nodes`"
     )
     preflight.add_argument(
-        "--nodes", type=_words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
+        "--nodes", type=words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
     )
     preflight.add_argument(
         "--wait-seconds", type=float, default=300, metavar="S", help="a rank silent for so long is dead (default 300)"
     )
     preflight.add_argument(
-        "--max-lives", type=int, default=3, metavar="N", help="starts of a job at one checkpoint (default 3)"
+        "--max-lives", type=int, metavar="N", help="starts of a job at one checkpoint (default: any number)"
     )
     preflight.set_defaults(command=_preflight)
 
@@ -85,7 +86,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--stop-after-seconds", type=float, metavar="S", help="save and stop after S seconds")
     train.add_argument(
         "--skip-steps",
-        type=_step_range,
+        type=step_range,
         metavar="A:B",
         help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
     )
@@ -182,17 +183,6 @@ def _export(options: argparse.Namespace) -> int:
 
     export(options.model, options.output, options.format)
     return 0
-
-
-def _step_range(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not colon:
-        raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
-    return int(first), int(last)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
 
 
 def _ledger(options: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from cmbert.cli_values import integers
+
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
     """Add `eval`."""
@@ -173,13 +175,6 @@ def _units(text: str) -> list[str]:
     if not set(units) <= {"word", "token"}:
         raise argparse.ArgumentTypeError(f"{text}: must be word, token or word,token")
     return list(dict.fromkeys(units))
-
-
-def integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
 
 
 def _bench_loader(options: argparse.Namespace) -> int:

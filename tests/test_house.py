@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")])
 GROUND_FLOOR = (
     "cmbert.errors",
+    "cmbert.cli_values",
     "cmbert.files",
     "cmbert.page",
     "cmbert.progress",

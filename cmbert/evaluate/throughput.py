@@ -7,8 +7,6 @@ Shapes: N pieces, L tokens of the longest, T tokens of all.
 """
 
 import logging
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +19,7 @@ import torch
 from cmbert.accel import check_kernels, is_installed
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.environment import hardware, versions
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
@@ -278,16 +277,3 @@ def peer_attentions(device: torch.device) -> list[str]:
     from transformers.utils import is_flash_attn_2_available
 
     return ["sdpa", *(["flash_attention_2"] if device.type == "cuda" and is_flash_attn_2_available() else [])]
-
-
-def hardware(device: torch.device) -> str:
-    """Return the name of what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """Return hardware and versions, which every figure needs beside it."""
-    return {"hardware": hardware(device), "torch": torch.__version__, "python": platform.python_version()}

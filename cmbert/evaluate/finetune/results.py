@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cmbert.evaluate.table import markdown_table
 from cmbert.files import write_text
 from cmbert.page import section, table, write_page
 
@@ -57,8 +58,8 @@ def write_results(output: Path) -> None:
     results = read_results(output)
     head, rows = score_table(results)
     settings_head, settings_rows = settings_table(results)
-    parts = ["# Fine-tuning results", markdown(head, rows), *(f"- {note}" for note in NOTES)]
-    parts += ["", "## How each was trained", markdown(settings_head, settings_rows)]
+    parts = ["# Fine-tuning results", markdown_table(head, rows), "", *(f"- {note}" for note in NOTES)]
+    parts += ["", "## How each was trained", markdown_table(settings_head, settings_rows)]
     write_text(output / "results.md", "\n".join(parts) + "\n")
     turned = list(zip(["split", *head[1:]], *rows, strict=True))
     notes = "".join(f'<p class="faint">{note}</p>' for note in NOTES)
@@ -120,9 +121,3 @@ def settings_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[l
         row += [" / ".join(f"{size:,}" for size in sizes), result["hardware"], f"{result['seconds'] / 60:.1f}"]
         rows.append([str(value) for value in row])
     return head, rows
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

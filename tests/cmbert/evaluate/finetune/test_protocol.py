@@ -166,7 +166,7 @@ def test_the_command(bert_folder, review_folder, tmp_path, capsys):
     assert main(arguments) == 0
     assert main([*arguments, "--untrained"]) == 0
     printed = capsys.readouterr().out
-    assert "| majority class |" in printed
+    assert "| majority class " in printed
     page = (output / "results.html").read_text(encoding="utf-8")
     assert f"{bert_folder.parent.name}-bert-untrained" in page
     assert "://" not in page
