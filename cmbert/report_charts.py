@@ -19,7 +19,7 @@ TICK_STEPS = [1, 2, 2.5, 5, 10]
 WIDE, NARROW = (1054, 330), (516, 270)  # width and height of a drawing, CSS pixels; text is 12 in both
 # Matplotlib draws in these stand-ins; the style sheet says what they are in light and in dark.
 INK, FAINT, GRID, AXIS, CARD = "#010101", "#010102", "#010103", "#010104", "#010105"
-STAGE_COLOURS = ("#020001", "#020002", "#020003", "#020004")
+STAGE_COLOURS = ("#020001", "#020002", "#020003", "#020004", "#020005", "#020006")
 PHASE_COLOURS = ("#030001", "#030002", "#030003", "#030004", "#030005")
 VARIABLES = {INK: "ink", FAINT: "ink-faint", GRID: "grid", AXIS: "axis", CARD: "card"}
 VARIABLES |= {colour: f"stage-{number}" for number, colour in enumerate(STAGE_COLOURS, start=1)}

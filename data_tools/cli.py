@@ -115,9 +115,10 @@ def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument(
         "--boundaries",
-        choices=["clause", "word"],
+        choices=["clause", "word", "character"],
         default="clause",
-        help="merges may cross words within a clause (default), or are learnt within words only",
+        help="merges may cross words within a clause (default), are learnt within words only, or never join two Hanzi: "
+        "a vocabulary in the style of BERT's Chinese one, for comparisons",
     )
     train.add_argument(
         "--sample-size",

@@ -23,6 +23,7 @@ MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/
     "large": (28, 1024, 16, 2624),
 }
 LONGEST_TOKENS = 40
+CROSSED = {"clause": "words within a clause", "word": "none", "character": "none, and no Hanzi join"}
 TOKEN_KINDS = ("one Hanzi", "several Hanzi", "letters", "digits", "other text", "part of a character")
 
 
@@ -162,7 +163,7 @@ def write_report_page(output: Path, measures: Measures, settings: dict[str, Any]
         rows.append(row)
     shares = [[name, f"{100 * share:.1f} %"] for name, share in measures.embedding_share.items()]
     straddle = [
-        ["boundaries that merges may cross", "words within a clause" if settings["boundaries"] == "clause" else "none"],
+        ["boundaries that merges may cross", CROSSED[settings["boundaries"]]],
         ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
     ]
     total = sum(measures.kinds.values())

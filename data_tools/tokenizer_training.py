@@ -35,7 +35,7 @@ READ_FACTOR = 16  # of a corpus larger than this many samples, evenly spread tas
 MEASURED_SHARE = 0.02  # ours: of the sample's documents, kept from training to measure on
 MEASURED_BYTES = 8_000_000  # ours: enough for three digits
 
-Boundaries = Literal["clause", "word"]
+Boundaries = Literal["clause", "word", "character"]
 WORD_BREAK = "\0"  # no document holds it
 # Written as ranges: \p{Han} takes in 。 and 《 in some regular-expression libraries (PCRE2) and not in others.
 HANZI = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -51,6 +51,7 @@ PATTERN = "|".join(
         r"[^\S\r\n]+",
     )
 )
+CHARACTER_PATTERN = PATTERN.replace(rf"[{HANZI}]+", rf"[{HANZI}]", 1)  # what BERT's Chinese vocabulary does
 WORD_PATTERN = f"{WORD_BREAK}|" + PATTERN.replace(r"[^\s\p{L}\p{N}", rf"[^\s\p{{L}}\p{{N}}{WORD_BREAK}")
 
 
@@ -68,9 +69,9 @@ def train_tokenizer(
 ) -> None:
     """Train on a sample of `inputs` and save to the directory `output`, or say that it is there already.
 
-    boundaries: merges may cross words inside a clause, or are learnt inside words only. report: page to write;
-    against: a WordPiece vocabulary to compare with. Raises ConfigError for a vocabulary size that is no multiple of 64
-    or more than the text can fill, InputError for unusable text.
+    boundaries: merges may cross words inside a clause, are learnt inside words only, or never join two Hanzi. report:
+    page to write; against: a WordPiece vocabulary to compare with. Raises ConfigError for a vocabulary size that is no
+    multiple of 64 or more than the text can fill, InputError for unusable text.
     """
     check_vocab_size(vocab_size)
     files = input_files(inputs)
@@ -164,7 +165,7 @@ def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]
 
 def count_units(texts: Sequence[str], boundaries: Boundaries) -> tuple[Counter[str], int]:
     """Count what merges happen within. Returns the units, and how many rare ones were forgotten to stay in bounds."""
-    pattern = WORD_PATTERN if boundaries == "word" else PATTERN
+    pattern = {"clause": PATTERN, "word": WORD_PATTERN, "character": CHARACTER_PATTERN}[boundaries]
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     cut = segmenter().cut if boundaries == "word" else None
     normalize = normalizers.NFC().normalize_str

@@ -22,14 +22,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError.
     """
     path = Path(path)
-    table = _read_with_parents(path, seen=())
+    table = read_table(path)
     for override in overrides:
         _apply_override(table, override)
-    recipe = build(Recipe, table, str(path))
+    return build_recipe(table, str(path))
+
+
+def build_recipe(table: dict[str, Any], where: str) -> Recipe:
+    """Build and check a recipe from its table; `where` names the file in a ConfigError."""
+    recipe = build(Recipe, table, where)
     try:
         check_recipe(recipe)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
     return recipe
 
 
@@ -62,7 +67,8 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a TOML file and the one it extends, if it does, beneath it. Raises ConfigError."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends: recipes extend each other in a circle; remove one extends")
     table = read_toml(path)
@@ -71,14 +77,15 @@ def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return table
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: must be a path in quotes")
-    return _merge(_read_with_parents(path.parent / parent, (*seen, path.resolve())), table)
+    return merge(read_table(path.parent / parent, (*seen, path.resolve())), table)
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the table `base` with `changes` laid over it, table by table; any other value replaces the one below."""
     merged = dict(base)
     for key, value in changes.items():
         both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both_tables else value
+        merged[key] = merge(base[key], value) if both_tables else value
     return merged
 
 

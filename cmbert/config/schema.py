@@ -125,8 +125,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate after a linear warm-up, a function of tokens; the paper's is the damped cosine (Eq. 1)."""
 
-    kind: Literal["damped_cosine", "linear", "constant", "warmup_stable_decay"] = "damped_cosine"
-    """Shape after the warm-up: Eq. 1, a line to lr_min, lr_max for good, or lr_max and then 1 - sqrt to lr_min."""
+    kind: Literal["damped_cosine", "cosine", "linear", "constant", "warmup_stable_decay"] = "damped_cosine"
+    """Shape after the warm-up: Eq. 1, half a cosine or a line to lr_min, lr_max for good, or that and then 1 - sqrt."""
     lr_max: float
     """Rate at the end of the warm-up (ours; the paper does not say)."""
     lr_min: float

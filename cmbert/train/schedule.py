@@ -78,6 +78,8 @@ def learning_rate(tokens: int, schedule: ScheduleConfig, total_tokens: int) -> f
     match schedule.kind:
         case "damped_cosine":
             return damped_cosine(progress, schedule)
+        case "cosine":
+            return schedule.lr_min + span * (1 + math.cos(math.pi * progress)) / 2
         case "linear":
             return schedule.lr_max - span * progress
         case "constant":

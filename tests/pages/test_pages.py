@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.evaluate.finetune.protocol import interval
+from cmbert.ablation.comparison import write_comparison
+from cmbert.ablation.lists import load_list, plan_runs
 from cmbert.evaluate.finetune.results import write_results
+from cmbert.evaluate.interval import interval
 from cmbert.files import write_json
 from cmbert.report import write_report
 from tests.cmbert.test_report import EVALUATION, add_numbers, make_run
@@ -113,6 +115,42 @@ def finetune_results(folder: Path) -> Path:
     return folder / "results.html"
 
 
+LIST = """question = "掩码率该怎么变？"
+base = "{base}"
+units = ["word", "token"]
+arms = [
+    {{ name = "curriculum", what = "先升后降，15 % 到 30 % 再回到 15 %: the paper's" }},
+    {{ name = "fixed-15", what = "始终 15 %", set.mask = {{ peak_rate = 0.15, warmup_tokens = 0 }} }},
+    {{ name = "fixed-30", what = "始终 30 %", set.mask = {{ start_rate = 0.3, end_rate = 0.3, warmup_tokens = 0 }} }},
+]
+"""
+
+
+def ablation_page(folder: Path) -> Path:
+    """`cmbert ablate`'s comparison of three arms, two seeds."""
+    (folder / "list.toml").write_text(
+        LIST.format(base=Path("recipes/ablations/small.toml").resolve()), encoding="utf-8"
+    )
+    ablation = load_list(folder / "list.toml")
+    runs = plan_runs(ablation, folder / "list.toml", folder / "sweep", 2)
+    for number, run in enumerate(runs):
+        (stage,) = run.stages
+        make_run(Path(stage.run_directory), num_steps=60)
+        lines = (Path(stage.run_directory) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records[9::10]:
+            record["heldout_loss"] = 8 - record["step"] / 30 + 0.03 * number
+        text = "\n".join(map(json.dumps, records)) + "\n"
+        (Path(stage.run_directory) / "metrics.jsonl").write_text(text, encoding="utf-8")
+        scores = [
+            {"context_tokens": 256, "unit": unit, "heldout_loss": 6.1 + 0.01 * number**2, "bits_per_character": 5.9}
+            | {"masked_accuracy": 0.17, "characters_per_token": 1.45}
+            for unit in ("word", "token")
+        ]
+        write_json(run.folder / "score.json", {"scores": scores})
+    return write_comparison(folder / "sweep", ablation, runs)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all tests here."""
@@ -123,7 +161,10 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.mark.parametrize("make", [run_report, tokenizer_report, clean_report, finetune_results])
+PAGES = (run_report, tokenizer_report, clean_report, finetune_results, ablation_page)
+
+
+@pytest.mark.parametrize("make", PAGES)
 def test_a_page_is_silent_whole_and_readable(make: Callable[[Path], Path], browser: Browser, tmp_path: Path) -> None:
     page = make(tmp_path)
     for width in WIDTHS:

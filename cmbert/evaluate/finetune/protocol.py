@@ -8,8 +8,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +23,7 @@ from cmbert.evaluate.finetune.examples import Split, read_split
 from cmbert.evaluate.finetune.items import Item, prepare
 from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
 from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, run_trial
+from cmbert.evaluate.interval import interval
 from cmbert.evaluate.throughput import versions
 from cmbert.files import hash_file, write_json, write_text
 
@@ -32,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
 MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
-CONFIDENCE = 0.95  # of the intervals over seeds
 
 
 def finetune(
@@ -189,16 +187,6 @@ def _summary(task: Task, split: Split | None, items: Sequence[Item], trials: Seq
     for name in task.score_names:
         found[name] = interval([getattr(trial, split.name)[name] for trial in trials])
     return found
-
-
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean and half the width of the 95 % interval of Student's t; None for a single value."""
-    from scipy.stats import t
-
-    half = None
-    if len(values) > 1:
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "half_width": half, "values": list(values)}
 
 
 def _write_predictions(task: Task, items: Sequence[Item], trial: TrialResult, place: Path) -> None:

@@ -45,6 +45,7 @@ def test_warm_up_then_fall() -> None:
 @pytest.mark.parametrize(
     ("kind", "decay_tokens", "expected"),
     [
+        ("cosine", 0, [0, 1.0, 2.0, 1.1 + 0.9 * 0.5**0.5, 1.1, 0.2, 0.2]),
         ("linear", 0, [0, 1.0, 2.0, 1.55, 1.1, 0.2, 0.2]),
         ("constant", 0, [0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
         # 400 tokens of decay: full until 700; at 800 a quarter is done, 1 - sqrt(1/4) = 1/2 of the way is left

@@ -1,0 +1,276 @@
+"""The comparison page of a sweep, its Markdown twin and its figures: curves, differences, schedules."""
+
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from cmbert.ablation.lists import AblationList, Run
+from cmbert.ablation.results import ArmResult, Question, read_results, verdict
+from cmbert.config.load import differing_keys
+from cmbert.config.schema import Recipe
+from cmbert.errors import CheckpointError
+from cmbert.evaluate.table import markdown_table
+from cmbert.files import write_json, write_text
+from cmbert.page import section, table, write_page
+from cmbert.report_charts import (
+    AXIS,
+    FAINT,
+    INK,
+    NARROW,
+    STAGE_COLOURS,
+    TICK_STEPS,
+    VARIABLES,
+    WIDE,
+    compact,
+    draw,
+)
+from cmbert.train.schedule import learning_rate, mask_rate
+
+NAMES = {
+    "heldout_loss": ("held-out loss", "nats per masked token"),
+    "bits_per_character": ("held-out bits per character", "bits"),
+}
+SAMPLES = 200  # points of a drawn schedule
+SHOWN_SKIP = ("run_directory", "train.seed", "train.init_from")  # differ between all runs
+NOTES = (
+    "± is half the 95 % interval of Student's t over the seeds (their number in brackets). A difference is taken seed "
+    "by seed: the same seed has the same rows in the same order in every arm that reads the same shards.",
+    "“No difference seen” means that the interval of the difference holds zero: a smaller difference may exist.",
+    "Intervals know nothing of how many arms were looked at: of twenty, one is expected to differ by chance.",
+)
+
+
+def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[Run]) -> Path:
+    """Write index.html, results.md and results.json about the trainings that are scored; return the page.
+
+    Raises CheckpointError when none is.
+    """
+    arms = read_results(ablation, runs)
+    if not arms:
+        raise CheckpointError(f"{folder}: no training is scored yet; see the log.txt of each")
+    measure = primary_measure(runs)
+    head, rows = score_table(arms, measure)
+    more_head, more_rows = facts_table(arms, runs)
+    write_json(folder / "results.json", _as_dict(ablation, measure, arms))
+    parts = [f"# {ablation.question}", subtitle(arms, runs), markdown_table(head, rows)]
+    parts += ["\n".join(f"- {note}" for note in NOTES), markdown_table(more_head, more_rows)]
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
+    notes = "".join(f'<p class="faint">{escape(note)}</p>' for note in NOTES)
+    write_page(
+        folder / "index.html",
+        title=ablation.question,
+        subtitle=escape(subtitle(arms, runs)),
+        sections=[
+            _curves_section(arms, measure),
+            section("Final scores", table(head, rows, "numbers")) + notes,
+            _schedules_section(arms),
+            section("What differs, and what it cost", table(more_head, more_rows, "texts")),
+        ],
+    )
+    return folder / "index.html"
+
+
+def primary_measure(runs: Sequence[Run]) -> str:
+    """Return what arms are compared by: nats per token, unless they have several tokenizers, whose tokens differ."""
+    tokenizers = {run.stages[-1].data.tokenizer for run in runs}
+    return "heldout_loss" if len(tokenizers) == 1 else "bits_per_character"
+
+
+def subtitle(arms: Sequence[ArmResult], runs: Sequence[Run]) -> str:
+    """Return the line under the title: how much was trained."""
+    stages = runs[0].stages
+    model, total = stages[0].model, sum(stage.train.total_tokens for stage in stages)
+    done = sum(len(arm.runs) for arm in arms)
+    return (
+        f"{done} of {len(runs)} trainings of {total:,} tokens each · {model.num_layers} layers x {model.hidden_size} · "
+        f"{len({run.arm for run in runs})} arms x {len({run.seed for run in runs})} seeds"
+    )
+
+
+def _as_dict(ablation: AblationList, measure: str, arms: Sequence[ArmResult]) -> dict[str, Any]:
+    return {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
+
+
+def spell(found: dict[str, Any], scale: float = 1.0, sign: str = "") -> str:
+    """Return an interval for people; `sign` "+" for a difference."""
+    text = f"{scale * found['mean']:{sign}.4f}"
+    if found["half_width"] is not None:
+        text += f" ± {scale * found['half_width']:.4f}"
+    return text + ("" if sign else f" ({len(found['values'])})")
+
+
+def score_table(arms: Sequence[ArmResult], measure: str) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the final scores: a row per arm and question."""
+    head = ["arm", "asked", NAMES[measure][0], "minus the first arm", "that is", "masked accuracy, %"]
+    rows = []
+    for question in arms[0].scores:
+        for arm in arms:
+            if question not in arm.scores:
+                continue
+            difference = arm.differences.get(question, {}).get(measure)
+            shown = "–" if difference is None else spell(difference, sign="+")
+            scores = arm.scores[question]
+            row = [arm.arm.name, str(question), spell(scores[measure]), shown]
+            row += [verdict(difference, lower_is_better=True), spell(scores["masked_accuracy"], scale=100)]
+            rows.append(row)
+    return head, rows
+
+
+def facts_table(arms: Sequence[ArmResult], runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of what each arm is: its keys that differ from the first arm's, and what it cost."""
+    head = ["arm", "what", "differs in", "characters a token", "tokens/s", "minutes a training"]
+    first = next(run for run in runs if run.arm == arms[0].arm.name)
+    rows = []
+    for arm in arms:
+        shown = "–" if arm.characters_per_token is None else f"{arm.characters_per_token:.3f}"
+        row = [arm.arm.name, arm.arm.what, differences_of(arm.runs[0].stages, first.stages), shown]
+        rows.append([*row, f"{arm.tokens_per_second:,.0f}", f"{arm.minutes:.1f}"])
+    return head, rows
+
+
+def differences_of(stages: Sequence[Recipe], first: Sequence[Recipe]) -> str:
+    """Return the keys and values in which `stages` differ from `first`; a further stage by its length."""
+    found = []
+    for key in differing_keys(stages[0], first[0]):
+        if key not in SHOWN_SKIP:
+            value: Any = stages[0]
+            for part in key.split("."):
+                value = getattr(value, part)
+            found.append(f"{key} = {value if not isinstance(value, tuple) else ', '.join(s.path for s in value)}")
+    for stage in stages[1:]:
+        found.append(f"then {compact(stage.train.total_tokens)} tokens in rows of {stage.data.context_tokens:,}")
+    return "; ".join(found) or "–"
+
+
+def _colour(index: int) -> str:
+    return STAGE_COLOURS[index % len(STAGE_COLOURS)]
+
+
+def _keys(arms: Sequence[ArmResult]) -> str:
+    items = (
+        f'<span><i style="background:var(--{VARIABLES[_colour(index)]})"></i><b>{escape(arm.arm.name)}</b> '
+        f"{escape(arm.arm.what)}</span>"
+        for index, arm in enumerate(arms)
+    )
+    return f'<p class="keys">{"".join(items)}</p>'
+
+
+def _curves_section(arms: Sequence[ArmResult], measure: str) -> str:
+    """Return the held-out curves, whole and late, and the final differences with their intervals."""
+    name, unit = NAMES[measure]
+    curves = [(*arm.curve, _scale(arm, measure)) for arm in arms]
+    figures = []
+    if any(len(tokens) for tokens, *_ in curves):
+        note = f"{unit}; line: mean of the seeds, band: lowest to highest; same rows and masks for all arms"
+        for title, size, late in ((f"{name.capitalize()}", WIDE, False), ("The last third", NARROW, True)):
+            drawing = draw(size, title, partial(_plot_curves, curves=curves, late=late))
+            if size is WIDE:
+                drawing += draw(NARROW, title, partial(_plot_curves, curves=curves, late=False))
+            figures.append(_figure(title, note if size is WIDE else f"{unit}; the same, closer", drawing))
+    question = next(iter(arms[0].scores))
+    later = [(index, arm.differences[question][measure]) for index, arm in enumerate(arms) if _differs(arm, question)]
+    if later:
+        title = f"Difference from {arms[0].arm.name}"
+        drawing = draw(NARROW, title, lambda axes: _plot_differences(axes, later))
+        figures.append(_figure(title, f"{name}, {question}; {unit}; bar: 95 % interval; left is better", drawing))
+    if not figures:
+        return ""
+    pair = f'<div class="pair">{"".join(figures[1:])}</div>' if len(figures) > 1 else ""
+    return f"<h2>Held-out text</h2>\n{_keys(arms)}\n{figures[0]}{pair}"
+
+
+def _figure(title: str, note: str, drawing: str) -> str:
+    return f'<figure class="card"><figcaption>{escape(title)}<span>{escape(note)}</span></figcaption>{drawing}</figure>'
+
+
+def _differs(arm: ArmResult, question: Question) -> bool:
+    return bool(arm.differences.get(question))
+
+
+def _scale(arm: ArmResult, measure: str) -> float:
+    """Return what turns an arm's nats per token into the measure, from its final score."""
+    if measure == "heldout_loss":
+        return 1.0
+    scores = next(iter(arm.scores.values()))
+    return scores[measure]["mean"] / scores["heldout_loss"]["mean"]
+
+
+def _plot_curves(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray, float]], late: bool) -> None:
+    """Draw mean and range of every arm over tokens seen; `late`: only the last third."""
+    for index, (tokens, losses, scale) in enumerate(curves):
+        if not len(tokens):
+            continue
+        shown = tokens >= (2 / 3 * tokens[-1] if late else 0)
+        x, y = tokens[shown], scale * losses[:, shown]
+        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(index), alpha=0.18, linewidth=0)
+        axes.plot(x, y.mean(axis=0), color=_colour(index), linewidth=2, marker="o", markersize=3.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
+    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+    axes.set_xlabel("tokens seen", loc="right")
+
+
+def _plot_differences(axes: Axes, found: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Draw a dot and its interval for every arm, one under the other in the list's order."""
+    for row, (index, difference) in enumerate(reversed(found)):
+        if difference["half_width"] is not None:
+            ends = [difference["mean"] - difference["half_width"], difference["mean"] + difference["half_width"]]
+            axes.plot(ends, [row, row], color=_colour(index), linewidth=3, solid_capstyle="butt")
+        axes.plot(difference["values"], [row - 0.22] * len(difference["values"]), ".", color=FAINT, markersize=5)
+        axes.plot(difference["mean"], row, "o", color=_colour(index), markersize=8)
+    axes.axvline(0, color=INK, linewidth=1.2, linestyle=(0, (5, 4)))
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=AXIS, linewidth=0.5)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
+    axes.set_xlabel("minus the first arm; dots: seeds", loc="right")
+
+
+def _schedules_section(arms: Sequence[ArmResult]) -> str:
+    """Return the mask and learning rates of the arms, drawn where they differ."""
+    stages = [arm.runs[0].stages for arm in arms]
+    figures = []
+    for title, note, values in (
+        ("Mask rate", "% of the tokens that may be masked", _mask_rates),
+        ("Learning rate", "of the optimizer", _learning_rates),
+    ):
+        curves = [values(found) for found in stages]
+        if len({curve[1].tobytes() for curve in curves}) > 1:
+            drawing = draw(NARROW, title, partial(_plot_schedules, curves=curves))
+            figures.append(_figure(title, note, drawing))
+    return f'<h2>Schedules</h2>\n<div class="pair">{"".join(figures)}</div>' if figures else ""
+
+
+def _sampled(stages: Sequence[Recipe], value: Any) -> tuple[np.ndarray, np.ndarray]:
+    tokens, values, before = [], [], 0
+    for stage in stages:
+        total = stage.train.total_tokens
+        for at in np.linspace(0, total, SAMPLES).astype(int).tolist():
+            tokens.append(before + at)
+            values.append(value(at, stage))
+        before += total
+    return np.array(tokens), np.array(values)
+
+
+def _mask_rates(stages: Sequence[Recipe]) -> tuple[np.ndarray, np.ndarray]:
+    return _sampled(stages, lambda at, stage: 100 * mask_rate(at, stage.mask, stage.train.total_tokens))
+
+
+def _learning_rates(stages: Sequence[Recipe]) -> tuple[np.ndarray, np.ndarray]:
+    return _sampled(stages, lambda at, stage: learning_rate(at, stage.schedule, stage.train.total_tokens))
+
+
+def _plot_schedules(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    for index, (tokens, values) in enumerate(curves):
+        axes.plot(tokens, values, color=_colour(index), linewidth=2)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
+    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+    axes.yaxis.set_major_formatter(lambda value, _: compact(value) if value else "0")
+    axes.set_xlabel("tokens seen", loc="right")

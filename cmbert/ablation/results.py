@@ -1,0 +1,160 @@
+"""What a sweep found: scores of every arm over its seeds, and differences from the first arm, seed by seed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmbert.ablation.lists import AblationList, Arm, Run
+from cmbert.errors import CheckpointError
+from cmbert.evaluate.interval import interval
+from cmbert.train.metrics import read_metrics
+
+SCORE_FILE = "score.json"
+MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")
+
+
+class Question(NamedTuple):
+    """How the final score asks: rows of `context` tokens, whole words or single tokens hidden."""
+
+    context: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.unit}s hidden, rows of {self.context:,}"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm: its trainings that are scored, oldest seed first."""
+
+    arm: Arm
+    runs: tuple[Run, ...]
+    scores: dict[Question, dict[str, dict[str, Any]]]
+    """By question and measure: mean, half_width, values; one value a seed."""
+    differences: dict[Question, dict[str, dict[str, Any]]]
+    """Likewise this arm minus the first arm, over the seeds that both have."""
+    curve: tuple[np.ndarray, np.ndarray]
+    """Held-out loss in mid-training: tokens seen, shape (points,), and nats, shape (seeds, points)."""
+    tokens_per_second: float
+    """Median step of all seeds; tells speeds apart only where the trainings had the machine alike."""
+    minutes: float
+    """In training steps, mean of the seeds."""
+    characters_per_token: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        scores = [
+            {"context_tokens": question.context, "unit": question.unit, **self.scores[question]}
+            | {"difference": self.differences.get(question)}
+            for question in self.scores
+        ]
+        tokens, losses = self.curve
+        return {
+            "arm": self.arm.name,
+            "what": self.arm.what,
+            "seeds": [run.seed for run in self.runs],
+            "scores": scores,
+            "curve": {"tokens": tokens.tolist(), "heldout_loss": losses.tolist()},
+            "tokens_per_second": self.tokens_per_second,
+            "minutes": self.minutes,
+            "characters_per_token": self.characters_per_token,
+        }
+
+
+def read_results(ablation: AblationList, runs: Sequence[Run]) -> list[ArmResult]:
+    """Return the arms that have a score, in the list's order. Raises CheckpointError for a malformed score."""
+    found: list[ArmResult] = []
+    for arm in ablation.arms:
+        scored = {run: _read_scores(run.folder / SCORE_FILE) for run in runs if run.arm == arm.name and _is_scored(run)}
+        if scored:
+            found.append(_summarise(arm, scored, found[0] if found and found[0].arm is ablation.arms[0] else None))
+    return found
+
+
+def verdict(difference: dict[str, Any] | None, *, lower_is_better: bool) -> str:
+    """Say in words what a difference from the first arm shows: whether its interval leaves out zero."""
+    if difference is None:
+        return "compared with"
+    if difference["half_width"] is None:
+        return "one seed: no interval"
+    if abs(difference["mean"]) <= difference["half_width"]:
+        return "no difference seen"
+    return "better" if (difference["mean"] < 0) is lower_is_better else "worse"
+
+
+def _is_scored(run: Run) -> bool:
+    return (run.folder / SCORE_FILE).is_file()
+
+
+def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return {Question(score["context_tokens"], score["unit"]): score for score in written.get("scores", [written])}
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not what `cmbert eval` writes ({error}); remove it and run again") from error
+
+
+def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], first: ArmResult | None) -> ArmResult:
+    runs = tuple(scored)
+    questions = list(scored[runs[0]])
+    scores = {
+        question: {measure: interval([scored[run][question][measure] for run in runs]) for measure in MEASURES}
+        for question in questions
+    }
+    differences = {question: _subtract(runs, scores[question], first, question) for question in questions if first}
+    records = [[record for stage in run.stages for record in _records(stage.run_directory)] for run in runs]
+    seconds = [sum(r["step_seconds"] + r["data_wait_seconds"] for r in steps) for steps in records]
+    return ArmResult(
+        arm=arm,
+        runs=runs,
+        scores=scores,
+        differences=differences if first else {},
+        curve=_curve(runs),
+        tokens_per_second=float(np.median([r["tokens_per_second"] for steps in records for r in steps])),
+        minutes=float(np.mean(seconds)) / 60,
+        characters_per_token=next(iter(scored[runs[0]].values())).get("characters_per_token"),
+    )
+
+
+def _subtract(
+    runs: Sequence[Run], scores: dict[str, dict[str, Any]], first: ArmResult, question: Question
+) -> dict[str, dict[str, Any]]:
+    """Return this arm minus the first: a seed's rows come in the same order in both, so seeds are paired."""
+    seeds, theirs = [run.seed for run in runs], [run.seed for run in first.runs]
+    both = [seed for seed in seeds if seed in theirs]
+    if not both or question not in first.scores:
+        return {}
+    return {
+        measure: interval(
+            [
+                scores[measure]["values"][seeds.index(seed)]
+                - first.scores[question][measure]["values"][theirs.index(seed)]
+                for seed in both
+            ]
+        )
+        for measure in MEASURES
+    }
+
+
+def _records(run_directory: str) -> list[dict[str, Any]]:
+    return read_metrics(Path(run_directory))
+
+
+def _curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the held-out losses of mid-training where all seeds have one; a second stage goes on from the first."""
+    points: list[dict[int, float]] = []
+    for run in runs:
+        before, found = 0, dict[int, float]()
+        for stage in run.stages:
+            records = _records(stage.run_directory)
+            found |= {
+                before + int(r["tokens"]): r["heldout_loss"] for r in records if r.get("heldout_loss") is not None
+            }
+            before += int(records[-1]["tokens"]) if records else 0
+        points.append(found)
+    tokens = sorted(set.intersection(*map(set, points)))
+    return np.array(tokens), np.array([[found[token] for token in tokens] for found in points])

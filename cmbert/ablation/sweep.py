@@ -1,0 +1,202 @@
+"""`cmbert ablate`: train every arm of a list with every seed, score it, compare; a second call goes on.
+
+Each training is `cmbert train` on a recipe that lies beside it, so anyone can repeat one by hand. One training has one
+GPU, or one share of the cores; as many run at once as there are.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cmbert.ablation.comparison import write_comparison
+from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
+from cmbert.ablation.results import SCORE_FILE
+from cmbert.config.load import differing_keys, load_recipe, write_resolved
+from cmbert.errors import ConfigError, InputError
+from cmbert.progress import Progress
+from cmbert.train.metrics import METRICS_FILE
+from cmbert.train.schedule import num_steps
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE, LOG_FILE = "recipe.toml", "log.txt"
+POLL_SECONDS = 0.5
+TAIL_BYTES = 1 << 16  # of metrics.jsonl: more than its last line
+
+
+def ablate(
+    path: Path, output: Path | None, *, text: str, base: Path | None, num_seeds: int | None, num_jobs: int | None
+) -> None:
+    """Run the list at `path` into `output`, and write index.html, results.md and results.json there.
+
+    text: what `{text}` stands for in the list's `prepare`, as of `data_tools sample --from`. base: recipe in place of
+    the list's. num_jobs: trainings at once; None = one per GPU, else one per core.
+    Raises ConfigError for a list that is wrong or not the one that `output` holds, InputError when trainings failed.
+    """
+    ablation = load_list(path, base)
+    if num_seeds is not None and num_seeds < 1:
+        raise ConfigError(f"--seeds {num_seeds}: must be 1 or more")
+    if num_jobs is not None and num_jobs < 1:
+        raise ConfigError(f"--jobs {num_jobs}: must be 1 or more")
+    folder = output or Path("runs/ablations") / path.stem
+    runs = plan_runs(ablation, path, folder, num_seeds or ablation.seeds)
+    for run in runs:
+        _claim(run)
+    for command in ablation.prepare:
+        prepare(command.replace("{text}", shlex.quote(text)), path)
+    waiting = [run for run in runs if not (run.folder / SCORE_FILE).is_file()]
+    logger.info("%s: %d trainings of %d arms, %d to do", folder, len(runs), len(ablation.arms), len(waiting))
+    failed = _train_all(waiting, ablation, places(num_jobs)) if waiting else []
+    page = write_comparison(folder, ablation, runs)
+    print((folder / "results.md").read_text(encoding="utf-8"))
+    print(f"page {page}")
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(runs)} trainings failed: {', '.join(str(run.folder) for run in failed)}; see the "
+            f"end of their {LOG_FILE}; the same command tries them again"
+        )
+
+
+def _claim(run: Run) -> None:
+    """Write the run's recipes. Raises ConfigError when it was started with others."""
+    for number, stage in enumerate(run.stages, start=1):
+        file = run.folder / f"stage{number}" / RECIPE_FILE
+        if file.is_file():
+            changed = differing_keys(load_recipe(file), stage)
+            if changed:
+                raise ConfigError(
+                    f"{file}: {changed[0]} is another than the list's; remove {run.folder}, or name another --output"
+                )
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_resolved(stage, file)
+
+
+def prepare(command: str, where: Path) -> None:
+    """Run one command of `data_tools`; what it has done before it does not do again. Raises as the command fails."""
+    words = shlex.split(command)
+    if words[:1] != ["data_tools"]:
+        raise ConfigError(f"{where}: prepare: {command!r} is no command of data_tools")
+    print(f"$ {command}", flush=True)
+    code = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    if code < 0 or code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise InputError(f"{where}: prepare: `{command}` ended with exit code {code}")
+
+
+def places(num_jobs: int | None) -> list[dict[str, str]]:
+    """Return what to add to the environment of each training that runs at once: its GPU, or its share of the cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    if not torch.cuda.is_available():
+        jobs = num_jobs or cores
+        return [{"OMP_NUM_THREADS": str(max(1, cores // jobs))}] * jobs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    jobs = num_jobs or len(gpus)
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)], **threads} for index in range(jobs)]
+
+
+@dataclass
+class Job:
+    """A run in progress: its commands one after the other, in one place."""
+
+    run: Run
+    commands: list[list[str]]
+    place: dict[str, str]
+    log: IO[bytes]
+    process: subprocess.Popen = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.next()
+
+    def next(self) -> None:
+        """Start the next command."""
+        command = self.commands.pop(0)
+        self.log.write(f"$ {shlex.join(command)}\n".encode())
+        self.log.flush()
+        self.process = subprocess.Popen(
+            command, env={**os.environ, **self.place}, stdout=self.log, stderr=subprocess.STDOUT
+        )
+
+
+def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
+    """Return the commands of a run: train each stage, score the last."""
+    cmbert = [sys.executable, "-m", "cmbert"]
+    last = run.stages[-1]
+    contexts = ablation.contexts or (last.data.context_tokens,)
+    train = [[*cmbert, "train", str(Path(stage.run_directory) / RECIPE_FILE)] for stage in run.stages]
+    score = [*cmbert, "eval", last.run_directory, "--data", last.evaluation.shards]
+    score += ["--context", ",".join(map(str, contexts)), "--unit", ",".join(ablation.units)]
+    return [*train, [*score, "--output", str(run.folder / SCORE_FILE)]]
+
+
+def _train_all(runs: Sequence[Run], ablation: AblationList, free: list[dict[str, str]]) -> list[Run]:
+    """Train and score `runs`, as many at once as there are places; return those that failed."""
+    waiting, failed, active = list(runs), list[Run](), list[Job]()
+    progress = Progress(f"{len(runs)} trainings", sum(map(_total_steps, runs)), "steps", done=sum(map(_steps, runs)))
+    counted = progress.done
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while waiting or active:
+            while waiting and free:
+                run = waiting.pop(0)
+                log = open(run.folder / LOG_FILE, "ab")
+                active.append(Job(run, commands_of(run, ablation), free.pop(0), log))
+            time.sleep(POLL_SECONDS)
+            for job in [job for job in active if job.process.poll() is not None]:
+                if job.process.returncode == 0 and job.commands:
+                    job.next()
+                    continue
+                active.remove(job)
+                free.append(job.place)
+                job.log.close()
+                failed += [job.run] if job.process.returncode else []
+                word = "failed" if job.process.returncode else "done"
+                logger.info("%s, seed %d: %s; %d to do", job.run.arm, job.run.seed, word, len(waiting) + len(active))
+            steps = sum(map(_steps, runs))
+            progress.advance(steps - counted)
+            counted = steps
+    finally:
+        progress.close()
+        signal.signal(signal.SIGTERM, previous)
+        for job in active:  # interrupted: each saves a checkpoint and leaves
+            job.process.send_signal(signal.SIGTERM)
+        for job in active:
+            job.process.wait()
+    return failed
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _total_steps(run: Run) -> int:
+    return sum(map(num_steps, run.stages))
+
+
+def _steps(run: Run) -> int:
+    """Return the steps that a run has done so far, by the last whole line of its metrics."""
+    steps = 0
+    for stage in run.stages:
+        path = Path(stage.run_directory) / METRICS_FILE
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+        if len(lines) > 1 and lines[-2].startswith(b"{"):
+            steps += json.loads(lines[-2])["step"] + 1
+    return steps
