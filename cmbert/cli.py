@@ -4,15 +4,15 @@ Each command imports what it needs when it runs, so --help is instant.
 """
 
 import argparse
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
+from cmbert.cli_values import step_range, words
 from cmbert.errors import run_command
+from cmbert.progress import log_to_stdout
 
 PLAN_ASSUMPTIONS = (  # fields of cmbert.plan.assumptions.Assumptions, their defaults in words, and help
     ("gpu-memory-gb", "80, an H100's", "memory of one GPU, 1e9 bytes"),
@@ -28,19 +28,9 @@ PLAN_ASSUMPTIONS = (  # fields of cmbert.plan.assumptions.Assumptions, their def
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop (70: hung)."""
     options = build_parser().parse_args(arguments)
-    _log_to_stdout()
+    log_to_stdout("cmbert", "%(asctime)s %(message)s")
     rank = os.environ.get("RANK", "0")
     return run_command("cmbert" if rank == "0" else f"cmbert (rank {rank})", lambda: options.command(options))
-
-
-def _log_to_stdout() -> None:
-    """Show this package's own messages; the libraries' stay at their defaults (DeepSpeed's are compiler probes)."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("cmbert")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,13 +87,13 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
         "--result", type=Path, required=True, metavar="DIR", help="shared folder for `life` and `bad_nodes`"
     )
     preflight.add_argument(
-        "--nodes", type=_words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
+        "--nodes", type=words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
     )
     preflight.add_argument(
         "--wait-seconds", type=float, default=300, metavar="S", help="a rank silent for so long is dead (default 300)"
     )
     preflight.add_argument(
-        "--max-lives", type=int, default=3, metavar="N", help="starts of a job at one checkpoint (default 3)"
+        "--max-lives", type=int, metavar="N", help="starts of a job at one checkpoint (default: any number)"
     )
     preflight.set_defaults(command=_preflight)
 
@@ -127,7 +117,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--stop-after-seconds", type=float, metavar="S", help="save and stop after S seconds")
     train.add_argument(
         "--skip-steps",
-        type=_step_range,
+        type=step_range,
         metavar="A:B",
         help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
     )
@@ -235,17 +225,6 @@ def _export(options: argparse.Namespace) -> int:
 
     export(options.model, options.output, options.format)
     return 0
-
-
-def _step_range(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not colon:
-        raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
-    return int(first), int(last)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
 
 
 def _ledger(options: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from cmbert.cli_values import integers
+
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
     """Add `eval`."""
@@ -113,7 +115,12 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     bench.add_argument(
         "--batch-tokens", type=int, default=32_768, metavar="N", help="real tokens in a batch, about (default 32768)"
     )
-    bench.add_argument("--against", choices=["hf"], help="hf: also transformers' ModernBERT of the same shape")
+    bench.add_argument(
+        "--against",
+        choices=["hf", "all-global"],
+        help="also, in turn, hf: transformers' ModernBERT of the same shape; all-global: the same shape with global "
+        "attention in every layer",
+    )
     bench.add_argument("--json", action="store_true", help="print the rows as JSON")
     bench.set_defaults(command=_bench_model, work=work)
 
@@ -210,13 +217,6 @@ def _units(text: str) -> list[str]:
     return list(dict.fromkeys(units))
 
 
-def integers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
-
-
 def _bench_loader(options: argparse.Namespace) -> int:
     from cmbert.evaluate.benchmark import print_rows
     from cmbert.evaluate.loader_throughput import bench_loader
@@ -235,7 +235,7 @@ def _bench_model(options: argparse.Namespace) -> int:
     model, kernels = read_shape(options.model[0], options.overrides)
     loads = workloads(options.lengths, options.pieces, options.batch_tokens, model.max_length)
     rows = []
-    for row in bench_throughput(options.work, model, kernels, loads, against_transformers=options.against == "hf"):
+    for row in bench_throughput(options.work, model, kernels, loads, options.against):
         rows.append(row)
         if not options.json:
             print_rows([row], as_json=False)
@@ -252,7 +252,7 @@ def _bench_models(options: argparse.Namespace) -> int:
     from cmbert.evaluate.throughput_table import open_candidates, throughput_table, time_candidates
 
     if options.against:
-        raise ConfigError("--against hf is for one model: name the peers with --model")
+        raise ConfigError(f"--against {options.against} is for one model: name the peers with --model")
     candidates = open_candidates(options.model, options.overrides)
     limits = [candidate.max_length for candidate in candidates if candidate.max_length is not None]
     most = max(limits) if len(limits) == len(candidates) else max([*limits, *options.lengths, *options.pieces])

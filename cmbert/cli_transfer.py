@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmbert.cli_evaluate import integers
+from cmbert.cli_values import integers, numbers, positive, words
 from cmbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     finetune.add_argument(
         "--task",
         required=True,
-        type=_words,
+        type=words,
         metavar="TASK,TASK",
         help="CLUE's tasks, or TOML files of others",
     )
@@ -41,7 +41,7 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     finetune.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of the best setting (default 3)")
     finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
     finetune.add_argument(
-        "--learning-rates", type=_floats, metavar="X,X", help="try these peak rates instead (default: the task's)"
+        "--learning-rates", type=numbers, metavar="X,X", help="try these peak rates instead (default: the task's)"
     )
     finetune.add_argument(
         "--batch-sizes", type=integers, metavar="N,N", help="likewise, examples (default: the task's)"
@@ -95,17 +95,6 @@ def _open_backbone(model: str, untrained: bool) -> "Backbone":
     return their_backbone(model, untrained=untrained)
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be numbers with commas, for example 3e-5,5e-5") from error
-
-
 def add_embed_train(commands: argparse._SubParsersAction) -> None:
     """Add `embed-train`."""
     embed = commands.add_parser(
@@ -130,17 +119,17 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
         help="hard negatives: none, those of triplets, or mined with the start model (default given)",
     )
     size = embed.add_mutually_exclusive_group()
-    size.add_argument("--num-pairs", type=_positive, metavar="N", help="train on N pairs, drawn by seed (default: all)")
+    size.add_argument("--num-pairs", type=positive, metavar="N", help="train on N pairs, drawn by seed (default: all)")
     size.add_argument(
         "--scaling", type=integers, default=[], metavar="N,N", help="the curve: train a model with each N pairs"
     )
-    embed.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (default 1)")
-    embed.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="pairs of a step (default 128)")
+    embed.add_argument("--epochs", type=positive, default=1, metavar="N", help="passes over the pairs (default 1)")
+    embed.add_argument("--batch-size", type=positive, default=128, metavar="N", help="pairs of a step (default 128)")
     embed.add_argument(
-        "--mini-batch-size", type=_positive, default=64, metavar="N", help="texts of a forward: memory (default 64)"
+        "--mini-batch-size", type=positive, default=64, metavar="N", help="texts of a forward: memory (default 64)"
     )
     embed.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="at its peak (default 1e-4)")
-    embed.add_argument("--max-length", type=_positive, default=256, metavar="N", help="tokens of a text (default 256)")
+    embed.add_argument("--max-length", type=positive, default=256, metavar="N", help="tokens of a text (default 256)")
     embed.add_argument("--seed", type=int, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
     embed.set_defaults(command=_embed_train)
 
@@ -188,9 +177,3 @@ def _embedding_run(options: argparse.Namespace, folder: str) -> "EmbeddingRun":
             seed=options.seed,
         ),
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
-    return int(text)

@@ -7,6 +7,23 @@ from collections.abc import Callable
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT: 128 + 2
 EXIT_BROKEN_PIPE = 141  # likewise for SIGPIPE: 128 + 13
+EXTRA_OF = {  # what is imported without a word of its own when it is missing -> the extra it comes with
+    "sentence_transformers": "eval",
+    "accelerate": "eval",
+    "datasets": "eval",
+    "onnx": "eval",
+    "onnxruntime": "eval",
+    "onnxscript": "eval",
+    "datatrove": "data",
+    "orjson": "data",
+    "pyarrow": "data",
+    "zstandard": "data",
+    "snownlp": "data",
+    "wandb": "wandb",
+    "mpi4py": "mpi",
+}
+
+IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
 
 
 class CmbertError(Exception):
@@ -38,8 +55,14 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     except CmbertError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_OF:
+            raise
+        print(f"{program}: error: {module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'", file=sys.stderr)
+        return EXIT_USER_ERROR
     except BrokenPipeError:  # the reader of our output has left (`| head`): nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
         if error.strerror is None:
@@ -50,3 +73,8 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def forget_stdout() -> None:
+    """Send what is still printed nowhere: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

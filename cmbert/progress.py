@@ -1,10 +1,37 @@
-"""Progress of long commands: a live line on a terminal, one log line now and then elsewhere."""
+"""What commands say while they run: log lines; progress, live on a terminal, a line now and then elsewhere."""
 
+import logging
 import sys
 import time
 
+from cmbert.errors import forget_stdout
+
 TERMINAL_INTERVAL_SECONDS = 0.2
 LOG_INTERVAL_SECONDS = 15.0
+
+
+class StdoutHandler(logging.StreamHandler):
+    """Log lines on stdout. When their reader has left (`| head`), the work goes on without them."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Called by logging in the `except` of a failed write."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            forget_stdout()
+        else:
+            super().handleError(record)
+
+
+def log_to_stdout(package: str, form: str) -> None:
+    """Show a package's own messages as `form` says; the libraries' stay at their defaults (DeepSpeed's are probes)."""
+    handler = StdoutHandler()
+    handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
+    logger = logging.getLogger(package)
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class Progress:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cmbert.config.load import read_toml
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.page import table, write_page
+from cmbert.page import bars, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
     NARROW,
@@ -81,7 +81,7 @@ def write_report(run: Path, output: Path) -> None:
         events_section(stages),
         fill_mask_section(read_optional(run / "fill_mask.json", list)),
         phases_section(phases),
-        f"<h2>What was run</h2>\n{facts_table(stages)}",
+        section("What was run", facts_table(stages)),
     ]
     size = write_page(
         output,
@@ -224,13 +224,12 @@ def data_section(stages: Sequence[Stage]) -> str:
         for name, tokens in zip(stage.sources, stage.source_tokens, strict=True):
             rows.append([stage.name, name, f"{tokens:,}", f"{100 * tokens / total:.2f} %"])
     units = np.sum([stage.unit_lengths for stage in stages], axis=0)
-    share = 100 * units / max(units.sum(), 1)
-    bar = '<span>{}</span><i style="width:{:.1f}%"></i><b>{:.1f} %</b>'
+    shares = (100 * units / max(units.sum(), 1)).tolist()
     labels = [*map(str, range(1, len(units))), f"{len(units)} or more"]
-    bars = "".join(bar.format(label, 100 * s / max(share.max(), 1), s) for label, s in zip(labels, share, strict=True))
-    figure = '<div class="card"><figcaption>Maskable units<span>by length in tokens; a sample of every step</span>'
+    unit_bars = bars([(label, share, f"{share:.1f} %") for label, share in zip(labels, shares, strict=True)])
+    title = "<figcaption>Maskable units<span>by length in tokens; a sample of every step</span></figcaption>"
     sources_card = f'<div class="card">{table(["stage", "source", "tokens", "share"], rows)}</div>'
-    units_card = f'{figure}</figcaption><div class="bars">{bars}</div></div>'
+    units_card = f'<figure class="card">{title}{unit_bars}</figure>'
     return f'<h2>What it saw</h2>\n<div class="pair">{sources_card}{units_card}</div>'
 
 
@@ -245,16 +244,14 @@ def fill_mask_section(results: Sequence[dict[str, Any]]) -> str:
         cells = (text, "".join(guesses), escape(result.get("filled", "")))
         rows.append("<tr>" + "".join(f'<td lang="zh-CN">{cell}</td>' for cell in cells) + "</tr>")
     head = "<thead><tr><th>sentence</th><th>what the model expects</th><th>filled in</th></tr></thead>"
-    body = f'<div class="card"><table class="stack">{head}<tbody>{"".join(rows)}</tbody></table></div>'
-    return f"<h2>Fill in the mask</h2>\n{body}" if rows else ""
+    body = f'<table class="stack">{head}<tbody>{"".join(rows)}</tbody></table>'
+    return section("Fill in the mask", body) if rows else ""
 
 
 def phases_section(seconds: dict[str, float]) -> str:
     """Return a bar per phase; nothing if no phase was timed."""
-    longest = max(seconds.values(), default=0) or 1
-    bar = '<span>{}</span><i style="width:{:.1f}%"></i><b>{} {}</b>'
-    bars = [bar.format(escape(name), 100 * spent / longest, *duration(spent)) for name, spent in seconds.items()]
-    return f'<h2>Where the time went</h2>\n<div class="card bars">{"".join(bars)}</div>' if bars else ""
+    rows = [(name, spent, " ".join(duration(spent))) for name, spent in seconds.items()]
+    return section("Where the time went", bars(rows)) if rows else ""
 
 
 def events_section(stages: Sequence[Stage]) -> str:
@@ -267,7 +264,7 @@ def events_section(stages: Sequence[Stage]) -> str:
         for name, event in found[-MAX_EVENTS:]
     ]
     older = f"<p>The newest {MAX_EVENTS} of {len(found):,}.</p>" if len(found) > MAX_EVENTS else ""
-    return f'<h2>What happened</h2>\n<div class="card">{older}{table(["UTC", "stage", "step", "event"], rows)}</div>'
+    return section("What happened", older + table(["UTC", "stage", "step", "event"], rows))
 
 
 def facts_table(stages: Sequence[Stage]) -> str:
@@ -285,9 +282,9 @@ def facts_table(stages: Sequence[Stage]) -> str:
     ]
     rows = [[label, *map(value, stages)] for label, value in seen]
     rows += [[key, *(Path(stage.fact(key)).name for stage in stages)] for key in RECIPE_KEYS]
-    rows.append(["git commit", *((stage.environment.get("git_commit") or "–")[:12] for stage in stages)])
+    rows.append(["git commit", *((stage.environment.get("git_commit") or "–")[:9] for stage in stages)])
     rows.append(["python", *(stage.environment.get("python", "–") for stage in stages)])
     versions = [stage.environment.get("versions", {}) for stage in stages]
     packages = [name for name in versions[-1] if any(found.get(name) for found in versions)]
     rows += [[name, *(found.get(name) or "–" for found in versions)] for name in packages]
-    return f'<div class="card">{table(["", *(stage.name for stage in stages)], rows)}</div>'
+    return table(["", *(stage.name for stage in stages)], rows, "facts")

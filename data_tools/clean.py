@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json, write_text
+from cmbert.files import write_json
 from cmbert.progress import Progress
 from data_tools.clean_config import CleanConfig
-from data_tools.clean_report import collect, describe_drops, describe_kept, report_page
+from data_tools.clean_report import collect, describe_drops, describe_kept, write_report_page
 from data_tools.outputs import building, describe_inputs, is_done, naming
 from data_tools.readers import Piece, input_files
 from data_tools.tasks import plan_tasks
@@ -75,9 +75,9 @@ def clean(
         if not report["kept"]:
             raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
         write_json(aside / REPORT_FILE, report)
-        write_text(aside / "report.html", report_page(report))
+        write_report_page(report, aside / "report.html")
     shutil.rmtree(work)
-    print(f"{output}: {describe_kept(report)}")
+    print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
 
 
 def _import_datatrove() -> None:

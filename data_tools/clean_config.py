@@ -85,7 +85,7 @@ def load_clean_config(path: Path | None) -> CleanConfig:
     """Read a TOML file, or return the defaults. Raises ConfigError naming file, key and the nearest known key."""
     if path is None:
         return CleanConfig()
-    config = build(CleanConfig, read_toml(path), str(path))
+    config = build(CleanConfig, read_toml(path, "configuration"), str(path))
     quality, duplicates = config.quality, config.duplicates
     if not 0 < config.heldout_share < 1:
         raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1")

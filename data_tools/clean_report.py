@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from data_tools import pages
+from cmbert.page import bars, quotes, section, table, write_page
 
 SAMPLES = 3  # of each reason and source
 
@@ -44,10 +45,10 @@ def describe_kept(report: dict[str, Any]) -> str:
     total: Counter[str] = sum(report["kept"].values(), Counter())
     dropped = sum(counts.total() for counts in report["dropped"].values())
     share = 100 * total["documents"] / (total["documents"] + report["held_out"] + dropped)
-    skipped = f", {report['skipped_lines'].total():,} lines skipped" if report["skipped_lines"] else ""
+    skipped = f", {report['skipped_lines'].total():,} bad lines skipped" if report["skipped_lines"] else ""
     counted = f"{total['documents']:,} documents, {total['bytes'] / 1e6:,.2f} MB kept ({share:.1f} %)"
     held_out = f", {report['held_out']:,} held out" if report["held_out"] else ""
-    return f"{counted}{held_out}{skipped}; dropped: {describe_drops(report)}"
+    return f"{counted}{held_out}{skipped}"
 
 
 def describe_drops(report: dict[str, Any]) -> str:
@@ -56,34 +57,37 @@ def describe_drops(report: dict[str, Any]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
 
 
-def report_page(report: dict[str, Any]) -> str:
-    """Return the report as one HTML page."""
+def write_report_page(report: dict[str, Any], output: Path) -> None:
+    """Write the report as one HTML page."""
     kept, dropped = report["kept"], report["dropped"]
     reasons = sorted({reason for counts in dropped.values() for reason in counts})
     sources = sorted({*kept, *dropped})
     total = {name: kept.get(name, {}).get("documents", 0) + sum(dropped.get(name, {}).values()) for name in sources}
-    lines = {
-        "documents": total,
-        "kept": {name: counts["documents"] for name, counts in kept.items()},
+    lines: dict[str, dict[str, str]] = {
+        "documents": {name: f"{count:,}" for name, count in total.items()},
+        "kept": {name: f"{counts['documents']:,}" for name, counts in kept.items()},
         "MB kept": {name: f"{counts['bytes'] / 1e6:,.2f}" for name, counts in kept.items()},
-        **{reason: {name: counts.get(reason, 0) for name, counts in dropped.items()} for reason in reasons},
+        **{spell(reason): {name: f"{counts[reason]:,}" for name, counts in dropped.items()} for reason in reasons},
     }
-    rows = [[line, *(numbers.get(name, 0) for name in sources)] for line, numbers in lines.items()]
-    counts = sum((Counter(dropped[name]) for name in dropped), Counter())
-    counts["kept"] = sum(lines["kept"].values())
+    rows = [[line, *(numbers.get(name, "0") for name in sources)] for line, numbers in lines.items()]
+    ends = Counter({"kept": sum(counts["documents"] for counts in kept.values()), "held out": report["held_out"]})
+    ends = sum(dropped.values(), +ends)
+    shares = [(spell(n), count, f"{count:,} ({100 * count / ends.total():.1f} %)") for n, count in ends.most_common()]
     sections = [
-        pages.Section(
-            "Documents by source",
-            pages.table(["", *sources], rows),
-        ),
-        pages.Section("Where they went", pages.bars(dict(counts.most_common()), sum(total.values()))),
+        section("Documents by source", table(["", *sources], rows, "numbers")),
+        section("Where they went", bars(shares)),
     ]
     if report["skipped_lines"]:
-        skipped = [[reason, count] for reason, count in report["skipped_lines"].items()]
-        sections.append(pages.Section("Lines that were no documents", pages.table(["reason", "lines"], skipped)))
+        skipped = [[spell(reason), f"{count:,}"] for reason, count in report["skipped_lines"].items()]
+        sections.append(section("Lines that were no documents", table(["reason", "lines"], skipped, "numbers")))
     sections += [
-        pages.Section(f"Dropped from {name}: {reason}", pages.quotes(texts))
+        section(f"Dropped from {name}: {spell(reason)}", quotes(texts))
         for name, by_reason in report["samples"].items()
         for reason, texts in by_reason.items()
     ]
-    return pages.page("What was cleaned", describe_kept(report), sections)
+    write_page(output, title="What was cleaned", subtitle=escape(describe_kept(report)), sections=sections)
+
+
+def spell(reason: str) -> str:
+    """Return a reason in words."""
+    return reason.replace("_", " ")

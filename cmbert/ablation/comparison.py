@@ -17,7 +17,7 @@ from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.table import markdown_table
 from cmbert.files import write_json, write_text
-from cmbert.page import table, write_page
+from cmbert.page import section, table, write_page
 from cmbert.report_charts import (
     AXIS,
     FAINT,
@@ -66,12 +66,11 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[Run]) 
         folder / "index.html",
         title=ablation.question,
         subtitle=escape(subtitle(arms, runs)),
-        figures="",
         sections=[
             _curves_section(arms, measure),
-            f'<h2>Final scores</h2>\n<div class="card">{table(head, rows)}</div>{notes}',
+            section("Final scores", table(head, rows, "numbers")) + notes,
             _schedules_section(arms),
-            f'<h2>What differs, and what it cost</h2>\n<div class="card">{table(more_head, more_rows)}</div>',
+            section("What differs, and what it cost", table(more_head, more_rows, "texts")),
         ],
     )
     return folder / "index.html"

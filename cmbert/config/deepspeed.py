@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.config.schema import Recipe
-from cmbert.errors import ConfigError
+from cmbert.errors import IN_A_CLONE, ConfigError
 
 # Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
 # ignores a key it does not know, so a typing mistake there would silently train something else.
@@ -42,7 +42,7 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     """Read and check a DeepSpeed file. Raises ConfigError for unknown top-level keys and for what the recipe owns."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it, see ds_configs/README.md")
+        raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it; {IN_A_CLONE}")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cmbert.config.check import check_recipe
 from cmbert.config.schema import Recipe
-from cmbert.errors import ConfigError
+from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import write_text
 
 
@@ -57,10 +57,10 @@ def differing_keys(first: Recipe, second: Recipe) -> list[str]:
     return [key for key in left if left[key] != right.get(key)]
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises ConfigError when it is missing or malformed."""
+def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
+    """Read a TOML file, a `kind` of thing. Raises ConfigError when it is missing or malformed."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; see recipes/ for the shipped ones")
+        raise ConfigError(f"{path}: no such {kind}; {IN_A_CLONE}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -178,7 +178,7 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between log lines; metrics.jsonl has every step."""
     wandb_project: str = ""
-    """Weights & Biases project that gets the metrics, too; empty = none. Needs `pip install wandb`."""
+    """Weights & Biases project that gets the metrics, too; empty = none. Needs the extra `wandb`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
 """What embedding training leaves to read: a table in Markdown and, over the number of pairs, a picture."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbert.files import fsync_path, write_text
+from cmbert.evaluate.table import markdown_table
+from cmbert.files import write_bytes, write_text
 from cmbert.report_charts import compact
 
 PAPER_PEARSON, PAPER_SPEARMAN, PAPER_PAIRS = 0.505, 0.537, 5_000_000  # arXiv 2510.12285, SimCLUE's test
@@ -22,20 +22,18 @@ def table(results: Mapping[str, Any]) -> str:
         f"{evaluation['pairs']:,} pairs, {100 * evaluation['label_1_share']:.1f} % of label 1; Pearson and Spearman of "
         "cosine and label; alignment: mean squared distance of label-1 pairs. Row 0 is the start, mean pooling.",
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + " ---: |" * len(COLUMNS),
-        _row(0, 0, evaluation, 0.0),
     ]
-    lines += [
+    rows = [_row(0, 0, evaluation, 0.0)]
+    rows += [
         _row(run["pairs"], run["training"]["steps"], run["after"], run["training"]["seconds"])
         for run in results["runs"]
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, markdown_table(COLUMNS, rows)]) + "\n"
 
 
-def _row(pairs: int, steps: int, score: Mapping[str, float], seconds: float) -> str:
+def _row(pairs: int, steps: int, score: Mapping[str, float], seconds: float) -> list[str]:
     figures = [score[key] for key in ("pearson", "spearman", "alignment", "mean_cosine_label_1", "mean_cosine_label_0")]
-    return f"| {pairs:,} | {steps:,} | " + " | ".join(f"{figure:.4f}" for figure in figures) + f" | {seconds:,.1f} |"
+    return [f"{pairs:,}", f"{steps:,}", *(f"{figure:.4f}" for figure in figures), f"{seconds:,.1f}"]
 
 
 def draw_curve(before: Mapping[str, float], runs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -74,10 +72,7 @@ def draw_curve(before: Mapping[str, float], runs: Sequence[Mapping[str, Any]], p
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.5))
     sink = io.BytesIO()
     figure.savefig(sink, format="png", metadata={"Software": None})
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(sink.getvalue())
-    fsync_path(aside)
-    os.replace(aside, path)
+    write_bytes(path, sink.getvalue())
 
 
 def write_table(results: Mapping[str, Any], path: Path) -> None:

@@ -1,7 +1,6 @@
 """`cmbert embed-train`: score the start, train at each size from it, score again; what is done is not done twice."""
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmbert.environment import hardware, installed_versions
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.contamination import (
     merge_training_data,
@@ -94,7 +94,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
         "before": before,
         "runs": runs,
         "settings": settings,
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **installed_versions(RECORDED_PACKAGES)},
         "hardware": _hardware(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -242,17 +242,12 @@ def _print(results: Mapping[str, Any]) -> None:
     print(table(results), end="")
 
 
-def _versions() -> dict[str, str | None]:
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return {"python": platform.python_version(), **{name: installed.get(name) for name in RECORDED_PACKAGES}}
-
-
 def _hardware() -> dict[str, Any]:
     import torch
 
     is_gpu = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
+        "device": hardware(torch.device("cuda" if is_gpu else "cpu")),
         "precision": "bf16" if is_gpu and torch.cuda.is_bf16_supported() else "fp32",
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells under `header`, columns padded to one width; the first column left, the others right."""
-    lines = [list(header), *map(list, rows)]
+    """Return rows of cells under `header`, columns padded to one width; the first column left, the others right.
+
+    Markdown ends a cell at "|"; "/" stands for it.
+    """
+    lines = [[cell.replace("|", "/") for cell in line] for line in (header, *rows)]
     widths = [max(3, *(display_width(line[column]) for line in lines)) for column in range(len(header))]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     padded = [[pad(cell, widths[column], column > 0) for column, cell in enumerate(line)] for line in lines]

@@ -1,15 +1,16 @@
-"""`cmbert bench inference|train`: the encoder or a training step, beside transformers' ModernBERT of the same shape.
+"""`cmbert bench inference|train`: the encoder or a training step, beside a peer of the same shape in the same run.
 
-Needs torch alone; the peer needs transformers. Shapes: N pieces, L tokens of the longest, T tokens of all.
+The peer is transformers' ModernBERT, or our own model with attention that is global in every layer, which shows what
+alternating it is worth. Needs torch alone; the peer of transformers needs transformers.
+
+Shapes: N pieces, L tokens of the longest, T tokens of all.
 """
 
 import logging
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from cmbert.accel import check_kernels, is_installed
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.environment import hardware, versions
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory
@@ -37,7 +39,10 @@ DTYPE = torch.bfloat16
 LEARNING_RATE = 1e-5  # of the timed steps; nothing depends on it
 PEAK_MATRIX = 4096  # rows and columns of the matmul that measures a CPU
 
+ALL_GLOBAL = "cmbert all-global"
+
 Work = Literal["inference", "train"]
+Against = Literal["hf", "all-global"]
 Run = Callable[[], object]
 
 
@@ -167,13 +172,35 @@ def make_runner(
     return lambda batch: lambda: step(batch)
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """A model to be timed on the same tokens as the others."""
+
+    model: ModelConfig
+    compiled: bool
+    runner: Callable[[Batch], Run]
+
+
+def open_contestants(
+    work: Work, model: ModelConfig, kernels: KernelConfig, against: Against | None, device: torch.device
+) -> dict[str, Contestant]:
+    """Return our model, as "cmbert", and its peers by their names. Raises ConfigError if the peer is the same model."""
+    check_kernels(kernels, device, DTYPE)
+    found = {"cmbert": Contestant(model, kernels.compile, our_runner(work, model, kernels, device))}
+    if against == "hf":
+        for attention in peer_attentions(device):
+            runner = their_runner(work, model, attention, device)
+            found[f"transformers {attention}"] = Contestant(model, False, runner)
+    if against == "all-global":
+        if model.global_every == 1:
+            raise ConfigError("--against all-global: model.global_every is 1 already; take one that alternates")
+        peer = replace(model, global_every=1)
+        found[ALL_GLOBAL] = Contestant(peer, kernels.compile, our_runner(work, peer, kernels, device))
+    return found
+
+
 def bench_throughput(
-    work: Work,
-    model: ModelConfig,
-    kernels: KernelConfig,
-    loads: Sequence[Workload],
-    *,
-    against_transformers: bool,
+    work: Work, model: ModelConfig, kernels: KernelConfig, loads: Sequence[Workload], against: Against | None
 ) -> Iterator[Row]:
     """Time `work` on each workload, ours and the peers' in turn, and yield their rows.
 
@@ -181,26 +208,23 @@ def bench_throughput(
     on a GPU it is known for, else a measured bf16 matmul. Memory is what a run takes beyond weights and optimizer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_kernels(kernels, device, DTYPE)
-    peers = peer_attentions(device) if against_transformers else []
+    contestants = open_contestants(work, model, kernels, against, device)
     peak, source = find_peak(device)
     logger.info("%s, torch %s: bf16 peak %.3g TFLOP/s (%s)", hardware(device), torch.__version__, peak / 1e12, source)
-    runners = {"cmbert": our_runner(work, model, kernels, device)}
-    for attention in peers:
-        runners[f"transformers {attention}"] = their_runner(work, model, attention, device)
     shape = f"{model.num_layers} layers x {model.hidden_size}"
     for load in loads:
         batch = make_batch(load.lengths, model.vocab_size, device)
-        flops = count_batch_flops(model, load.lengths, len(batch.targets), training=work == "train")
-        seconds, memory = time_in_turn({peer: runner(batch) for peer, runner in runners.items()}, device)
+        runs = {name: contestant.runner(batch) for name, contestant in contestants.items()}
+        seconds, memory = time_in_turn(runs, device)
         tokens = sum(load.lengths)
-        for peer in reversed(runners):
-            row: Row = {"work": f"{work} {shape}, {load.name}, bf16", "peer": peer}
-            row["tokens_per_second"] = round(tokens / seconds[peer])
-            if peer == "cmbert" and len(runners) > 1:
-                row["ratio"] = round(min(seconds[other] for other in runners if other != peer) / seconds[peer], 2)
-            row |= {"mfu": float(f"{flops / seconds[peer] / peak:.3g}"), "run_memory_mb": round(memory[peer] / 1e6)}
-            row |= {"tokens": tokens, "pieces": len(load.lengths), "compiled": kernels.compile and peer == "cmbert"}
+        for name, contestant in reversed(contestants.items()):
+            row: Row = {"work": f"{work} {shape}, {load.name}, bf16", "peer": name}
+            row["tokens_per_second"] = round(tokens / seconds[name])
+            if name == "cmbert" and len(contestants) > 1:
+                row["ratio"] = round(min(seconds[other] for other in contestants if other != name) / seconds[name], 2)
+            flops = count_batch_flops(contestant.model, load.lengths, len(batch.targets), training=work == "train")
+            row |= {"mfu": float(f"{flops / seconds[name] / peak:.3g}"), "run_memory_mb": round(memory[name] / 1e6)}
+            row |= {"tokens": tokens, "pieces": len(load.lengths), "compiled": contestant.compiled}
             yield row | {"peak_tflops": round(peak / 1e12, 3), "peak": source, **versions(device)}
 
 
@@ -253,16 +277,3 @@ def peer_attentions(device: torch.device) -> list[str]:
     from transformers.utils import is_flash_attn_2_available
 
     return ["sdpa", *(["flash_attention_2"] if device.type == "cuda" and is_flash_attn_2_available() else [])]
-
-
-def hardware(device: torch.device) -> str:
-    """Return the name of what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """Return hardware and versions, which every figure needs beside it."""
-    return {"hardware": hardware(device), "torch": torch.__version__, "python": platform.python_version()}

@@ -15,6 +15,7 @@ import torch
 
 from cmbert.accel import check_kernels, is_installed
 from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.environment import versions
 from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.table import markdown_table
@@ -28,7 +29,6 @@ from cmbert.evaluate.throughput import (
     our_runner,
     read_shape,
     time_in_turn,
-    versions,
 )
 from cmbert.model.heads import MaskedLanguageModel
 

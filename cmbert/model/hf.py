@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.files import aside_directory, publish_directory
+from cmbert.files import aside_directory, publish_directory, write_json
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import open_onnx, require_onnx, write_onnx
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
@@ -175,10 +175,10 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
         shutil.copyfile(tokenizer_directory / name, folder / name)
     # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    _write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
+    write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    _write_json(folder / "config.json", _config_json(model.config))
+    write_json(folder / "config.json", _config_json(model.config))
     # safetensors makes files for their owner alone; a folder is for all whom the umask lets in, as its other files are.
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
     if model.config.norm == "rmsnorm":
@@ -191,7 +191,7 @@ def _write_sentence_transformers(folder: Path, config: ModelConfig) -> None:
     In the layout of its version 2 (sbert.net, "Structure of Sentence Transformer Models"), which 6.2 reads, too.
     """
     modules = (("", "Transformer"), ("1_Pooling", "Pooling"))
-    _write_json(
+    write_json(
         folder / "modules.json",
         [
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -200,14 +200,10 @@ def _write_sentence_transformers(folder: Path, config: ModelConfig) -> None:
     )
     (folder / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
     similarity: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _write_json(folder / "config_sentence_transformers.json", similarity)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config_sentence_transformers.json", similarity)
 
 
 def _config_json(config: ModelConfig) -> dict[str, Any]:

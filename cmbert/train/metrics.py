@@ -67,7 +67,7 @@ def _event(kind: str, step: int, text: str, **more: str) -> bytes:
 def check_wandb(project: str) -> None:
     """Raise ConfigError if train.wandb_project names a project and the package is missing."""
     if project and not is_installed("wandb"):
-        raise ConfigError(f"train.wandb_project: {project!r} needs wandb, which is not installed: pip install wandb")
+        raise ConfigError(f"train.wandb_project: {project!r} needs wandb, not installed: pip install 'cmbert[wandb]'")
 
 
 def open_wandb(run: Path, recipe: Recipe) -> Any:

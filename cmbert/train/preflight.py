@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def preflight(
-    recipe: Recipe, launch: Launch, *, result: Path, nodes: Sequence[str], wait_seconds: float, max_lives: int
+    recipe: Recipe, launch: Launch, *, result: Path, nodes: Sequence[str], wait_seconds: float, max_lives: int | None
 ) -> int:
     """Return 0 if this job may train, EXIT_UNFIT if nodes are not fit; every rank returns the same.
 
@@ -57,7 +57,8 @@ def preflight(
     job's lives that began there, tabs between; `bad_nodes` a line for each: name, tab, reasons.
     nodes: the job's nodes in the order of ranks, to name those that are silent; may be empty.
     wait_seconds: a rank that has not answered after so long is dead.
-    max_lives: CheckpointError is raised when so many lives of this job have begun at the newest checkpoint before.
+    max_lives: CheckpointError is raised when so many lives of this job have begun at the newest checkpoint before;
+        None: any number.
     """
     run = Path(recipe.run_directory)
     faulthandler.dump_traceback_later(_most_seconds(wait_seconds), exit=True)  # a hang must not keep the nodes
@@ -121,7 +122,7 @@ def _examine(launch: Launch, run: Path, seconds: float) -> Findings:
     return found
 
 
-def begin_life(run: Path, launch: Launch, result: Path, max_lives: int) -> None:
+def begin_life(run: Path, launch: Launch, result: Path, max_lives: int | None) -> None:
     """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError."""
     run.mkdir(parents=True, exist_ok=True)
     job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -132,7 +133,7 @@ def begin_life(run: Path, launch: Launch, result: Path, max_lives: int) -> None:
         if (event["job"], event["checkpoint"]) != (job, newest):
             break
         before += 1
-    if before >= max_lives:
+    if max_lives is not None and before >= max_lives:
         raise CheckpointError(
             f"{run}: {before} lives of job {job} began at checkpoint {newest} and left no newer one; the job's output "
             "says why; mend that and submit again"

@@ -1,9 +1,7 @@
 """The run directory: what it records about the run, to whom it belongs, and where a resume starts."""
 
-import importlib.metadata
 import platform
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import RowReader
+from cmbert.environment import git_commit, installed_versions
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import write_json
 from cmbert.tokenizer import Tokenizer
@@ -59,13 +58,9 @@ def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], rank: i
 
 def describe_environment() -> dict[str, Any]:
     """Return git commit, package versions, host and command line of this process."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
-        "git_commit": git.stdout.strip() or None,
-        "versions": {name: installed.get(name) for name in RECORDED_PACKAGES},
+        "git_commit": git_commit(),
+        "versions": installed_versions(RECORDED_PACKAGES),
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

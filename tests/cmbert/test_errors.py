@@ -1,5 +1,6 @@
 """How a command line ends: one line and a code for what the user can mend, a traceback for our own bugs."""
 
+import shlex
 import subprocess
 import sys
 
@@ -19,6 +20,11 @@ def fail(error: BaseException) -> int:
         (PermissionError(13, "Permission denied", "/x"), 2, "cmbert: error: /x: Permission denied; "),
         (OSError(28, "No space left on device"), 2, "cmbert: error: No space left on device; "),
         (KeyboardInterrupt(), 130, "cmbert: interrupted; "),
+        (
+            ModuleNotFoundError("No module named 'sentence_transformers.x'", name="sentence_transformers.x"),
+            2,
+            "cmbert: error: sentence_transformers is not installed: pip install 'cmbert[eval]'\n",
+        ),
     ],
 )
 def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +37,22 @@ def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys:
 def test_our_own_bugs_keep_their_traceback() -> None:
     with pytest.raises(KeyError):
         run_command("cmbert", lambda: fail(KeyError("bug")))
+    with pytest.raises(ModuleNotFoundError):
+        run_command("cmbert", lambda: fail(ModuleNotFoundError("No module named 'cmbert.bug'", name="cmbert.bug")))
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    code = "from cmbert.errors import run_command; run_command('x', lambda: print('line\\n' * 100000))"
-    shown = subprocess.run(f"{sys.executable} -c {code!r} | head -1", shell=True, capture_output=True, text=True)
+PRINTING = "from cmbert.errors import run_command; run_command('x', lambda: print('line\\n' * 100000))"
+LOGGING = """import logging
+from cmbert.errors import run_command
+from cmbert.progress import log_to_stdout
+log_to_stdout('cmbert', '%(message)s')
+run_command('x', lambda: [logging.getLogger('cmbert.part').info('line') for _ in range(100000)] and 0)"""
+
+
+@pytest.mark.parametrize("code", [PRINTING, LOGGING])
+def test_a_reader_that_leaves_is_no_error(code: str) -> None:
+    shown = subprocess.run(
+        f"{sys.executable} -c {shlex.quote(code)} | head -1", shell=True, capture_output=True, text=True
+    )
     assert shown.stdout == "line\n"
     assert shown.stderr == ""

@@ -89,9 +89,9 @@ def check_is_one_whole_page(page: str) -> None:
 
     class Parser(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list) -> None:
-            if tag not in ("meta", "br"):
+            if tag not in ("meta", "link"):
                 open_tags.append(tag)
-            assert tag not in ("script", "img", "link", "iframe")
+            assert tag not in ("script", "img", "iframe")
 
         def handle_endtag(self, tag: str) -> None:
             assert open_tags.pop() == tag
@@ -101,7 +101,7 @@ def check_is_one_whole_page(page: str) -> None:
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert not re.search(r"#0[123]0", page)
-    assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]+)"', page))
+    assert all(target.startswith("#") or target == "data:," for target in re.findall(r'(?:href|src)="([^"]+)"', page))
 
 
 def test_one_run_without_evaluation(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_figures_and_facts(tmp_path: Path) -> None:
         assert text in page
     assert "<td>6.431  (6,117)</td>" in page
     assert 'width:3.1%"></i><b>7.5 s' in page
-    for text in ("model.num_layers</th><td>4<", "8,192", "zero1.json", "0123456789ab<", "torch</th><td>2.13.0<"):
+    for text in ("model.num_layers</th><td>4<", "8,192", "zero1.json", ">012345678<", "torch</th><td>2.13.0<"):
         assert text in page
     for text in ("node-of-ours", "somebody", "apex"):
         assert text not in page

@@ -56,9 +56,7 @@ def test_normalisation_by_configuration() -> None:
     text = "Ｘ <b>见</b> https://example.com/a，a@example.com  完"
     kept = NormalizeConfig(fold_width=False, strip_html=False, emails="keep", squeeze_spaces=False)
     assert normalizer(kept)(text) == text
-    assert (
-        normalizer(NormalizeConfig(urls="remove", emails="remove"))(text) == "X 见，完".replace("见，", "见 ，") or True
-    )
+    assert normalizer(NormalizeConfig(urls="remove", emails="remove"))(text) == "X 见 ， 完"
     assert normalizer(NormalizeConfig(urls="replace"))(text) == "X 见 <url>，<email> 完"
 
 
@@ -127,7 +125,7 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
     assert sum(counts["documents"] for counts in report["kept"].values()) == 40
     assert report["samples"]["s0"]["too_short"] == ["短"]
     page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
-    assert "near_duplicate" in page
+    assert "near duplicate" in page
     assert "English English" in page
     assert not list(tmp_path.glob(".*"))
     capsys.readouterr()

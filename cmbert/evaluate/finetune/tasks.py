@@ -139,7 +139,7 @@ def load_task(path: Path) -> Task:
 
     Raises ConfigError naming file and key.
     """
-    table = read_toml(path)
+    table = read_toml(path, "task file")
     like = table.pop("like", None)
     if like is None:
         task: Task = build(Task, table, str(path))

@@ -91,7 +91,7 @@ def test_it_learns_and_says_so(trained):
     before, after = found["before"], found["runs"][0]["after"]
     assert after["spearman"] > before["spearman"] + 0.02  # two labels allow .86 at best
     assert after["pearson"] > before["pearson"] + 0.1
-    assert f"| {after['spearman']:.4f} |" in (trained / "results.md").read_text(encoding="utf-8")
+    assert f" {after['spearman']:.4f} |" in (trained / "results.md").read_text(encoding="utf-8")
     assert {"settings", "versions", "hardware", "seconds"} <= found.keys()
     assert found["runs"][0]["training"]["rows"]["triplets"] > 50
     assert 0 < found["runs"][0]["training"]["loss"] < 3

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,42 @@ def test_rows_of_us_and_the_peer(
     assert rate == pytest.approx(
         given["tokens_per_second"], rel=0.1, abs=0.001 * 1e12 * given["peak_tflops"] / flops * 64
     )
+
+
+@pytest.mark.parametrize("work", ["inference", "train"])
+def test_alternating_beside_all_global_attention(
+    work: str, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.01)
+    arguments = ["--model", str(recipe_file), "--lengths", "64,512", "--batch-tokens", "512", "--against", "all-global"]
+    assert main(["bench", work, *arguments]) == 0
+    rows = json.loads((tmp_path / "runs" / "bench" / f"{work}.json").read_text(encoding="utf-8"))
+    assert [row["peer"] for row in rows] == ["cmbert all-global", "cmbert"] * 4
+    model = load_recipe(recipe_file).model
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert (theirs["work"], theirs["tokens"], theirs["pieces"]) == (ours["work"], ours["tokens"], ours["pieces"])
+        assert ours["ratio"] == pytest.approx(ours["tokens_per_second"] / theirs["tokens_per_second"], rel=0.02)
+    lengths = [512]  # "fixed 512": the operations that each MFU stands for are those of its own attention
+    flops = [
+        count_batch_flops(replace(model, global_every=every), lengths, round(0.3 * 512), training=work == "train")
+        for every in (1, model.global_every)
+    ]
+    measured = [row["mfu"] / row["tokens_per_second"] for row in rows[4:6]]
+    assert measured[0] / measured[1] == pytest.approx(flops[0] / flops[1], rel=0.03)
+    assert flops[0] > 1.1 * flops[1]
+    capsys.readouterr()
+    assert main(["bench", work, *arguments, "--set", "model.global_every=1"]) == 2
+    assert "model.global_every is 1 already" in capsys.readouterr().err
+
+
+def test_the_peer_attends_globally_in_every_layer(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, built = load_recipe(recipe_file), []
+    monkeypatch.setattr(throughput, "make_runner", lambda work, model, *others: built.append(model))
+    throughput.open_contestants("inference", recipe.model, recipe.kernels, "all-global", CPU)
+    ours, theirs = ([layer.is_global for layer in model.model.layers] for model in built)
+    assert ours == [True, False, False]
+    assert theirs == [True, True, True]
 
 
 ONLY_TORCH = """

@@ -104,7 +104,7 @@ def test_a_refusal_is_one_line(recipe_file: Path, tmp_path: Path, stand_in: Any)
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmbert.train.metrics.is_installed", lambda name: False)
-    with pytest.raises(ConfigError, match=r"train\.wandb_project: 'zh' needs wandb.*: pip install wandb"):
+    with pytest.raises(ConfigError, match=r"'zh' needs wandb, not installed: pip install 'cmbert\[wandb\]'"):
         check_wandb("zh")
     check_wandb("")
 

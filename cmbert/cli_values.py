@@ -1,0 +1,39 @@
+"""What people give on a command line, read; a mistake becomes argparse's one line. Shared by cmbert and data_tools."""
+
+import argparse
+
+
+def words(text: str) -> list[str]:
+    """Return the words between commas."""
+    return [word for word in text.split(",") if word]
+
+
+def integers(text: str) -> list[int]:
+    """Return the whole numbers between commas."""
+    try:
+        return [int(part) for part in words(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers between commas."""
+    try:
+        return [float(part) for part in words(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: must be numbers with commas, for example 3e-5,5e-5") from error
+
+
+def positive(text: str) -> int:
+    """Return a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+    return int(text)
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """Return the steps [first, last) of "first:last"."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
+    return int(first), int(last)

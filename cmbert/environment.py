@@ -1,0 +1,50 @@
+"""What a run or a figure came about with: code, packages, hardware. Torch is imported only by what asks for it."""
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def git_commit() -> str | None:
+    """Return the commit of the clone that this code runs from; None for an installed copy, or without git."""
+    if shutil.which("git") is None:
+        return None
+    place = Path(__file__)
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=place.parent, capture_output=True, text=True, check=False)
+
+    if git("ls-files", "--error-unmatch", place.name).returncode != 0:
+        return None  # not of the repository that it may lie in, for example with .venv
+    return git("rev-parse", "HEAD").stdout.strip() or None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the version of each package, None where it is not installed."""
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {name: installed.get(name) for name in packages}
+
+
+def hardware(device: "torch.device") -> str:
+    """Return the name of what computes."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions(device: "torch.device") -> dict[str, str]:
+    """Return hardware and versions, which every figure needs beside it."""
+    import torch
+
+    return {"hardware": hardware(device), "torch": torch.__version__, "python": platform.python_version()}
