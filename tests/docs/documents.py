@@ -61,7 +61,8 @@ def documents() -> list[Path]:
 
 def commands(path: Path) -> list[Command]:
     """Return every command of a document, in order."""
-    name, found = path.relative_to(ROOT).as_posix(), []
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    found = []
     for line, text, place in _candidates(path):
         for part in _split(text):
             variables = [word for word in part if VARIABLE.match(word)][: _leading_variables(part)]

@@ -112,8 +112,8 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 # What is added to a command that begins so, to make it small: the last of an option counts.
 SMALLER = {
     "data_tools sample --output runs/quickstart/text": "--size 2500000",
-    "cmbert eval runs/large/stage2 --data runs/large/heldout --long-context": "--max-rows 1",
-    "cmbert eval runs/quickstart/stage2 --data runs/laws --long-context": "--max-rows 1",
+    "cmbert eval runs/large/stage2 --data runs/large/heldout --long-context": "--max-rows 1 --long-context 4096",
+    "cmbert eval runs/quickstart/stage2 --data runs/laws --long-context": "--max-rows 1 --long-context 4096",
     "cmbert eval runs/large/stage2 --data": "--max-rows 20",
     "cmbert bench train --model recipes/quickstart/stage1.toml": SMALL_BENCH,
     "cmbert bench inference --model recipes": "--lengths 512,1024 --batch-tokens 1024",

@@ -20,7 +20,7 @@ def read_documents(folder: Path) -> Iterator[tuple[list[int], list[bool]]]:
     for shard in manifest["shards"]:
         raw = {suffix: (folder / f"{shard['name']}.{suffix}").read_bytes() for suffix in ("bin", "idx", "words")}
         _check_files(shard, raw)
-        yield from _documents(shard, raw)
+        yield from documents_of(shard, raw)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def _check_files(shard: dict[str, Any], raw: dict[str, bytes]) -> None:
         assert tuple(zlib.crc32(raw[suffix][start : start + BLOCK_BYTES]) for start in blocks) == expected
 
 
-def _documents(shard: dict[str, Any], raw: dict[str, bytes]) -> Iterator[tuple[list[int], list[bool]]]:
+def documents_of(shard: dict[str, Any], raw: dict[str, bytes]) -> Iterator[tuple[list[int], list[bool]]]:
+    """Yield ids and unit starts of every document of one shard, from its manifest entry and its files' contents."""
     magic, version, code, count, num_bounds = HEADER.unpack_from(raw["idx"])
     assert (magic, version, count, num_bounds) == (b"MMIDIDX\0\0", 1, shard["documents"], shard["documents"] + 1)
     assert len(raw["idx"]) == 34 + 12 * count + 8 * num_bounds

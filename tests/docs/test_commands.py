@@ -28,6 +28,43 @@ def test_commands_parse_and_name_what_is_there(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+PAGE = """Run `cmbert plan`, or `cmbert ledger --shw`; `python -m cmbert trian recipes/large/stage1.toml`.
+
+    VARIABLE=1 data_tools verify DIR [--quick]   # a comment: && no command
+    cmbert eval RUN --data held \\
+        --by-postion && data_tools merge a b
+    sbatch --nodes=1 slurm/stage1.sh recipes/larg/stage1.toml --resum never
+
+```python
+data_tools = "verify"
+```
+
+| what | command |
+|---|---|
+| plan | `torchrun --nproc-per-node 2 -m cmbert train recipes/base/stage1.toml --max-steps N` |
+"""
+
+
+def test_what_is_wrong_in_a_page_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(PAGE, encoding="utf-8")
+    found = {command.line: command for command in commands(path) if not command.is_inline}
+    assert [command.line for command in commands(path)] == [3, 4, 4, 6, 1, 1, 1, 14]
+    assert found[3].words == ("data_tools", "verify", "DIR", "[--quick]")
+    assert found[3].variables == ("VARIABLE=1",)
+    wrong = [(command.line, fault) for command in commands(path) for fault in faults(command)]
+    assert wrong == [
+        (4, "unknown option: --by-postion"),
+        (4, "data_tools merge: error: the following arguments are required: --output"),
+        (6, "unknown option: --resum"),
+        (1, "unknown option: --shw"),
+        (1, "no such command: cmbert trian recipes/large/stage1.toml"),
+    ]
+    assert [command.line for command in commands(path) if command.is_cell] == [14]
+    missing = [name for command in commands(path) for name in named_paths(command) if not (ROOT / name).exists()]
+    assert missing == ["recipes/larg/stage1.toml"]
+
+
 def test_make_targets_and_extras_are_there() -> None:
     targets = set(re.findall(r"^([\w./$()]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     targets |= {".venv/ready"} if "$(READY)" in targets else set()

@@ -11,7 +11,7 @@ from cmbert.tokenizer import Tokenizer
 from data_tools.preprocess import preprocess
 from data_tools.runner import local_workers
 from tests.docs.documents import ROOT, blocks
-from tests.docs.shard_reader import read_documents
+from tests.docs.shard_reader import documents_of, read_documents
 
 PAGE = ROOT / "docs" / "shard_format.md"
 TEXTS = (
@@ -61,10 +61,8 @@ def test_ids_of_32_bits(tmp_path: Path, tokenizer: Tokenizer) -> None:
     entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": 131_072}
     write_manifest(tmp_path, {"tokenizer": entry, "shards": [writer.close()]})
     (shard,) = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["shards"]
-    from tests.docs import shard_reader
-
     raw = {suffix: (tmp_path / f"00000.{suffix}").read_bytes() for suffix in ("bin", "idx", "words")}
-    found = list(shard_reader._documents(shard, raw))
+    found = list(documents_of(shard, raw))
     assert [document for document, _ in found] == [[70_000, 5, 100_000, 7], [8, 9, 10, 11, 12]]
     assert found[1][1] == [True, True, False, False, True]
 

@@ -105,7 +105,7 @@ def make_inputs(folder: Path) -> None:
 def train(folder: Path, stage: str, *, threads: int = 1, options: Sequence[str] = ()) -> list[dict[str, float]]:
     """Train a stage in a process of its own; return loss and gradient norm of every step."""
     run = next((option.partition("=")[2] for option in options if option.startswith("run_directory=")), stage)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "cmbert", "train", f"{stage}.toml", *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
