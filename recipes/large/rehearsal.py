@@ -36,6 +36,8 @@ max_epochs = 1e9
 rows_per_step = 2
 micro_batch_rows = 1
 deepspeed = "{repository}/ds_configs/zero1.json"
+[evaluation]
+shards = ""
 [kernels]
 compile = false
 """
