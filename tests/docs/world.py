@@ -50,6 +50,13 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "train": {"total_tokens": 2 * 8 * 512, "rows_per_step": 8, "micro_batch_rows": 1},
         "evaluation": {"max_rows": 4},
     },
+    "ablations/small.toml": {
+        "model": TINY_MODEL,
+        **NO_WARMUP,
+        "train": {"total_tokens": 4 * 8 * 256},
+        "evaluation": {"max_rows": 4},
+    },
+    "ablations/common.toml": {"seeds": 1},
     # enough of the little text is set aside that a text of the long-context check is among it
     **{f"large/clean/{name}.toml": {"heldout_share": 0.3} for name in ("cci3_hq", "cci4_web_zh", "cosmopedia_zh")},
 }
