@@ -10,9 +10,12 @@ import pytest
 
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import load_list, plan_runs
+from cmbert.config.load import load_recipe
 from cmbert.evaluate.finetune.results import write_results
 from cmbert.evaluate.interval import interval
 from cmbert.files import write_json
+from cmbert.plan.page import write_plan_page
+from cmbert.plan.plan import make_plan
 from cmbert.report import write_report
 from tests.cmbert.test_report import EVALUATION, add_numbers, make_run
 from tests.debian import install, require_commands
@@ -151,6 +154,13 @@ def ablation_page(folder: Path) -> Path:
     return write_comparison(folder / "sweep", ablation, runs)
 
 
+def plan_page(folder: Path) -> Path:
+    """`cmbert plan --page` of the large recipe."""
+    recipe = load_recipe("recipes/large/stage1.toml", ["run_directory=训练/大模型第一阶段"])
+    write_plan_page(make_plan(recipe, 56), folder / "plan.html")
+    return folder / "plan.html"
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all tests here."""
@@ -161,7 +171,7 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-PAGES = (run_report, tokenizer_report, clean_report, finetune_results, ablation_page)
+PAGES = (run_report, tokenizer_report, clean_report, finetune_results, ablation_page, plan_page)
 
 
 @pytest.mark.parametrize("make", PAGES)
