@@ -182,9 +182,12 @@ def _efficiency_figure(plan: Plan) -> str:
     def paint(axes: Axes) -> None:
         counts, shares = [p.num_gpus for p in points], [100 * p.efficiency for p in points]
         axes.plot(counts, shares, "o-", color=STAGE_COLOURS[0], mec=CARD, linewidth=2)
-        for point, share in zip(points, shares, strict=True):
-            label = f"{short(point.hours)} h"
-            axes.annotate(label, (point.num_gpus, share), (0, 9), textcoords="offset points", ha="center")
+        for number, (point, share) in enumerate(zip(points, shares, strict=True)):
+            label, place = (
+                f"{short(point.hours)} h",
+                (0, -32 if number % 2 else 9),
+            )  # neighbours in turn: both have room
+            axes.annotate(label, (point.num_gpus, share), place, textcoords="offset points", ha="center")
         axes.axhline(90, color=INK, linewidth=1.2, linestyle=DASHED)
         axes.set_ylim(0, 119)  # room for the labels above the first points
         axes.yaxis.set_major_locator(FixedLocator(range(0, 101, 20)))
