@@ -97,11 +97,11 @@ def _as_dict(ablation: AblationList, measure: str, arms: Sequence[ArmResult]) ->
     return {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
 
 
-def spell(found: dict[str, Any], scale: float = 1.0, sign: str = "") -> str:
+def spell(found: dict[str, Any], sign: str = "") -> str:
     """Return an interval for people; `sign` "+" for a difference."""
-    text = f"{scale * found['mean']:{sign}.4f}"
+    text = f"{found['mean']:{sign}.4f}"
     if found["half_width"] is not None:
-        text += f" ± {scale * found['half_width']:.4f}"
+        text += f" ± {found['half_width']:.4f}"
     return text + ("" if sign else f" ({len(found['values'])})")
 
 
@@ -117,7 +117,7 @@ def score_table(arms: Sequence[ArmResult], measure: str) -> tuple[list[str], lis
             shown = "–" if difference is None else spell(difference, sign="+")
             scores = arm.scores[question]
             row = [arm.arm.name, str(question), spell(scores[measure]), shown]
-            row += [verdict(difference, lower_is_better=True), spell(scores["masked_accuracy"], scale=100)]
+            row += [verdict(difference, lower_is_better=True), f"{100 * scores['masked_accuracy']['mean']:.2f}"]
             rows.append(row)
     return head, rows
 
