@@ -11,11 +11,6 @@ from cmbert.errors import ConfigError
 FOLDER = Path("recipes/ablations")
 SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("common", "small", "medium"))
 OWN_SHARDS = ("vocabulary", "vocabulary_32k", "straddling", "bilingual")  # from tokenizers of their own
-    "vocabulary",
-    "vocabulary_32k",
-    "straddling",
-    "bilingual",
-)  # their other arms read shards made from other tokenizers
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
