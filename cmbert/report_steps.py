@@ -25,7 +25,7 @@ from cmbert.report_charts import (
 
 PHASE_COLUMNS = ("forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds")
 BANDS = ("waiting for data", "forward", "backward", "optimizer", "the rest")
-MAX_SOURCES = 2 * len(STAGE_COLOURS)  # each colour twice, solid and dashed
+MAX_SOURCES = 8  # drawn (ours); beyond the colours there are, dashed
 USUAL_SHARE = 95  # percent of the steps that the time axis must hold; the first ones compile (ours)
 
 

