@@ -10,18 +10,19 @@ from pathlib import Path
 
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
-from cmbert.cli_values import step_range, words
+from cmbert.cli_values import positive_number, share, step_range, words
 from cmbert.errors import run_command
+from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
 
-PLAN_ASSUMPTIONS = (  # fields of cmbert.plan.assumptions.Assumptions, their defaults in words, and help
-    ("gpu-memory-gb", "80, an H100's", "memory of one GPU, 1e9 bytes"),
-    ("mfu", "0.33, assumed", "share of the GPU's peak that training reaches, 0 to 1"),
-    ("bandwidth-gbits", "400", "network per GPU and direction, Gbit/s"),
-    ("node-mtbf-hours", "6,335, arXiv 2407.21783", "hours between two failures of one node"),
-    ("stall-seconds", "1", "training stands still for a checkpoint, seconds"),
-    ("write-seconds", "10", "then its files take, seconds"),
-    ("restart-minutes", "10", "from a failure until training goes on, minutes"),
+PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
+    ("gpu_memory_gb", "memory of one GPU, 1e9 bytes"),
+    ("mfu", "share of the GPU's peak that training reaches, 0 to 1"),
+    ("bandwidth_gbits", "network per GPU and direction, Gbit/s"),
+    ("node_mtbf_hours", "hours between two failures of one node"),
+    ("stall_seconds", "training stands still for a checkpoint, seconds"),
+    ("write_seconds", "then its files take, seconds"),
+    ("restart_minutes", "from a failure until training goes on, minutes"),
 )
 
 
@@ -55,24 +56,12 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default 8)")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     plan.add_argument("--page", type=Path, metavar="FILE.html", help="also draw it all on an HTML page")
-    for name, default, help in PLAN_ASSUMPTIONS:
-        kind = _share if name == "mfu" else _positive
-        plan.add_argument(f"--{name}", type=kind, metavar="X", help=f"{help} (default {default})")
+    for name, help in PLAN_ASSUMPTIONS:
+        default = getattr(Assumptions, name)
+        kind = share if name == "mfu" else positive_number
+        option = f"--{name.replace('_', '-')}"
+        plan.add_argument(option, type=kind, default=default, metavar="X", help=f"{help} (default {default:g})")
     plan.set_defaults(command=_plan)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
-    return value
 
 
 def _add_preflight(commands: argparse._SubParsersAction) -> None:
@@ -166,12 +155,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     from cmbert.config.load import load_recipe
-    from cmbert.plan.assumptions import Assumptions
     from cmbert.plan.describe import print_plan
     from cmbert.plan.plan import make_plan
 
-    names = [name.replace("-", "_") for name, _, _ in PLAN_ASSUMPTIONS]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name, _ in PLAN_ASSUMPTIONS}
     plan = make_plan(load_recipe(options.recipe, options.overrides), options.gpus, Assumptions(**given))
     print_plan(plan, as_json=options.json)
     if options.page:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import integers
+from cmbert.cli_values import integers, positive
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -65,8 +65,10 @@ def add_ablate(commands: argparse._SubParsersAction) -> None:
     ablate.add_argument(
         "--base", type=Path, metavar="RECIPE", help="recipe in place of the list's, with shards of its own"
     )
-    ablate.add_argument("--seeds", type=int, metavar="N", help="trainings of each arm (default: the list's)")
-    ablate.add_argument("--jobs", type=int, metavar="N", help="trainings at once (default: one per GPU, or per core)")
+    ablate.add_argument("--seeds", type=positive, metavar="N", help="trainings of each arm (default: the list's)")
+    ablate.add_argument(
+        "--jobs", type=positive, metavar="N", help="trainings at once (default: one per GPU, or per core)"
+    )
     ablate.set_defaults(command=_ablate)
 
 

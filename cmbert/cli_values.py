@@ -31,6 +31,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """Return a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return value
+
+
+def share(text: str) -> float:
+    """Return a number above 0, at most 1."""
+    value = positive_number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+    return value
+
+
 def step_range(text: str) -> tuple[int, int]:
     """Return the steps [first, last) of "first:last"."""
     first, _, last = text.partition(":")

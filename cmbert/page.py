@@ -34,9 +34,20 @@ def section(heading: str, body: str) -> str:
     return f'<h2>{escape(heading)}</h2>\n<div class="card">{body}</div>'
 
 
-def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], look: Literal["", "facts", "numbers", "texts"] = ""
-) -> str:
+def cards(texts: Sequence[Sequence[str]]) -> str:
+    """Return headline figures: of each its name, value, unit and a note."""
+    card = '<div class="card">{}<span class="value">{}<small>{}</small></span><span class="faint">{}</span></div>'
+    return "\n".join(card.format(*map(escape, four)) for four in texts)
+
+
+def figure(title: str, note: str, drawing: str, keys: Sequence[str] = ()) -> str:
+    """Return a framed `drawing` (SVG) under its title and note (texts), and the `keys` (HTML) of its colours."""
+    caption = f"{escape(title, quote=False)}<span>{escape(note, quote=False)}</span>"
+    caption += f'<span class="keys">{"".join(keys)}</span>' if keys else ""
+    return f'<figure class="card"><figcaption>{caption}</figcaption>{drawing}</figure>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], look: Look = "") -> str:
     """Return a table of plain texts, the first of each row naming it; without a `head` if that is empty.
 
     look: "facts" gives the names a third of the width, "numbers" aligns all but the names to the right,

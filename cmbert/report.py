@@ -16,7 +16,7 @@ import numpy as np
 
 from cmbert.config.load import read_toml
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.page import bars, section, table, write_page
+from cmbert.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
     NARROW,
@@ -29,6 +29,7 @@ from cmbert.report_charts import (
     half_window,
     plot_loss,
     plot_positions,
+    power_of_ten,
     smooth,
 )
 from cmbert.report_steps import PHASE_COLUMNS, steps_section
@@ -145,28 +146,27 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
     ends = smooth(stages[-1]["loss"])[-1]
     train_seconds = sum(float((stage["step_seconds"] + stage["data_wait_seconds"]).sum()) for stage in stages)
     speed = float(np.median(np.concatenate([stage["tokens_per_second"] for stage in stages])))
-    cards = []
+    found = []
     if loss is not None:
-        cards.append(("Held-out loss", f"{loss:.3f}", "nats", f"per masked token, {scored}"))
+        found.append(("Held-out loss", f"{loss:.3f}", "nats", f"per masked token, {scored}"))
     if unigram is not None:
-        cards.append(("Unigram loss", f"{unigram:.3f}", "nats", "a guess without any context"))
+        found.append(("Unigram loss", f"{unigram:.3f}", "nats", "a guess without any context"))
     if loss is not None and unigram is not None:
-        cards.append(("Gap", f"{unigram - loss:.3f}", "nats", "unigram minus held-out"))
+        found.append(("Gap", f"{unigram - loss:.3f}", "nats", "unigram minus held-out"))
     if accuracy is not None:
-        cards.append(("Masked accuracy", f"{100 * accuracy:.1f}", "%", "held-out, first guess is right"))
-    cards.append(("Training loss", f"{ends:.3f}", "nats", "smoothed; a tenth of its words unmasked"))
-    cards.append(("Tokens seen", compact(stages[-1]["tokens"][-1]), "tokens", "positions of rows, all stages"))
-    cards.append(("Speed", f"{speed:,.0f}", "tokens/s", "median step"))
+        found.append(("Masked accuracy", f"{100 * accuracy:.1f}", "%", "held-out, first guess is right"))
+    found.append(("Training loss", f"{ends:.3f}", "nats", "smoothed; a tenth of its words unmasked"))
+    found.append(("Tokens seen", compact(stages[-1]["tokens"][-1]), "tokens", "positions of rows, all stages"))
+    found.append(("Speed", f"{speed:,.0f}", "tokens/s", "median step"))
     mfu, memory = (np.concatenate([stage[name] for stage in stages]) for name in ("mfu", "peak_memory_bytes"))
     if np.isfinite(mfu).any():
-        cards.append(("MFU", f"{100 * np.nanmedian(mfu):.1f}", "%", "median step; of the dense bf16 peak"))
+        found.append(("MFU", f"{100 * np.nanmedian(mfu):.1f}", "%", "median step; of the dense bf16 peak"))
     if np.isfinite(memory).any():
-        cards.append(("Peak memory", f"{np.nanmax(memory) / 1e9:.2f}", "GB", "of a rank, the most of any"))
+        found.append(("Peak memory", f"{np.nanmax(memory) / 1e9:.2f}", "GB", "of a rank, the most of any"))
     spent, unit = duration(phase_seconds or train_seconds)
     note = "{} {} of it in training steps".format(*duration(train_seconds)) if phase_seconds else "in training steps"
-    cards.append(("Wall time", spent, unit, note))
-    card = '<div class="card">{}<span class="value">{}<small>{}</small></span><span class="faint">{}</span></div>'
-    return "\n".join(card.format(*map(escape, texts)) for texts in cards)
+    found.append(("Wall time", spent, unit, note))
+    return cards(found)
 
 
 def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
@@ -177,12 +177,11 @@ def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
         f"{compact(stage.columns['tokens'][-1])} tokens</span>"
         for stage in stages
     ]
-    scale = 10 ** np.floor(np.log10(max(stage["learning_rate"].max() for stage in stages) or 1))
-    exponent = str(round(np.log10(scale))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    scale, power = power_of_ten(max(stage["learning_rate"].max() for stage in stages) or 1)
     windows = " and ".join(dict.fromkeys(str(2 * half_window(len(stage["step"])) + 1) for stage in stages))
     smoothed = f"light: every step; line: mean of {windows} steps"
     charts = [
-        chart("Learning rate", f"times 10{exponent}", stages, lambda s: s["learning_rate"] / scale),
+        chart("Learning rate", f"times {power}", stages, lambda s: s["learning_rate"] / scale),
         chart("Mask rate", "% of the tokens that may be masked; line: scheduled; light: realised", stages,
               lambda s: 100 * s["mask_rate"], lambda s: 100 * s["realised_mask_rate"]),
         chart("Speed", f"real tokens per second; {smoothed}", stages,
@@ -192,10 +191,9 @@ def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
     ]  # fmt: skip
     loss = "".join(draw(size, "loss", lambda axes: plot_loss(axes, stages, unigram)) for size in (WIDE, NARROW))
     dots = "; dots: held-out" if any(np.isfinite(stage["heldout_loss"]).any() for stage in stages) else ""
-    title = f"Loss<span>nats per masked token; {smoothed}{dots}</span>"
-    figure = f'<figure class="card"><figcaption>{title}</figcaption>{loss}</figure>'
+    losses = figure("Loss", f"nats per masked token; {smoothed}{dots}", loss)
     pairs = f'<div class="pair">{"".join(charts)}</div>'
-    return f'<h2>Training</h2>\n<p class="keys">{"".join(keys)}</p>\n{figure}\n{pairs}'
+    return f'<h2>Training</h2>\n<p class="keys">{"".join(keys)}</p>\n{losses}\n{pairs}'
 
 
 def position_section(stages: Sequence[Stage]) -> str:
@@ -211,9 +209,9 @@ def position_section(stages: Sequence[Stage]) -> str:
         rows.append([f"{start:,} to {bucket['end'] - 1:,}", *cells])
     head = ["position, tokens", *(f"{stage.name}: nats (tokens)" for stage in stages)]
     drawing = draw(NARROW, "position", lambda axes: plot_positions(axes, stages))
-    title = "Does more context help?<span>held-out loss, nats per masked token, by position in its document</span>"
-    figure = f'<figure class="card"><figcaption>{title}</figcaption>{drawing}</figure>'
-    return f'<h2>Held-out text</h2>\n<div class="pair">{figure}<div class="card">{table(head, rows)}</div></div>'
+    note = "held-out loss, nats per masked token, by position in its document"
+    curves = figure("Does more context help?", note, drawing)
+    return f'<h2>Held-out text</h2>\n<div class="pair">{curves}<div class="card">{table(head, rows)}</div></div>'
 
 
 def data_section(stages: Sequence[Stage]) -> str:
@@ -227,9 +225,8 @@ def data_section(stages: Sequence[Stage]) -> str:
     shares = (100 * units / max(units.sum(), 1)).tolist()
     labels = [*map(str, range(1, len(units))), f"{len(units)} or more"]
     unit_bars = bars([(label, share, f"{share:.1f} %") for label, share in zip(labels, shares, strict=True)])
-    title = "<figcaption>Maskable units<span>by length in tokens; a sample of every step</span></figcaption>"
     sources_card = f'<div class="card">{table(["stage", "source", "tokens", "share"], rows)}</div>'
-    units_card = f'<figure class="card">{title}{unit_bars}</figure>'
+    units_card = figure("Maskable units", "by length in tokens; a sample of every step", unit_bars)
     return f'<h2>What it saw</h2>\n<div class="pair">{sources_card}{units_card}</div>'
 
 

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cmbert.page import figure
+
 MAX_POINTS = 1500  # of one drawn curve; a million steps still make a page of some hundred kB (ours)
 TICK_STEPS = [1, 2, 2.5, 5, 10]
 WIDE, NARROW = (1054, 330), (516, 270)  # width and height of a drawing, CSS pixels; text is 12 in both
@@ -75,6 +77,12 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
+def power_of_ten(highest: float) -> tuple[float, str]:
+    """Return the power of ten that `highest` is a few times of, as a number and as people write it: 1e-4, 10⁻⁴."""
+    exponent = int(np.floor(np.log10(highest)))
+    return 10.0**exponent, "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def half_window(num_steps: int) -> int:
     """Steps to either side that smoothing averages over: an eightieth of the stage, at least 2 (ours)."""
     return max(2, num_steps // 80)
@@ -132,8 +140,7 @@ def chart(title: str, note: str, stages: Sequence[Stage], line: Curve, light: Cu
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: compact(value))
 
-    drawing = draw(NARROW, title, paint)
-    return f'<figure class="card"><figcaption>{title}<span>{note}</span></figcaption>{drawing}</figure>'
+    return figure(title, note, draw(NARROW, title, paint))
 
 
 def plot_curves(axes: Axes, stages: Sequence[Stage], line: Curve, light: Curve | None) -> None:
@@ -150,6 +157,11 @@ def token_axis(axes: Axes, stages: Sequence[Stage]) -> None:
     for stage in stages[1:]:
         axes.axvline(stage.start_tokens, color=AXIS, linewidth=1, linestyle=(0, (2, 3)))
     axes.set_xlim(0, 1.01 * stages[-1]["tokens"][-1])
+    token_ticks(axes)
+
+
+def token_ticks(axes: Axes) -> None:
+    """Say on the horizontal axis that it is the tokens seen."""
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     axes.set_xlabel("tokens seen", loc="right")

@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 from matplotlib.axes import Axes
 
+from cmbert.page import figure
 from cmbert.report_charts import (
     INK,
     MAX_POINTS,
@@ -80,7 +81,7 @@ def time_figure(timed: Sequence[Stage], stages: Sequence[Stage], sizes: Sequence
     keys += ['<span><i class="dashed"></i>communication, within them</span>'] if communicating else []
     highest = max(seconds.sum(axis=0).max() for seconds in smoothed.values())
     note = f"{unit} per step on rank 0, smoothed" + ("; taller steps are cut off" if highest > top else "")
-    return figure("Where a step's time goes", note, keys, "".join(draw(size, "step time", paint) for size in sizes))
+    return figure("Where a step's time goes", note, "".join(draw(size, "step time", paint) for size in sizes), keys)
 
 
 def smooth_known(values: np.ndarray) -> np.ndarray:
@@ -118,10 +119,4 @@ def source_figure(mixed: Sequence[Stage], stages: Sequence[Stage], sizes: Sequen
     windows = " and ".join(dict.fromkeys(str(2 * half_window(len(stage["step"])) + 1) for stage in mixed))
     note = f"training, nats per masked token; mean of {windows} steps"
     note += f"; the {MAX_SOURCES} largest of {len(tokens)}" if len(tokens) > MAX_SOURCES else ""
-    return figure("Loss of each source", note, keys, "".join(draw(size, "source loss", paint) for size in sizes))
-
-
-def figure(title: str, note: str, keys: Sequence[str], drawing: str) -> str:
-    """Return a framed drawing with its title and what its colours mean."""
-    caption = f'{title}<span>{note}</span><span class="keys">{"".join(keys)}</span>'
-    return f'<figure class="card"><figcaption>{caption}</figcaption>{drawing}</figure>'
+    return figure("Loss of each source", note, "".join(draw(size, "source loss", paint) for size in sizes), keys)

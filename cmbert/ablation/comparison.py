@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cmbert.ablation.lists import AblationList, Run
-from cmbert.ablation.results import ArmResult, Question, read_results, verdict
+from cmbert.ablation.results import ArmResult, read_results, verdict
 from cmbert.config.load import differing_keys
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.table import markdown_table
 from cmbert.files import write_json, write_text
-from cmbert.page import section, table, write_page
+from cmbert.page import figure, section, table, write_page
 from cmbert.report_charts import (
     AXIS,
     FAINT,
@@ -29,6 +29,7 @@ from cmbert.report_charts import (
     WIDE,
     compact,
     draw,
+    token_ticks,
 )
 from cmbert.train.schedule import learning_rate, mask_rate
 
@@ -57,7 +58,8 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[Run]) 
     measure = primary_measure(runs)
     head, rows = score_table(arms, measure)
     more_head, more_rows = facts_table(arms, runs)
-    write_json(folder / "results.json", _as_dict(ablation, measure, arms))
+    found = {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
+    write_json(folder / "results.json", found)
     parts = [f"# {ablation.question}", subtitle(arms, runs), markdown_table(head, rows)]
     parts += ["\n".join(f"- {note}" for note in NOTES), markdown_table(more_head, more_rows)]
     write_text(folder / "results.md", "\n\n".join(parts) + "\n")
@@ -91,10 +93,6 @@ def subtitle(arms: Sequence[ArmResult], runs: Sequence[Run]) -> str:
         f"{done} of {len(runs)} trainings of {total:,} tokens each · {model.num_layers} layers x {model.hidden_size} · "
         f"{len({run.arm for run in runs})} arms x {len({run.seed for run in runs})} seeds"
     )
-
-
-def _as_dict(ablation: AblationList, measure: str, arms: Sequence[ArmResult]) -> dict[str, Any]:
-    return {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
 
 
 def spell(found: dict[str, Any], sign: str = "") -> str:
@@ -172,25 +170,18 @@ def _curves_section(arms: Sequence[ArmResult], measure: str) -> str:
             drawing = draw(size, title, partial(_plot_curves, curves=curves, late=late))
             if size is WIDE:
                 drawing += draw(NARROW, title, partial(_plot_curves, curves=curves, late=False))
-            figures.append(_figure(title, note if size is WIDE else f"{unit}; the same, closer", drawing))
+            figures.append(figure(title, note if size is WIDE else f"{unit}; the same, closer", drawing))
     question = next(iter(arms[0].scores))
-    later = [(index, arm.differences[question][measure]) for index, arm in enumerate(arms) if _differs(arm, question)]
+    found = [(index, arm.differences.get(question, {}).get(measure)) for index, arm in enumerate(arms)]
+    later = [(index, difference) for index, difference in found if difference]
     if later:
         title = f"Difference from {arms[0].arm.name}"
         drawing = draw(NARROW, title, partial(_plot_differences, names=[a.arm.name for a in arms], found=later))
-        figures.append(_figure(title, f"{name}, {question}; {unit}; bar: 95 % interval; left is better", drawing))
+        figures.append(figure(title, f"{name}, {question}; {unit}; bar: 95 % interval; left is better", drawing))
     if not figures:
         return ""
     pair = f'<div class="pair">{"".join(figures[1:])}</div>' if len(figures) > 1 else ""
     return f"<h2>Held-out text</h2>\n{_keys(arms)}\n{figures[0]}{pair}"
-
-
-def _figure(title: str, note: str, drawing: str) -> str:
-    return f'<figure class="card"><figcaption>{escape(title)}<span>{escape(note)}</span></figcaption>{drawing}</figure>'
-
-
-def _differs(arm: ArmResult, question: Question) -> bool:
-    return bool(arm.differences.get(question))
 
 
 def _scale(arm: ArmResult, measure: str) -> float:
@@ -210,9 +201,7 @@ def _plot_curves(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray, f
         x, y = tokens[shown], scale * losses[:, shown]
         axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=_colour(index), alpha=0.18, linewidth=0)
         axes.plot(x, y.mean(axis=0), color=_colour(index), linewidth=2, marker="o", markersize=3.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
-    axes.set_xlabel("tokens seen", loc="right")
+    token_ticks(axes)
 
 
 def _plot_differences(axes: Axes, *, names: Sequence[str], found: Sequence[tuple[int, dict[str, Any]]]) -> None:
@@ -246,7 +235,7 @@ def _schedules_section(arms: Sequence[ArmResult]) -> str:
         curves = [values(found) for found in stages]
         if len({curve[1].tobytes() for curve in curves}) > 1:
             drawing = draw(NARROW, title, partial(_plot_schedules, curves=curves))
-            figures.append(_figure(title, note, drawing))
+            figures.append(figure(title, note, drawing))
     return f'<h2>Schedules</h2>\n<div class="pair">{"".join(figures)}</div>' if figures else ""
 
 
@@ -273,7 +262,5 @@ def _plot_schedules(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray
     for index, (tokens, values) in enumerate(curves):
         axes.plot(tokens, values, color=_colour(index), linewidth=2)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
-    axes.yaxis.set_major_formatter(lambda value, _: compact(value) if value else "0")
-    axes.set_xlabel("tokens seen", loc="right")
+    axes.yaxis.set_major_formatter(lambda value, _: compact(value))
+    token_ticks(axes)

@@ -58,6 +58,11 @@ class Run:
     folder: Path
     stages: tuple[Recipe, ...]
 
+    @property
+    def score_file(self) -> Path:
+        """Where `cmbert eval` writes what the run scores; there once the run is done."""
+        return self.folder / "score.json"
+
 
 def load_list(path: Path, base: Path | None = None) -> AblationList:
     """Read a list; `base` takes the place of its base recipe, for which nothing is prepared. Raises ConfigError."""

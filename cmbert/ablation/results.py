@@ -1,5 +1,6 @@
 """What a sweep found: scores of every arm over its seeds, and differences from the first arm, seed by seed."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from cmbert.errors import CheckpointError
 from cmbert.evaluate.interval import interval
 from cmbert.train.metrics import read_metrics
 
-SCORE_FILE = "score.json"
 MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")
 
 
@@ -69,7 +69,7 @@ def read_results(ablation: AblationList, runs: Sequence[Run]) -> list[ArmResult]
     """Return the arms that have a score, in the list's order. Raises CheckpointError for a malformed score."""
     found: list[ArmResult] = []
     for arm in ablation.arms:
-        scored = {run: _read_scores(run.folder / SCORE_FILE) for run in runs if run.arm == arm.name and _is_scored(run)}
+        scored = {run: _read_scores(run.score_file) for run in runs if run.arm == arm.name and run.score_file.is_file()}
         if scored:
             found.append(_summarise(arm, scored, found[0] if found and found[0].arm is ablation.arms[0] else None))
     return found
@@ -84,10 +84,6 @@ def verdict(difference: dict[str, Any] | None, *, lower_is_better: bool) -> str:
     if abs(difference["mean"]) <= difference["half_width"]:
         return "no difference seen"
     return "better" if (difference["mean"] < 0) is lower_is_better else "worse"
-
-
-def _is_scored(run: Run) -> bool:
-    return (run.folder / SCORE_FILE).is_file()
 
 
 def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
@@ -106,14 +102,15 @@ def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], firs
         for question in questions
     }
     differences = {question: _subtract(runs, scores[question], first, question) for question in questions if first}
-    records = [[record for stage in run.stages for record in _records(stage.run_directory)] for run in runs]
+    stages = [[read_metrics(Path(stage.run_directory)) for stage in run.stages] for run in runs]
+    records = [list(itertools.chain(*of_run)) for of_run in stages]
     seconds = [sum(r["step_seconds"] + r["data_wait_seconds"] for r in steps) for steps in records]
     return ArmResult(
         arm=arm,
         runs=runs,
         scores=scores,
         differences=differences if first else {},
-        curve=_curve(runs),
+        curve=_curve(stages),
         tokens_per_second=float(np.median([r["tokens_per_second"] for steps in records for r in steps])),
         minutes=float(np.mean(seconds)) / 60,
         characters_per_token=next(iter(scored[runs[0]].values())).get("characters_per_token"),
@@ -140,17 +137,15 @@ def _subtract(
     }
 
 
-def _records(run_directory: str) -> list[dict[str, Any]]:
-    return read_metrics(Path(run_directory))
+def _curve(runs: Sequence[Sequence[list[dict[str, Any]]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the held-out losses of mid-training where all seeds have one; a second stage goes on from the first.
 
-
-def _curve(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the held-out losses of mid-training where all seeds have one; a second stage goes on from the first."""
+    runs: the records of each seed's stages.
+    """
     points: list[dict[int, float]] = []
-    for run in runs:
+    for stages in runs:
         before, found = 0, dict[int, float]()
-        for stage in run.stages:
-            records = _records(stage.run_directory)
+        for records in stages:
             found |= {
                 before + int(r["tokens"]): r["heldout_loss"] for r in records if r.get("heldout_loss") is not None
             }

@@ -19,7 +19,6 @@ from typing import IO, Any
 
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
-from cmbert.ablation.results import SCORE_FILE
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import ConfigError, InputError
 from cmbert.progress import Progress
@@ -43,17 +42,13 @@ def ablate(
     Raises ConfigError for a list that is wrong or not the one that `output` holds, InputError when trainings failed.
     """
     ablation = load_list(path, base)
-    if num_seeds is not None and num_seeds < 1:
-        raise ConfigError(f"--seeds {num_seeds}: must be 1 or more")
-    if num_jobs is not None and num_jobs < 1:
-        raise ConfigError(f"--jobs {num_jobs}: must be 1 or more")
     folder = output or Path("runs/ablations") / path.stem
     runs = plan_runs(ablation, path, folder, num_seeds or ablation.seeds)
     for run in runs:
         _claim(run)
-    for command in ablation.prepare:
+    waiting = [run for run in runs if not run.score_file.is_file()]
+    for command in ablation.prepare if waiting else ():
         prepare(command.replace("{text}", shlex.quote(text)), path)
-    waiting = [run for run in runs if not (run.folder / SCORE_FILE).is_file()]
     logger.info("%s: %d trainings of %d arms, %d to do", folder, len(runs), len(ablation.arms), len(waiting))
     failed = _train_all(waiting, ablation, places(num_jobs)) if waiting else []
     page = write_comparison(folder, ablation, runs)
@@ -68,8 +63,8 @@ def ablate(
 
 def _claim(run: Run) -> None:
     """Write the run's recipes. Raises ConfigError when it was started with others."""
-    for number, stage in enumerate(run.stages, start=1):
-        file = run.folder / f"stage{number}" / RECIPE_FILE
+    for stage in run.stages:
+        file = Path(stage.run_directory) / RECIPE_FILE
         if file.is_file():
             changed = differing_keys(load_recipe(file), stage)
             if changed:
@@ -140,7 +135,7 @@ def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
     train = [[*cmbert, "train", str(Path(stage.run_directory) / RECIPE_FILE)] for stage in run.stages]
     score = [*cmbert, "eval", last.run_directory, "--data", last.evaluation.shards]
     score += ["--context", ",".join(map(str, contexts)), "--unit", ",".join(ablation.units)]
-    return [*train, [*score, "--output", str(run.folder / SCORE_FILE)]]
+    return [*train, [*score, "--output", str(run.score_file)]]
 
 
 def _train_all(runs: Sequence[Run], ablation: AblationList, free: list[dict[str, str]]) -> list[Run]:

@@ -81,11 +81,12 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         epochs: list[float | None] = [None] * len(there)  # a blend with a source missing says nothing
         if found == data:
             num_rows = rows_before(num_steps(recipe), recipe)
-            epochs = [*blend.epochs(num_rows)]
+            repeated = [*blend.epochs(num_rows)]
             try:
                 check_epochs(blend, data, num_rows)
             except ConfigError as error:
-                raise ConfigError(f"{error}{_nearest_tokens(recipe, [*blend.epochs(num_rows)])}") from error
+                raise ConfigError(f"{error}{_nearest_tokens(recipe, repeated)}") from error
+            epochs = [*repeated]
         for source, rows, repeats in zip(there, blend.sources, epochs, strict=True):
             known[source.path] = dataclasses.replace(known[source.path], rows=rows.num_rows, epochs=repeats)
     return tuple(known.get(source.path, Source(source.path)) for source in data.sources), tuple(notes)

@@ -8,7 +8,7 @@ from cmbert.plan.memory import Memory, usable_bytes
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration
 
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "total")
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
 BAR_WIDTH = 16  # characters of the drawn schedule's highest value
 TEXT_WIDTH = 112  # characters
 SCHEDULE_LINES = 10  # beside the first
@@ -76,7 +76,7 @@ def _memory(plan: Plan) -> list[str]:
         "  stage   weights  gradients  optimizer  activations  buffers     total  fullest in",
     ]
     for found in plan.memory:
-        sizes = [getattr(found, f"{part}_bytes") for part in MEMORY_PARTS]
+        sizes = [getattr(found, f"{part}_bytes") for part in (*MEMORY_PARTS, "total")]
         columns = zip(sizes, (12, 11, 11, 13, 9, 10), strict=True)
         cells = "".join(f"{size / 1e9:>{column}.2f}" for size, column in columns)
         lines.append(f"  {found.zero_stage:<3}{cells}  {found.moment}")

@@ -192,6 +192,22 @@ def possible_micro_batches(recipe: Recipe, num_gpus: int) -> list[int]:
     return [rows for rows in range(1, least + 1) if all(size // num_gpus % rows == 0 for size in sizes)]
 
 
+def largest_micro_batch(
+    recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, checkpointed_share: float, usable: float
+) -> int:
+    """Return the largest micro-batch, rows, that divides and fits, no larger than the recipe's; 0 if there is none.
+
+    At the ZeRO stage of `deepspeed`; usable: bytes that tensors may fill.
+    """
+    stage = deepspeed["zero_optimization"]["stage"]
+    for rows in reversed(possible_micro_batches(recipe, num_gpus)):
+        if rows <= recipe.train.micro_batch_rows:
+            setting = with_setting(recipe, rows, checkpointed_share)
+            if peak_memory(setting, deepspeed, stage, num_gpus).total_bytes <= usable:
+                return rows
+    return 0
+
+
 def memory_table(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int) -> tuple[Memory, ...]:
     """Return the memory of every ZeRO stage, checkpointed share and micro-batch near the recipe's."""
     sizes = possible_micro_batches(recipe, num_gpus)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from cmbert.errors import ConfigError
-from cmbert.page import table, write_page
-from cmbert.plan.describe import describe, gigabytes, short
+from cmbert.page import cards, figure, table, write_page
+from cmbert.plan.describe import MEMORY_PARTS, describe, gigabytes, short
 from cmbert.plan.memory import usable_bytes
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration
@@ -21,14 +21,14 @@ from cmbert.report_charts import (
     NARROW,
     PHASE_COLOURS,
     STAGE_COLOURS,
-    TICK_STEPS,
     VARIABLES,
     compact,
     draw,
+    power_of_ten,
+    token_ticks,
 )
 
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
-MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])
+MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])  # of MEMORY_PARTS
 DASHED = (0, (5, 4))
 
 
@@ -60,7 +60,7 @@ def write_plan_page(plan: Plan, output: Path) -> None:
 def _headline(plan: Plan) -> str:
     assumed, own = plan.assumptions, plan.memory[plan.zero_stage - 1]
     best = plan.failures.losses[0]
-    cards = [
+    found = [
         ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
         ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
         ("Time", short(plan.hours), "hours", f"on {plan.num_gpus} GPUs at an assumed {assumed.mfu:.0%} of the peak"),
@@ -80,38 +80,32 @@ def _headline(plan: Plan) -> str:
         ),
         ("Best checkpoint interval", *duration(best.interval_seconds), f"loses {best.lost_share:.2%} of the time"),
     ]
-    card = '<div class="card">{}<span class="value">{}<small>{}</small></span><span class="faint">{}</span></div>'
-    return "\n".join(card.format(*map(escape, texts)) for texts in cards)
+    return cards(found)
 
 
-def _figure(title: str, note: str, paint: Callable[[Axes], None], keys: str = "") -> str:
-    drawing = draw(NARROW, title, paint)
-    return f'<figure class="card"><figcaption>{title}<span>{note}</span>{keys}</figcaption>{drawing}</figure>'
+def _figure(title: str, note: str, paint: Callable[[Axes], None], keys: Sequence[str] = ()) -> str:
+    return figure(title, note, draw(NARROW, title, paint), keys)
 
 
-def _keys(names: Sequence[str], colours: Sequence[str]) -> str:
-    spans = [
+def _keys(names: Sequence[str], colours: Sequence[str]) -> list[str]:
+    return [
         f'<span><i class="band" style="background:var(--{VARIABLES[colour]})"></i>{name}</span>'
         for name, colour in zip(names, colours, strict=True)
     ]
-    return f'<span class="keys">{"".join(spans)}</span>'
 
 
 def _over_tokens(axes: Axes, tokens: Sequence[float], values: Sequence[float]) -> None:
     axes.plot(tokens, values, color=STAGE_COLOURS[0], linewidth=2)
     axes.set_ylim(bottom=0, top=1.08 * max(values))
     axes.set_xlim(0, 1.01 * tokens[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
-    axes.xaxis.set_major_formatter(lambda value, _: compact(value))
-    axes.set_xlabel("tokens seen", loc="right")
+    token_ticks(axes)
 
 
 def _rate_figure(plan: Plan) -> str:
     tokens, rates = [p.tokens for p in plan.schedule], [p.learning_rate for p in plan.schedule]
-    exponent = int(np.floor(np.log10(max(rates))))
-    superscript = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    scaled = [rate / 10.0**exponent for rate in rates]
-    return _figure("Learning rate", f"times 10{superscript}", lambda axes: _over_tokens(axes, tokens, scaled))
+    scale, power = power_of_ten(max(rates))
+    scaled = [rate / scale for rate in rates]
+    return _figure("Learning rate", f"times {power}", lambda axes: _over_tokens(axes, tokens, scaled))
 
 
 def _mask_figure(plan: Plan) -> str:
@@ -183,10 +177,8 @@ def _efficiency_figure(plan: Plan) -> str:
         counts, shares = [p.num_gpus for p in points], [100 * p.efficiency for p in points]
         axes.plot(counts, shares, "o-", color=STAGE_COLOURS[0], mec=CARD, linewidth=2)
         for number, (point, share) in enumerate(zip(points, shares, strict=True)):
-            label, place = (
-                f"{short(point.hours)} h",
-                (0, -32 if number % 2 else 9),
-            )  # neighbours in turn: both have room
+            label = f"{short(point.hours)} h"
+            place = (0, -32 if number % 2 else 9)  # neighbours in turn: both have room
             axes.annotate(label, (point.num_gpus, share), place, textcoords="offset points", ha="center")
         axes.axhline(90, color=INK, linewidth=1.2, linestyle=DASHED)
         axes.set_ylim(0, 119)  # room for the labels above the first points

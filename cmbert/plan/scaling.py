@@ -5,13 +5,13 @@ where it could overlap (ZeRO 2 and 3) we assume the worse.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cmbert.config.deepspeed import activation_dtype
 from cmbert.config.schema import Recipe
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.memory import REDUCE_BUCKET, peak_memory, possible_micro_batches, usable_bytes, with_setting
+from cmbert.plan.memory import REDUCE_BUCKET, largest_micro_batch, usable_bytes
 from cmbert.train.schedule import num_steps
 
 TARGETS = tuple(8 * 2**power for power in range(8))  # GPUs: 8 to 1,024
@@ -87,50 +87,39 @@ def communication_seconds(volumes: Volumes, num_gpus: int, assumptions: Assumpti
 
 def make_scaling(recipe: Recipe, deepspeed: dict[str, Any], training_flops: float, parameters: int,
                  assumptions: Assumptions) -> Scaling:  # fmt: skip
-    """Return the scaling of `recipe` on whole nodes that its batch divides over, those nearest to TARGETS."""
+    """Return the scaling of `recipe` on whole nodes that its batch divides over, those nearest to TARGETS.
 
-    def point(num_gpus: int) -> ScalePoint:
-        return scale_point(recipe, deepspeed, training_flops, parameters, num_gpus, assumptions)
-
+    With the recipe's micro-batch, or the next smaller one that divides and fits.
+    """
     node, rows = assumptions.node_gpus, recipe.train.rows_per_step
-    possible = [count for count in range(node, rows + 1, node) if possible_micro_batches(recipe, count)]
-    fitting = [count for count in possible if _largest_micro_batch(recipe, deepspeed, count, assumptions)]
-    if not fitting:
+    share, usable = recipe.kernels.checkpointed_share, usable_bytes(assumptions)
+    points = []
+    for count in range(node, rows + 1, node):
+        micro = largest_micro_batch(recipe, deepspeed, count, share, usable)
+        if micro:
+            points.append(scale_point(recipe, deepspeed, training_flops, parameters, count, micro, assumptions))
+    if not points:
         return Scaling((), f"the batch of {rows:,} rows divides over no whole node of {node} GPUs")
-    nearest = [min(fitting, key=lambda count: abs(math.log(count / target))) for target in TARGETS]
-    everywhere = _relative([point(count) for count in fitting])
+    everywhere = [replace(point, efficiency=points[0].gpu_hours / point.gpu_hours) for point in points]
+    nearest = [min(everywhere, key=lambda point: abs(math.log(point.num_gpus / target))) for target in TARGETS]
     return Scaling(
-        tuple(found for found in everywhere if found.num_gpus in nearest),
+        tuple(point for point in everywhere if point in nearest),
         _describe_limit(everywhere, rows, deepspeed["zero_optimization"]["stage"]),
     )
 
 
 def scale_point(recipe: Recipe, deepspeed: dict[str, Any], training_flops: float, parameters: int, num_gpus: int,
-                assumptions: Assumptions) -> ScalePoint:  # fmt: skip
-    """Return the stage on `num_gpus` GPUs, with the recipe's micro-batch or the next smaller that divides and fits."""
-    micro = _largest_micro_batch(recipe, deepspeed, num_gpus, assumptions) or recipe.train.micro_batch_rows
-    accumulation = recipe.train.rows_per_step // (micro * num_gpus)
+                micro_batch_rows: int, assumptions: Assumptions) -> ScalePoint:  # fmt: skip
+    """Return the stage on `num_gpus` GPUs with this micro-batch; its efficiency is that of the only point."""
+    accumulation = recipe.train.rows_per_step // (micro_batch_rows * num_gpus)
     steps = num_steps(recipe)
     compute = training_flops / steps / (assumptions.mfu * assumptions.peak_flops) / num_gpus
     volumes = step_volumes(parameters, deepspeed, deepspeed["zero_optimization"]["stage"], accumulation)
     communication = communication_seconds(volumes, num_gpus, assumptions)
     hours = steps * (compute + communication) / 3600
-    return ScalePoint(num_gpus, micro, accumulation, compute, communication, hours, hours * num_gpus, 1.0)
-
-
-def _largest_micro_batch(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, assumptions: Assumptions) -> int:
-    """Return the largest micro-batch that divides and fits, no larger than the recipe's; 0 if there is none."""
-    stage, share = deepspeed["zero_optimization"]["stage"], recipe.kernels.checkpointed_share
-    for rows in reversed(possible_micro_batches(recipe, num_gpus)):
-        memory = peak_memory(with_setting(recipe, rows, share), deepspeed, stage, num_gpus)
-        if rows <= recipe.train.micro_batch_rows and memory.total_bytes <= usable_bytes(assumptions):
-            return rows
-    return 0
-
-
-def _relative(points: list[ScalePoint]) -> list[ScalePoint]:
-    first = points[0].gpu_hours
-    return [ScalePoint(**{**vars(point), "efficiency": first / point.gpu_hours}) for point in points]
+    return ScalePoint(
+        num_gpus, micro_batch_rows, accumulation, compute, communication, hours, hours * num_gpus, efficiency=1.0
+    )
 
 
 def _describe_limit(points: list[ScalePoint], rows: int, zero_stage: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cmbert.environment import versions
 from cmbert.errors import ConfigError
 from cmbert.evaluate.contamination import read_training_data, share_seen
 from cmbert.evaluate.finetune.backbone import Backbone
@@ -24,7 +25,6 @@ from cmbert.evaluate.finetune.items import Item, prepare
 from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
 from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, run_trial
 from cmbert.evaluate.interval import interval
-from cmbert.evaluate.throughput import versions
 from cmbert.files import hash_file, write_json, write_text
 
 logger = logging.getLogger(__name__)

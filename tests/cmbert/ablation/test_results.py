@@ -9,7 +9,7 @@ import pytest
 
 from cmbert.ablation.comparison import differences_of, primary_measure, write_comparison
 from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
-from cmbert.ablation.results import SCORE_FILE, Question, read_results, verdict
+from cmbert.ablation.results import Question, read_results, verdict
 from cmbert.errors import CheckpointError
 
 LOSSES = {("a", 0): 5.0, ("a", 1): 6.0, ("a", 2): 7.0, ("b", 0): 4.5, ("b", 1): 5.7, ("b", 2): 6.4}
@@ -44,7 +44,7 @@ def write_run(run: Run, loss: float) -> None:
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     score = {"context_tokens": 64, "unit": "word", "heldout_loss": loss, "bits_per_character": loss / 2}
     score |= {"masked_accuracy": 0.5, "characters_per_token": 1.5}
-    (run.folder / SCORE_FILE).write_text(json.dumps(score), encoding="utf-8")
+    run.score_file.write_text(json.dumps(score), encoding="utf-8")
 
 
 def test_differences_are_paired_by_seed(swept: tuple[AblationList, list[Run]]) -> None:
@@ -80,7 +80,7 @@ def test_a_sweep_cut_short_compares_what_there_is(swept: tuple[AblationList, lis
     ablation, runs = swept
     for run in runs:
         if run.seed == 2 or (run.arm, run.seed) == ("a", 1):
-            (run.folder / SCORE_FILE).unlink()
+            run.score_file.unlink()
     first, second = read_results(ablation, runs)
     assert [run.seed for run in first.runs] == [0]
     difference = second.differences[Question(64, "word")]["heldout_loss"]
@@ -116,10 +116,10 @@ def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, l
 
 def test_nothing_scored_and_a_score_that_is_none(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None:
     ablation, runs = swept
-    (runs[0].folder / SCORE_FILE).write_text("{}", encoding="utf-8")
+    runs[0].score_file.write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"score\.json: not what `cmbert eval` writes"):
         read_results(ablation, runs)
     for run in runs:
-        (run.folder / SCORE_FILE).unlink()
+        run.score_file.unlink()
     with pytest.raises(CheckpointError, match="no training is scored yet"):
         write_comparison(tmp_path / "out", ablation, runs)
