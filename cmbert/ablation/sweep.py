@@ -4,6 +4,7 @@ Each training is `cmbert train` on a recipe that lies beside it, so anyone can r
 GPU, or one share of the cores; as many run at once as there are.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import IO, Any
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.progress import Progress
 from cmbert.train.metrics import METRICS_FILE
 from cmbert.train.schedule import num_steps
@@ -39,7 +40,8 @@ def ablate(
 
     text: what `{text}` stands for in the list's `prepare`, as of `data_tools sample --from`. base: recipe in place of
     the list's. num_jobs: trainings at once; None = one per GPU, else one per core.
-    Raises ConfigError for a list that is wrong or not the one that `output` holds, InputError when trainings failed.
+    Raises ConfigError for a list that is wrong or not the one that `output` holds, CheckpointError when another call
+    trains there, InputError when trainings failed.
     """
     ablation = load_list(path, base)
     folder = output or Path("runs/ablations") / path.stem
@@ -138,6 +140,23 @@ def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
     return [*train, [*score, "--output", str(run.score_file)]]
 
 
+def open_log(run: Run) -> IO[bytes]:
+    """Open the log that a run's processes write to, locked as long as any of them lives, also when this one is killed.
+
+    Raises CheckpointError when it is locked already: two trainings in one directory would spoil each other's files.
+    """
+    log = open(run.folder / LOG_FILE, "ab")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise CheckpointError(
+            f"{run.folder}: still in training, by another call or one that was killed; wait until it is done, or stop "
+            f"it: pkill -f {run.folder}"
+        ) from None
+    return log
+
+
 def _train_all(runs: Sequence[Run], ablation: AblationList, free: list[dict[str, str]]) -> list[Run]:
     """Train and score `runs`, as many at once as there are places; return those that failed."""
     waiting, failed, active = list(runs), list[Run](), list[Job]()
@@ -148,8 +167,7 @@ def _train_all(runs: Sequence[Run], ablation: AblationList, free: list[dict[str,
         while waiting or active:
             while waiting and free:
                 run = waiting.pop(0)
-                log = open(run.folder / LOG_FILE, "ab")
-                active.append(Job(run, commands_of(run, ablation), free.pop(0), log))
+                active.append(Job(run, commands_of(run, ablation), free.pop(0), open_log(run)))
             time.sleep(POLL_SECONDS)
             for job in [job for job in active if job.process.poll() is not None]:
                 if job.process.returncode == 0 and job.commands:

@@ -97,36 +97,51 @@ def ablate(desk: Path, output: str, *, code: int = 0, list_file: str = "list.tom
     return said
 
 
-def losses(desk: Path, output: str) -> dict:
-    arms = json.loads((desk / output / "results.json").read_text(encoding="utf-8"))["arms"]
-    return {arm["arm"]: ([score["heldout_loss"]["values"] for score in arm["scores"]], arm["curve"]) for arm in arms}
+def training(output: str) -> list[int]:
+    """Return the processes that train under `output`."""
+    found = subprocess.run(["pgrep", "-f", f"cmbert train {output}/"], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
 
 
-def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path) -> None:
-    said = ablate(desk, "whole")
-    assert "2 trainings of 2 arms, 2 to do" in said
-    assert "rows of 128" in said
-    assert "one seed: no interval" in said
-    whole = losses(desk, "whole")
-    assert {name: len(scores) for name, (scores, _) in whole.items()} == {"one": 2, "two": 2}
-    assert whole["two"][1]["tokens"][-1] == 16_384
-
-    process = start(desk, "broken")
-    metrics = desk / "broken" / "two" / "seed0" / "stage1" / "metrics.jsonl"
+def wait_for_steps(process: subprocess.Popen, arm: Path) -> None:
+    """Wait until an arm has done five steps."""
+    metrics = arm / "seed0" / "stage1" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") >= 5):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
+
+
+def losses(desk: Path, output: str) -> dict:
+    arms = json.loads((desk / output / "results.json").read_text(encoding="utf-8"))["arms"]
+    return {arm["arm"]: ([score["heldout_loss"]["values"] for score in arm["scores"]], arm["curve"]) for arm in arms}
+
+
+@pytest.fixture(scope="module")
+def whole(desk: Path) -> str:
+    """What an unbroken sweep into whole/ says."""
+    return ablate(desk, "whole")
+
+
+def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path, whole: str) -> None:
+    assert "2 trainings of 2 arms, 2 to do" in whole
+    assert "rows of 128" in whole
+    assert "one seed: no interval" in whole
+    unbroken = losses(desk, "whole")
+    assert {name: len(scores) for name, (scores, _) in unbroken.items()} == {"one": 2, "two": 2}
+    assert unbroken["two"][1]["tokens"][-1] == 16_384
+
+    process = start(desk, "broken")
+    wait_for_steps(process, desk / "broken" / "two")
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "run the same command again to continue" in said
     assert "Traceback" not in said
-    running = subprocess.run(["pgrep", "-f", str(desk / "broken")], capture_output=True, check=False).stdout
-    assert not running  # nothing trains on behind the user's back
+    assert not training("broken")  # nothing trains on behind the user's back
     ablate(desk, "broken")
-    assert losses(desk, "broken") == whole
+    assert losses(desk, "broken") == unbroken
 
     scored = (desk / "whole" / "one" / "seed0" / "score.json").stat().st_mtime_ns
     assert "2 trainings of 2 arms, 0 to do" in ablate(desk, "whole")
@@ -136,6 +151,26 @@ def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path) -> None:
     said = ablate(desk, "whole", code=2, list_file="changed.toml")
     assert "train.total_tokens is another than the list's; remove whole/two/seed0" in said
     assert said.count("\n") == 1
+
+
+def test_what_a_killed_sweep_left_in_training_is_not_trained_twice(desk: Path, whole: str) -> None:
+    process = start(desk, "killed")
+    wait_for_steps(process, desk / "killed" / "two")
+    left = training("killed")
+    assert left
+    for pid in left:
+        os.kill(pid, signal.SIGSTOP)  # or they may be done before the next call looks
+    process.kill()
+    process.communicate()
+    said = ablate(desk, "killed", code=2)
+    assert "still in training" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert training("killed") == left
+    for pid in left:
+        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGKILL)
+    ablate(desk, "killed")
+    assert losses(desk, "killed") == losses(desk, "whole")
 
 
 def test_an_arm_that_fails_does_not_stop_the_others(desk: Path) -> None:
