@@ -13,7 +13,7 @@ from cmbert.errors import IN_A_CLONE, ConfigError
 KNOWN_KEYS = (
     "zero_optimization", "bf16", "data_types", "communication_data_type", "prescale_gradients",
     "gradient_predivide_factor", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger",
-    "flops_profiler", "aio", "disable_allgather",
+    "flops_profiler", "aio", "disable_allgather", "timers",
 )  # fmt: skip
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",
@@ -58,14 +58,11 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
             raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
+    own = "bf16" if activation_dtype(table) == "bfloat16" else "fp32"
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
-    if zero_stage(table, path) == 1 and accumulated not in (
-        None,
-        "bf16" if activation_dtype(table) == "bfloat16" else "fp32",
-    ):
+    if accumulated not in (None, own, "fp32"):
         raise ConfigError(
-            f"{path}: data_types.grad_accum_dtype: DeepSpeed has another checkpoint form for {accumulated} "
-            "at ZeRO 1, which this trainer does not follow; use ZeRO 2"
+            f"{path}: data_types.grad_accum_dtype: {accumulated!r} is neither fp32 nor what the gradients are ({own})"
         )
     return table
 
@@ -106,14 +103,27 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
         )
     return {
         **table,
+        **_without_waiting(table),
         "train_batch_size": train.rows_per_step,
         "train_micro_batch_size_per_gpu": train.micro_batch_rows,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": recipe.optimizer.gradient_clip,
+        "gradient_clipping": 0.0,  # the optimizer clips: DeepSpeed would wait for the norm
         "steps_per_print": 2**31 - 1,  # the loop prints its own lines
         "zero_allow_untested_optimizer": True,  # ours: tests compare it with an undivided one at every stage
         "zero_force_ds_cpu_optimizer": False,  # offload, too, uses ours
     }
+
+
+def _without_waiting(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections of `table` with what makes DeepSpeed wait for the device switched off, unless it says so.
+
+    Its throughput timer waits twice in every micro-batch, its search for gradients that are not finite once in a step;
+    the trainer measures, and its guard judges the norm.
+    """
+    sections: dict[str, Any] = {"timers": {"throughput": {"enabled": False}, **table.get("timers", {})}}
+    if "bf16" in table:
+        sections["bf16"] = {"check_grad_overflow": False, **table["bf16"]}
+    return sections
 
 
 def activation_dtype(deepspeed: dict[str, Any]) -> str:

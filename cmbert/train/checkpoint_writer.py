@@ -31,6 +31,7 @@ from cmbert.train.checkpoint import (
 )
 from cmbert.train.distributed import gather_from_ranks, on_first_rank
 from cmbert.train.engine import save_engine
+from cmbert.train.host_copy import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class CheckpointWriter:
     def __init__(self, run: Path, engine: Any, retention: Retention, max_failures: int):
         self.root, self.engine, self.retention, self.max_failures = run / CHECKPOINTS, engine, retention, max_failures
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.host = HostCopy(engine.device)
         self.state: TrainState | None = None
         """Of the checkpoint on its way; None when there is none."""
         self.num_failures = 0
@@ -89,12 +91,17 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.state, self.final = state, self.root / f"step_{state.step:09d}"
         self.aside = aside_path(self.final)
-        copies: list[tuple[str, Any]] = []
+        tables: list[tuple[str, Any]] = []
         self.begin_error = on_first_rank(lambda: self._make_directory(prepare))
         if self.begin_error is None:
-            save_engine(self.engine, self.root, self.aside.name, lambda table, path: copies.append((path, copy(table))))
+            save_engine(self.engine, self.root, self.aside.name, lambda table, path: tables.append((path, table)))
+        copies = self.host.take(tables)
         self.copy_seconds = time.perf_counter() - started
-        self.written: Future = self.thread.submit(_write_all, copies, self.aside)
+        self.written: Future = self.thread.submit(_write_all, copies, self.aside, self.host)
+
+    def hold_weights(self) -> None:
+        """Called before the optimizer moves the weights: on a GPU they may still be on their way to the host."""
+        self.host.hold()
 
     def _make_directory(self, prepare: Callable[[], None]) -> None:
         prepare()
@@ -157,27 +164,12 @@ class CheckpointWriter:
         self.thread.shutdown()
 
 
-def copy(value: Any, copied: dict[tuple, torch.Tensor] | None = None) -> Any:
-    """Return `value` with every tensor copied into host memory; tensors that are the same stay the same."""
-    copied = {} if copied is None else copied
-    if isinstance(value, torch.Tensor):
-        key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
-        if key not in copied:
-            copied[key] = value.detach().to("cpu", copy=True)
-        return copied[key]
-    if isinstance(value, dict):
-        return type(value)((name, copy(entry, copied)) for name, entry in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(copy(entry, copied) for entry in value)
-    return value
-
-
-def _write_all(copies: list[tuple[str, Any]], directory: Path) -> tuple[dict[str, dict], float]:
+def _write_all(copies: list[tuple[str, Any]], directory: Path, host: HostCopy) -> tuple[dict[str, dict], float]:
     """Write each table to its path, on disk when this returns; return sizes and hashes by name, and the seconds."""
     started = time.perf_counter()
+    host.wait()
     files = {}
-    while copies:
-        path, table = copies.pop(0)  # so that its memory is free once it is written
+    for path, table in copies:
         with open(path, "wb") as file:
             hashing = _HashingFile(file)
             try:

@@ -84,6 +84,22 @@ def select_device(launch: Launch) -> torch.device:
     return device
 
 
+def to_device(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """Return numbers as float64 on `device`, by a copy that the host does not wait for."""
+    return torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def of_every_rank(values: torch.Tensor, launch: Launch) -> torch.Tensor:
+    """Return (ranks, values): row r is `values` (float64) of rank r, on every rank, by one all-reduce.
+
+    On a GPU the host does not wait. Sums over the rows do not depend on the order that a network adds in.
+    """
+    rows = values.new_zeros(launch.world_size, len(values))
+    rows[launch.rank] = values
+    torch.distributed.all_reduce(rows)
+    return rows
+
+
 def sum_over_ranks(values: Sequence[float | torch.Tensor], device: torch.device) -> list[float]:
     """Return the sum over all ranks of each value, the same on every rank. Exact for counts below 2^53."""
     tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])

@@ -41,7 +41,26 @@ def _import_deepspeed() -> ModuleType:
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
     # DeepSpeed would compile a shared-memory all-reduce at start, 40 s the first time, and fail without a compiler.
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OPERATION] = False
+    _adapt(deepspeed)
     return deepspeed
+
+
+def _adapt(deepspeed: ModuleType) -> None:
+    """Replace two parts of DeepSpeed 0.19.
+
+    It accumulates in fp32 at ZeRO 1 by another optimizer class, with a checkpoint form and a wait for the device of its
+    own; the class of ZeRO 2 can do it, too (deepspeed/runtime/zero/stage_1_and_2.py, use_grad_accum_attribute).
+    It marks norms that are not finite by a -1 copied from the host, for which the host waits.
+    """
+    from deepspeed.runtime.engine import ZERO_OPTIMIZATION
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    deepspeed.DeepSpeedEngine._do_optimizer_sanity_check = lambda self, optimizer: ZERO_OPTIMIZATION
+    stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mark_not_finite
+
+
+def _mark_not_finite(norm: torch.Tensor, device: Any = None, val: float = -1.0) -> None:
+    norm.masked_fill_(~norm.isfinite(), val)
 
 
 def start_distributed(launch: Launch, device: torch.device, timeout: timedelta | None = None) -> None:
@@ -139,9 +158,8 @@ def load_engine(engine: Any, checkpoint: Path, *, universal: bool = False) -> No
     # the first one's weight decay.
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group |= own
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"] = state["step"].clone()
+    optimizer.place_counters()
+    engine.optimizer.clip_grad = 0.0  # what a checkpoint says of it comes from before the optimizer clipped
     optimizer.layout = find_layout(engine)
 
 
@@ -170,13 +188,14 @@ def set_accumulation(engine: Any, num_micro_batches: int) -> None:
         engine.set_train_batch_size(num_micro_batches * engine.train_micro_batch_size_per_gpu() * ranks)
 
 
-def global_gradient_norm(engine: Any) -> float:
-    """Return the norm of the gradient over all parameters and ranks before clipping; inf when it is not finite.
+def global_gradient_norm(engine: Any) -> torch.Tensor:
+    """Return the norm of the gradient over all parameters and ranks before clipping, () fp32; inf if not finite.
 
-    Valid from the moment the optimizer is asked to step. DeepSpeed marks a norm that is not finite by -1.
+    Valid from the moment the optimizer is asked to step. DeepSpeed marks a norm that is not finite by -1, and has a
+    number instead of a tensor where it has waited for the device anyway (offload).
     """
-    norm = float(engine.optimizer._global_grad_norm or 0.0)
-    return norm if norm >= 0 else math.inf
+    norm = torch.as_tensor(engine.optimizer._global_grad_norm, dtype=torch.float32, device=engine.device)
+    return norm.masked_fill(~(norm >= 0), math.inf)
 
 
 def consolidate(directory: Path, tag: str) -> dict[str, torch.Tensor]:

@@ -1,38 +1,60 @@
 """Guards before the optimizer: what is not finite, or far from the steps before, does not move the weights.
 
 Every rank has one. Loss and gradient norm are sums over all ranks, so that all judge alike without asking each other.
+The verdict is found on the device, where the optimizer reads it: the host learns it a step later and waits for nobody.
 """
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from cmbert.config.schema import LEAST_HISTORY, GuardConfig
 from cmbert.errors import CmbertError
+from cmbert.train.optim import Admission
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change (ours)
+VERDICTS = ("ok", "not finite", "spike")
 
 
 class TrainingError(CmbertError):
     """The run cannot go on; the last checkpoint is intact."""
 
 
-class Guard:
-    """Judges each step by its loss and gradient norm, and counts what it turned away."""
+class Judgement(NamedTuple):
+    """One step's verdict: on the device, 0-dim float64, when it is made; numbers once somebody has waited for it."""
 
-    def __init__(self, config: GuardConfig, memory: dict[str, Any] | None = None):
+    verdict: Any
+    """Number in VERDICTS."""
+    norm: Any
+    """Of the gradient over all ranks, before clipping; inf when it is not finite."""
+    loss_score: Any
+    norm_score: Any
+    """Robust standard deviations above the steps before."""
+
+
+class Guard:
+    """Judges each step by its loss and gradient norm on the device; the host counts, later, what was turned away.
+
+    `begin` and `admit` wait for nothing. `finish` gets the step's figures once they have arrived, in the steps' order.
+    """
+
+    def __init__(self, config: GuardConfig, device: torch.device, memory: dict[str, Any] | None = None):
         memory = memory or {}
-        self.config = config
+        self.config, self.device = config, device
         self.losses: deque[float] = deque(memory.get("losses", ()), maxlen=config.spike_window_steps)
         self.norms: deque[float] = deque(memory.get("norms", ()), maxlen=config.spike_window_steps)
         self.num_skipped: int = memory.get("num_skipped", 0)
         """Steps of the run that did not move the weights."""
         self.num_in_a_row: int = memory.get("num_in_a_row", 0)
-        self.scores = (0.0, 0.0)
-        self.verdict: str | None = None
+        self._history = torch.full((2, config.spike_window_steps), math.inf, dtype=torch.float64)  # the device's copy
+        self._history[:, : len(self.losses)] = torch.tensor([list(self.losses), list(self.norms)], dtype=torch.float64)
+        self._history = self._history.to(device)
+        self._count = torch.tensor(len(self.losses), device=device)
+        self._judgement: Judgement | None = None
 
     def memory(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a resumed run judges as the unbroken one."""
@@ -43,51 +65,77 @@ class Guard:
             "num_in_a_row": self.num_in_a_row,
         }
 
-    def begin(self, loss: float, gradient_norm: Callable[[], float]) -> None:
-        """Announce a step. gradient_norm: known once the optimizer is about to move."""
-        self.loss, self.gradient_norm, self.verdict = loss, gradient_norm, None
+    def begin(self, loss: torch.Tensor, gradient_norm: Callable[[], torch.Tensor]) -> None:
+        """Announce a step. loss: () float64; gradient_norm: () fp32, known once the optimizer is about to move."""
+        self._loss, self._gradient_norm, self._judgement = loss, gradient_norm, None
 
-    def admit(self) -> bool:
-        """Return whether the optimizer may move. Asked once for each part of the model, answered once a step."""
-        if self.verdict is None:
-            self.verdict = self._judge(self.loss, self.gradient_norm())
-        return self.verdict == "ok"
+    def admit(self) -> Admission:
+        """Tell the optimizer whether it may move. Asked once for each part of the model, judged once a step."""
+        if self._judgement is None:
+            self._norm = self._gradient_norm()
+            self._judgement = self._judge(self._loss, self._norm.double())
+        return Admission(self._norm, (self._judgement.verdict != 0).float())
 
-    def _judge(self, loss: float, norm: float) -> str:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return "not finite"
-        self.scores = (robust_score(loss, self.losses), robust_score(norm, self.norms))
-        if self.config.spike_action != "none" and max(self.scores) > self.config.spike_score:
-            return "spike"
-        return "ok"
+    def judgement(self) -> Judgement:
+        """Return the announced step's judgement, after the optimizer's step.
 
-    def finish(self, step: int, norm: float, moved: bool) -> str:
-        """Count the step and return "ok", "not finite" or "spike".
+        Where DeepSpeed itself kept the optimizer from moving, the gradient was not finite.
+        """
+        if self._judgement is not None:
+            return self._judgement
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        return Judgement(zero + VERDICTS.index("not finite"), zero + math.inf, zero, zero)
 
-        moved: whether the optimizer moved; DeepSpeed keeps some gradients that are not finite from it by itself.
+    def _judge(self, loss: torch.Tensor, norm: torch.Tensor) -> Judgement:
+        figures = torch.stack([loss, norm])
+        sound, scores = figures.isfinite().all(), torch.zeros_like(figures)
+        verdict = torch.where(sound, 0.0, 1.0).double()
+        if self.config.spike_action != "none":
+            scores = robust_scores(figures, self._history, self._count)
+            verdict = torch.where(sound & (scores.amax() > self.config.spike_score), 2.0, verdict)
+            self._remember(figures, verdict == 0)
+        return Judgement(verdict, norm, *scores)
+
+    def _remember(self, figures: torch.Tensor, taken: torch.Tensor) -> None:
+        place = (self._count % self._history.shape[1]).expand(2, 1)
+        self._history.scatter_(1, place, torch.where(taken, figures[:, None], self._history.gather(1, place)))
+        self._count += taken
+
+    def finish(self, step: int, loss: float, judgement: Judgement) -> str:
+        """Count the step and return "ok", "not finite" or "spike". judgement: as numbers.
+
         Raises TrainingError, on every rank, after guards.max_skipped_steps in a row.
         """
-        verdict = "ok" if moved else self.verdict or "not finite"
+        verdict = VERDICTS[int(judgement.verdict)]
         if verdict == "ok":
-            self.losses.append(self.loss)
-            self.norms.append(norm)
+            self.losses.append(loss)
+            self.norms.append(judgement.norm)
             self.num_in_a_row = 0
             return verdict
         self.num_skipped += 1
         self.num_in_a_row += 1
         if self.num_in_a_row > self.config.max_skipped_steps:
             raise TrainingError(
-                f"step {step}: loss {self.loss}, gradient norm {norm}, and {self.num_in_a_row} steps in a row not "
+                f"step {step}: loss {loss}, gradient norm {judgement.norm}, and {self.num_in_a_row} steps in a row not "
                 "applied; the last checkpoint is intact. Resume with a lower schedule.lr_max in a run of its own, or "
                 "leave the data out: --skip-steps"
             )
         return verdict
 
 
-def robust_score(value: float, before: deque[float]) -> float:
-    """Return how far `value` lies above the median of `before`, in robust standard deviations; 0 if too few."""
-    if len(before) < LEAST_HISTORY:
-        return 0.0
-    median = statistics.median(before)
-    spread = MAD_TO_SIGMA * statistics.median(abs(x - median) for x in before)
-    return (value - median) / max(spread, LEAST_SPREAD * abs(median), math.ulp(1.0))
+def robust_scores(figures: torch.Tensor, history: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return how far each figure lies above the median of its history, in robust standard deviations; 0 if too few.
+
+    figures (F,), history (F, W) of which the first min(count, W) columns are filled, the others inf; all float64.
+    """
+    num_filled = count.clamp(max=history.shape[1])
+    middle = _medians(history, num_filled)
+    spread = MAD_TO_SIGMA * _medians((history - middle[:, None]).abs(), num_filled)
+    scores = (figures - middle) / torch.maximum(spread, LEAST_SPREAD * middle.abs()).clamp_min(math.ulp(1.0))
+    return torch.where(num_filled < LEAST_HISTORY, 0.0, scores)
+
+
+def _medians(values: torch.Tensor, num_filled: torch.Tensor) -> torch.Tensor:
+    """Medians (F,) of rows whose last values, inf, do not count."""
+    places = torch.stack([(num_filled - 1) // 2, num_filled // 2]).clamp(min=0).expand(len(values), 2)
+    return values.sort(dim=1).values.gather(1, places.clamp(max=values.shape[1] - 1)).mean(dim=1)

@@ -1,5 +1,6 @@
 """Training, one stage; read this first. `train` sets up and steps through it, `train_step` is one optimizer step."""
 
+import gc
 import logging
 import os
 import time
@@ -11,19 +12,19 @@ from typing import Any
 import torch
 
 from cmbert.config.schema import Recipe
-from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
 from cmbert.train.checkpoint import Retention, name_latest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
-from cmbert.train.distributed import Launch, any_rank, max_over_ranks, read_launch, select_device, sum_over_ranks
+from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
+from cmbert.train.guards import Judgement
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.run_directory import open_run_directory
-from cmbert.train.saving import rewind, save_if_due, settle
-from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows, tokens_before
-from cmbert.train.source_loss import SourceLoss, mean_source_loss
+from cmbert.train.saving import is_save_due, rewind, save_if_due, settle
+from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
+from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
     Start,
     check_start,
@@ -32,9 +33,11 @@ from cmbert.train.start import (
     leave_out,
     open_engine,
 )
+from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, sum_step
 from cmbert.train.watchdog import Watchdog
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
+COLLECT_EVERY_STEPS = 100  # ours: a collection takes some 50 ms of the host, and what a step leaves is little
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ def train(
             rewind(run)
         return finish(run, stop.reason() if outcome == "stop" else None)
     finally:
+        gc.enable()
+        gc.unfreeze()
         watchdog.stop()
         if run is not None:
             run.close()
@@ -102,6 +107,9 @@ def set_up(
         guard_of(engine, recipe, resume), None, left_out, resume.step, last_step, time_steps(device),
     )  # fmt: skip
     run.reporter = open_reporter(run)
+    gc.collect()
+    gc.freeze()  # what lives as long as the run need not be looked at again
+    gc.disable()
     watchdog.start()
     logger.info(
         "%s: %s on %d x %s, %d steps, %d tokens",
@@ -125,33 +133,57 @@ def do_steps(run: Run, stop: StopRequest) -> str:
     if any_rank(stop.pending(), run.device):
         return "stop"
     for data, wait_seconds in timed(batches(run), run):
-        record = train_step(run, data)
-        verdict = run.guard.finish(run.step - 1, record["grad_norm"], run.engine.basic_optimizer.moved)
-        if verdict != "ok":
-            run.event(verdict, turned_away(run, record, verdict))
-            if verdict == "spike" and run.recipe.guards.spike_action == "rewind":
-                return "rewind"
-        record |= evaluate(run)
-        run.watchdog.enter("checkpoint", run.step)
-        # One all-reduce for all: the most of any rank.
-        asked = [stop.pending(), run.writer.is_writing(), peak_memory_bytes(run.device)]
-        stopping, writing, peak_memory = max_over_ranks(asked, run.device)
-        if run.reporter is not None:
-            counts = {"skipped_steps": run.guard.num_skipped, "peak_memory_bytes": int(peak_memory)}
-            run.reporter.report({**record, **counts, "data_wait_seconds": wait_seconds}, data.facts)
-        if run.writer.state is not None and not writing:
-            settle(run)
-        save_if_due(run, bool(stopping))
-        if stopping:
-            return "stop"
+        launched = train_step(run, data, wait_seconds, stop)
+        run.launched.append(launched)
+        launched.notes |= evaluate(run)
+        outcome = catch_up(run, num_left=0 if launched.notes or is_save_due(run) else 1)
+        if outcome == "rewind":
+            return outcome
+        save_if_due(run, outcome == "stop")
+        collect_garbage(run)
+        if outcome == "stop":
+            return outcome
     return "end"
 
 
-def turned_away(run: Run, record: dict[str, Any], verdict: str) -> str:
+def catch_up(run: Run, num_left: int) -> str:
+    """Read the figures of the steps launched, oldest first, but for the newest `num_left`; report and judge them.
+
+    Returns "go on", or "stop" or "rewind" as of `do_steps`; after a "stop" no step is left. All ranks call this.
+    """
+    outcome = "go on"
+    while len(run.launched) > (0 if outcome == "stop" else num_left):
+        run.watchdog.enter("end of the step", run.launched[0].step)
+        launched = run.launched.popleft()
+        record, judgement, state = launched.result(run.recipe)
+        verdict = run.guard.finish(launched.step, record["loss"], judgement)
+        if verdict != "ok":
+            run.event(verdict, turned_away(run, record, verdict, judgement), launched.step + 1)
+            if verdict == "spike" and run.recipe.guards.spike_action == "rewind":
+                run.launched.clear()  # what was launched after it is undone, too
+                run.step = launched.step + 1
+                return "rewind"
+        run.watchdog.enter("checkpoint", launched.step + 1)
+        if run.reporter is not None:
+            run.reporter.report({**record, "skipped_steps": run.guard.num_skipped}, launched.facts)
+        if run.writer.state is not None and not state.writing:
+            settle(run)
+        outcome = "stop" if state.stopping else outcome
+    return outcome
+
+
+def collect_garbage(run: Run) -> None:
+    """Let Python look for cycles at set times, the same on all ranks: a rank that stops for it stops all."""
+    if run.step % COLLECT_EVERY_STEPS == 0:
+        gc.collect()
+
+
+def turned_away(run: Run, record: dict[str, Any], verdict: str, judgement: Judgement) -> str:
     """Say why a step did not move the weights."""
     figures = f"loss {record['loss']:.4g}, gradient norm {record['grad_norm']:.4g}"
     if verdict == "spike":
-        figures += ", {:.1f} and {:.1f} robust standard deviations above the steps before".format(*run.guard.scores)
+        figures += f", {judgement.loss_score:.1f} and {judgement.norm_score:.1f} robust standard deviations above the "
+        figures += "steps before"
     return f"step {record['step']}: {verdict}: {figures}; not applied ({run.guard.num_skipped} so far)"
 
 
@@ -180,59 +212,49 @@ def timed(steps: Iterator[StepData], run: Run) -> Iterator[tuple[StepData, float
         yield data, time.perf_counter() - started
 
 
-def train_step(run: Run, data: StepData) -> dict[str, Any]:
-    """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
-    started = time.perf_counter()
+def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest) -> LaunchedStep:
+    """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks.
+
+    On a GPU: launch it. Nothing here waits for the device, and `LaunchedStep.result` does later. Whether this rank was
+    asked to stop, all ranks learn from the step's figures.
+    """
     run.watchdog.enter("forward and backward", run.step)
     engine, recipe, micro_batches, timer = run.engine, run.recipe, data.micro_batches, run.timer
     timer.start()
-    (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
-    maskable_tokens = sum(data.facts.source_tokens)
-    # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
-    scale = run.launch.world_size * len(micro_batches) / max(masked_tokens, 1.0)
-    learning_rate = step_learning_rate(run.step, recipe)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+    masked = to_device([sum(len(batch.targets) for batch in micro_batches)], run.device)
+    counted = torch.distributed.all_reduce(masked, async_op=True)
+    set_accumulation(engine, len(micro_batches))
     loss_sum = torch.zeros((), device=run.device)
     num_correct = torch.zeros((), dtype=torch.int64, device=run.device)
-    set_accumulation(engine, len(micro_batches))
     source_loss = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, run.device)
     for index, (batch, row_sources) in enumerate(zip(micro_batches, data.row_sources, strict=True)):
         engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
         batch = batch.to(run.device)
         with timer.phase("forward"):
             loss, correct, losses = engine(*batch)
+        if index == 0:
+            counted.wait()
+            # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global count.
+            scale = (run.launch.world_size * len(micro_batches) / masked[0].clamp_min(1.0)).float()
         with timer.phase("backward"):
             engine.backward(loss * scale)
         source_loss.add(batch, losses, row_sources)
         loss_sum, num_correct = loss_sum + loss.detach(), num_correct + correct
         if index + 1 < len(micro_batches):
             engine.step()  # counts the micro-batch; the optimizer moves only with the last
-    sums = sum_over_ranks([loss_sum, num_correct, *source_loss.totals()], run.device)
-    global_loss, global_correct, *source_totals = sums
-    mean_loss = global_loss / max(masked_tokens, 1.0)
+    state = RankState(float(stop.pending()), float(run.writer.is_writing()), float(peak_memory_bytes(run.device)))
+    sums = sum_step(loss_sum, num_correct, source_loss, state, run.launch)
+    mean_loss = sums.loss / masked[0].clamp_min(1.0)
     run.watchdog.enter("optimizer", run.step)
-    engine.basic_optimizer.moved = False
     run.guard.begin(mean_loss, partial(global_gradient_norm, engine))
+    for group in engine.optimizer.param_groups:
+        group["lr"] = step_learning_rate(run.step, recipe)
+    run.writer.hold_weights()
     with timer.phase("optimizer"):
         engine.step()
-    record = {
-        "step": run.step,
-        "tokens": tokens_before(run.step + 1, recipe),
-        "loss": mean_loss,
-        "accuracy": global_correct / max(masked_tokens, 1.0),
-        "learning_rate": learning_rate,
-        "mask_rate": step_mask_rate(run.step, recipe),
-        "masked_tokens": masked_tokens,
-        "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * data.facts.num_pieces,
-        "realised_mask_rate": masked_tokens / max(maskable_tokens, 1.0),
-        "grad_norm": global_gradient_norm(engine),
-        **mean_source_loss(source_totals),
-        **timer.read(),  # waits for the device, so that the seconds of the whole step are done, too
-        "step_seconds": time.perf_counter() - started,
-    }
+    figures = figures_of(masked[0], mean_loss, sums, run.guard.judgement())
     run.step += 1
-    return record
+    return LaunchedStep(run.step - 1, data.facts, wait_seconds, figures, timer.close())
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -241,6 +263,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.heldout is None or not is_due:
         return {}
     run.watchdog.enter("evaluation", run.step)
+    run.launched[-1].times.wait()
     started = time.perf_counter()
     score = run.heldout.score(run.engine, run.device)
     return {**score, "heldout_seconds": time.perf_counter() - started}

@@ -1,7 +1,7 @@
 """The optimizer, its parameter groups, and the door before it: a step that is not admitted moves nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -37,6 +37,16 @@ def whole_parameters(parameters: Sequence[torch.Tensor]) -> Layout:
     return Layout(segments, sizes, across_ranks=False)
 
 
+class Admission(NamedTuple):
+    """What the optimizer is told before a step, on the device, so that the host need not wait for it."""
+
+    norm: torch.Tensor  # () fp32: of the whole gradient, over all ranks
+    refused: torch.Tensor  # () fp32: 1 = nothing may move, 0 = the step is taken
+
+
+NORM_EPS = 1e-6  # added to the norm before clipping, as DeepSpeed and Megatron do
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101); with `clip_updates` StableAdamW (arXiv 2304.13013, Algorithm 2).
 
@@ -44,33 +54,68 @@ class AdamW(torch.optim.Optimizer):
     v is the bias-corrected second moment that already holds g. Under ZeRO a rank has pieces of parameters in flat
     tensors: `layout` says which, and the sums are added up over the ranks, so that RMS is that of the whole parameter.
     The state is torch AdamW's (step, exp_avg, exp_avg_sq), and so is the kernel that moves the weights.
+
+    max_norm: where `admit` tells the gradient's norm, the gradient is scaled down to this; 0 = not at all.
     """
 
     def __init__(
-        self, groups: list[dict], *, betas: tuple[float, float], eps: float, clip_updates: bool, lr: float = 0.0
+        self,
+        groups: list[dict],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        clip_updates: bool,
+        max_norm: float = 0.0,
+        lr: float = 0.0,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self.clip_updates = clip_updates
+        self.clip_updates, self.max_norm = clip_updates, max_norm
         self.layout: Layout | None = None
-        self.admit: Callable[[], bool] | None = None
-        self.moved = False
-        """Whether the last call of `step` was admitted; whoever wants to know sets it to False before."""
+        self.admit: Callable[[], Admission] | None = None
+        """Asked at the beginning of every call of `step`, of which ZeRO makes several in a step."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the parameters that have gradients, unless `admit` says no. All ranks call this alike."""
-        if self.admit is not None and not self.admit():
-            return
-        self.moved = True
+        """Move the parameters that have gradients, unless `admit` refuses. All ranks call this alike.
+
+        The gradients are overwritten by clipped ones. Refused or not, the same kernels run: the host learns it later.
+        """
+        admission = self.admit() if self.admit is not None else None
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
                 self._prepare(parameter)
+                self._clip(parameter, admission)
+            refused = None if admission is None else admission.refused
             if self.clip_updates:
-                self._step_clipped(parameters, group)
+                self._step_clipped(parameters, group, refused)
             else:
                 for parameter in parameters:
-                    self._move(parameter, Segment(0, 0, parameter.numel()), self.state[parameter]["step"], group)
+                    whole = Segment(0, 0, parameter.numel())
+                    self._move(parameter, whole, self.state[parameter]["step"], group, refused)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, with every counter where the kernel reads it."""
+        super().load_state_dict(state_dict)
+        self.place_counters()
+
+    def place_counters(self) -> None:
+        """Put every `step` beside its parameter, fp32 and one of its own.
+
+        torch leaves it where the file had it unless a group says that it is fused, and DeepSpeed's universal form goes
+        past torch. On a GPU the fused kernel reads it from the device's memory.
+        """
+        for parameter, state in self.state.items():
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"]).to(parameter.device, torch.float32, copy=True)
+
+    def _clip(self, parameter: torch.Tensor, admission: Admission | None) -> None:
+        """Scale the gradient down, as DeepSpeed would, which asks the host whether the norm is finite."""
+        if admission is None or not self.max_norm:
+            return
+        assert parameter.grad is not None
+        factor = 1.0 / ((admission.norm + NORM_EPS) / self.max_norm).clamp_min(1.0)
+        parameter.grad.mul_(factor.to(parameter.device))
 
     def _prepare(self, parameter: torch.Tensor) -> None:
         """Make the state of `parameter`. Names and types are torch AdamW's, which DeepSpeed's converter knows."""
@@ -81,7 +126,7 @@ class AdamW(torch.optim.Optimizer):
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def _step_clipped(self, parameters: list[torch.Tensor], group: dict) -> None:
+    def _step_clipped(self, parameters: list[torch.Tensor], group: dict, refused: torch.Tensor | None) -> None:
         if self.layout is None:
             self.layout = whole_parameters([p for every in self.param_groups for p in every["params"]])
         segments, sizes, across_ranks = self.layout
@@ -92,13 +137,15 @@ class AdamW(torch.optim.Optimizer):
         if across_ranks:
             torch.distributed.all_reduce(sums)
         rates = group["lr"] / (sums / sizes).sqrt().clamp_min(1.0)
-        if all(flat.device.type == "cpu" for flat in parameters):
-            rates = rates.tolist()  # the CPU's kernel takes a number; a GPU's takes a tensor, and nobody waits for it
+        # The CPU's kernel takes a number; a GPU's reads an fp32 from the device's memory, and nobody waits for it.
+        on_cpu = all(flat.device.type == "cpu" for flat in parameters)
+        rates = rates.tolist() if on_cpu else rates.float()
         for flat, segment in pieces:
             step = self.state[flat]["step"].clone()
-            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]})
+            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]}, refused)
         for flat in parameters:
-            self.state[flat]["step"] += 1
+            step = self.state[flat]["step"]
+            step += 1.0 if refused is None else (1.0 - refused).to(step.device)
 
     def _relative_energy(self, flat: torch.Tensor, segment: Segment, group: dict) -> torch.Tensor:
         """Return the sum of g^2 / max(v, eps^2) over `segment`, float64."""
@@ -110,8 +157,10 @@ class AdamW(torch.optim.Optimizer):
         kept.addcmul_(gradient, gradient, value=1 - beta2).clamp_min_(correction * group["eps"] ** 2)
         return kept.reciprocal_().mul_(gradient).mul_(gradient).sum(dtype=torch.float64) * correction
 
-    def _move(self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict) -> None:
-        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`."""
+    def _move(
+        self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict, refused: torch.Tensor | None
+    ) -> None:
+        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`, unless `refused` is 1."""
         assert flat.grad is not None
         state, (beta1, beta2) = self.state[flat], group["betas"]
         adamw(
@@ -122,6 +171,8 @@ class AdamW(torch.optim.Optimizer):
             [],
             [step],
             fused=True,
+            # The kernel's word for it: where it is 1, nothing is written. torch would copy it without waiting.
+            found_inf=None if refused is None else refused.to(flat.device),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -152,4 +203,5 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         clip_updates=config.kind == "stable_adamw",
+        max_norm=config.gradient_clip,
     )

@@ -1,7 +1,8 @@
 """What one rank holds while it trains."""
 
 import logging
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cmbert.train.heldout import Heldout
 from cmbert.train.metrics import MetricsWriter
 from cmbert.train.reporting import Reporter
 from cmbert.train.start import Resume
+from cmbert.train.step_figures import LaunchedStep
 from cmbert.train.step_timer import StepTimer
 from cmbert.train.watchdog import Watchdog
 
@@ -46,12 +48,14 @@ class Run:
     last_step: int
     timer: StepTimer
     num_rewinds: int = 0
+    launched: deque[LaunchedStep] = field(default_factory=deque)
+    """Steps done whose figures nobody has read, oldest first."""
 
-    def event(self, kind: str, text: str) -> None:
-        """Say and record what does not happen in every step."""
+    def event(self, kind: str, text: str, step: int | None = None) -> None:
+        """Say and record what does not happen in every step. step: default, the next one to be launched."""
         logger.warning("%s", text)
         if self.reporter is not None:
-            self.reporter.metrics.record_event(kind, self.step, text)
+            self.reporter.metrics.record_event(kind, self.step if step is None else step, text)
 
     def close(self) -> None:
         """End what this rank has running, whether the call ended well or not."""
@@ -62,7 +66,7 @@ class Run:
 
 def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
     """Return a guard that remembers what the checkpoint says, in charge of the engine's optimizer."""
-    guard = Guard(recipe.guards, resume.state.guard if resume.state else None)
+    guard = Guard(recipe.guards, engine.device, resume.state.guard if resume.state else None)
     engine.basic_optimizer.admit = guard.admit
     return guard
 

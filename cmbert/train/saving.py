@@ -13,12 +13,25 @@ from cmbert.train.start import choose_checkpoint, leave_out, restore
 logger = logging.getLogger(__name__)
 
 
+def is_save_due(run: Run) -> bool:
+    """Return whether a checkpoint follows the steps done so far."""
+    return _is_lasting_due(run) or _is_rolling_due(run)
+
+
+def _is_lasting_due(run: Run) -> bool:
+    return run.step == run.last_step or run.step % run.recipe.train.checkpoint_every_steps == 0
+
+
+def _is_rolling_due(run: Run) -> bool:
+    every = run.recipe.train.rolling_every_steps
+    return bool(every) and run.step % every == 0
+
+
 def save_if_due(run: Run, stopping: bool) -> None:
     """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
-    train, is_last = run.recipe.train, stopping or run.step == run.last_step
-    lasting = is_last or run.step % train.checkpoint_every_steps == 0
-    rolling = bool(train.rolling_every_steps) and run.step % train.rolling_every_steps == 0
-    if lasting or rolling:
+    is_last = stopping or run.step == run.last_step
+    lasting = stopping or _is_lasting_due(run)
+    if lasting or _is_rolling_due(run):
         if run.writer.state is not None:
             settle(run)
         begin_save(run, rolling=not lasting)

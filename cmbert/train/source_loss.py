@@ -27,9 +27,9 @@ class SourceLoss:
         loss_M = loss_M.detach().double()
         self.totals_2S.index_add_(1, source_M, torch.stack([loss_M, torch.ones_like(loss_M)]))
 
-    def totals(self) -> list[torch.Tensor]:
-        """Return what is to be summed over the ranks, 2 S numbers."""
-        return list(self.totals_2S.flatten())
+    def totals(self) -> torch.Tensor:
+        """Return what is to be summed over the ranks, (2 S,) float64; none of a single source."""
+        return self.totals_2S.flatten()
 
 
 def mean_source_loss(totals: Sequence[float]) -> dict[str, list[float | None]]:

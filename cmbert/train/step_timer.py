@@ -1,5 +1,6 @@
 """Where the time of a step goes: phases of the trainer, and DeepSpeed's collectives within them."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,51 +19,80 @@ COLLECTIVES = frozenset({
 """Methods of DeepSpeed's communication backend that move data or wait for other ranks."""
 
 
-class StepTimer:
-    """Adds up the seconds of named phases of one step, on the device's own clock.
+class StepTimes:
+    """When a step and its phases began and ended, by the device's clock; on CUDA to be read once it is over."""
 
-    On CUDA a phase is the time between two events of the stream it was called on, which costs the step no waiting; they
-    are read once, when it is over. On the CPU it is wall-clock time.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, before: Any):
+        """before: when the step before ended; None for the first."""
+        self.is_cuda, self.before = device.type == "cuda", before
+        self.begin = _now(device)
+        self.end: Any = None
         self.spans: list[tuple[str, Any, Any]] = []  # name, begin, end
 
-    def start(self) -> None:
-        """Begin a step: forget what was timed since the last one (an evaluation, a checkpoint)."""
-        self.spans = []
+    def wait(self) -> None:
+        """Wait until the device has done all that was launched before the step was closed."""
+        if self.is_cuda:
+            self.end.synchronize()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside as a part of `name`, one of PHASES. Phases may lie within each other."""
-        begin = self._now()
-        try:
-            yield
-        finally:
-            self.spans.append((name, begin, self._now()))
-
-    def read(self) -> dict[str, float]:
-        """Return `forward_seconds` and so on, one of each of PHASES, and begin anew; on CUDA waits for the device.
+    def seconds(self) -> dict[str, float]:
+        """Return `step_seconds`, and `forward_seconds` and so on, one of each of PHASES.
 
         `communication_seconds` is what the others waited for other ranks and for the network. It lies within them,
         wholly or in part, so that only the others add up to the step. On CUDA, collectives that overlap computation
         count on their own stream.
         """
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = dict.fromkeys(PHASES, 0.0)
+        found = dict.fromkeys(PHASES, 0.0)
         for name, begin, end in self.spans:
-            seconds[name] += begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
-        self.spans = []
-        return {f"{name}_seconds": spent for name, spent in seconds.items()}
+            found[name] += self._between(begin, end)
+        return {
+            **{f"{name}_seconds": spent for name, spent in found.items()},
+            "step_seconds": self._between(self.begin, self.end),
+        }
 
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def idle_seconds(self) -> float:
+        """Return how long the device had no step to do before this one; inf before the first."""
+        return math.inf if self.before is None else self._between(self.before, self.begin)
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) / 1000 if self.is_cuda else end - begin
+
+
+class StepTimer:
+    """Times the phases of one step after the other, on the device's own clock.
+
+    On CUDA a phase is the time between two events of the stream it was called on, which costs the step no waiting. On
+    the CPU it is wall-clock time.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.times = StepTimes(device, None)
+
+    def start(self) -> None:
+        """Begin a step: what is timed from here on is its own."""
+        self.times = StepTimes(self.device, self.times.end)
+
+    def close(self) -> StepTimes:
+        """End the step and return its times."""
+        self.times.end = _now(self.device)
+        return self.times
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside as a part of `name`, one of PHASES. Phases may lie within each other."""
+        spans, begin = self.times.spans, _now(self.device)
+        try:
+            yield
+        finally:
+            spans.append((name, begin, _now(self.device)))
+
+
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class _Timed:

@@ -51,7 +51,7 @@ def spoil(run: loop.Run) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def broken_step(run: loop.Run, data: Any) -> dict[str, float]:
+def broken_step(run: loop.Run, data: Any, *more: Any) -> Any:
     is_now = (
         run.step == int(STEP)
         and not getattr(broken_step, "done", KIND.startswith(("save_", "eval_", "data_")))
@@ -60,13 +60,13 @@ def broken_step(run: loop.Run, data: Any) -> dict[str, float]:
     if is_now:
         broken_step.done = True
         spoil(run)
-    record = sound_step(run, data)
+    launched = sound_step(run, data, *more)
     if is_now and hasattr(run.engine, "spoiled"):
         run.engine.spoiled.remove()
-    return record
+    return launched
 
 
-def broken_write(copies: list, directory: Any) -> Any:
+def broken_write(copies: list, directory: Any, host: Any) -> Any:
     """A fault while the thread writes the checkpoint of STEP."""
     if MINE and directory.name == f".step_{int(STEP):09d}.partial":
         if KIND == "save_kill":
@@ -78,7 +78,7 @@ def broken_write(copies: list, directory: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.5)
-    return sound_write(copies, directory)
+    return sound_write(copies, directory, host)
 
 
 def broken_evaluate(run: loop.Run) -> dict[str, float]:

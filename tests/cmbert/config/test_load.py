@@ -102,8 +102,8 @@ def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> 
         ({"fp16": {"enabled": True}}, "fp16 needs a loss scale and is not tested here; use bf16"),
         ({"checkpoint": {"load_universal": True}}, "checkpoints have one form here"),
         (
-            {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
-            "grad_accum_dtype: .* use ZeRO 2",
+            {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp16"}},
+            r"grad_accum_dtype: 'fp16' is neither fp32 nor what the gradients are \(bf16\)",
         ),
         ([], "must be a JSON object"),
     ],

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import OptimizerConfig
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.train.optim import AdamW, Layout, Segment, build_optimizer, parameter_groups
+from cmbert.train.optim import AdamW, Admission, Layout, Segment, build_optimizer, parameter_groups
 
 BETAS, EPS, DECAY = (0.9, 0.95), 1e-6, 0.1
 SHAPES = ((7, 5), (5,), (40, 3), (1,))
@@ -124,21 +126,104 @@ def test_a_flat_tensor_of_many_parameters_is_the_same() -> None:
     torch.testing.assert_close(flat, torch.cat([p.flatten() for p in whole]), rtol=0, atol=0)
 
 
+def admission(norm: float = 1.0, refused: float = 0.0, device: str = "cpu") -> Admission:
+    return Admission(torch.tensor(norm, device=device), torch.tensor(refused, device=device))
+
+
+@pytest.mark.parametrize("bad", [None, float("nan")])
 @pytest.mark.parametrize("clip_updates", [True, False])
-def test_a_step_not_admitted_moves_nothing_and_counts_nothing(clip_updates: bool) -> None:
+def test_a_step_not_admitted_moves_nothing_and_counts_nothing(clip_updates: bool, bad: float | None) -> None:
     parameters = random_parameters(0)
     optimizer = make(parameters, clip_updates=clip_updates)
     train(optimizer, lambda t: fill(parameters, t), 3)
     before = [p.detach().clone() for p in parameters]
     state = {key: [s[key].clone() for s in optimizer.state.values()] for key in ("step", "exp_avg", "exp_avg_sq")}
     fill(parameters, 4)
-    optimizer.moved, optimizer.admit = False, lambda: False
+    if bad is not None:
+        parameters[0].grad[0, 0] = bad
+    optimizer.admit = lambda: admission(refused=1.0)
     optimizer.step()
-    assert not optimizer.moved
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
     for key, values in state.items():
         assert all(torch.equal(s[key], value) for s, value in zip(optimizer.state.values(), values, strict=True))
-    optimizer.admit = lambda: True
+    optimizer.admit = admission
+    fill(parameters, 4)
     optimizer.step()
-    assert optimizer.moved
     assert not any(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
+    unbroken = random_parameters(0)
+    train(make(unbroken, clip_updates=clip_updates), lambda t: fill(unbroken, t), 4)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, unbroken, strict=True))
+
+
+@pytest.mark.parametrize(("norm", "factor"), [(0.5, 1.0), (8.0, 4.0)])
+def test_the_gradient_is_scaled_down_to_the_largest_norm(norm: float, factor: float) -> None:
+    clipped, expected = random_parameters(0), random_parameters(0)
+    ours, peer = make(clipped, clip_updates=False), make(expected, clip_updates=False)
+    ours.max_norm, ours.admit = 2.0, lambda: admission(norm)
+    for t in (1, 2):
+        fill(clipped, t)
+        ours.step()
+        fill(expected, t)
+        for parameter in expected:
+            parameter.grad /= factor
+        peer.step()
+    for a, b in zip(clipped, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class FusedCalls(TorchDispatchMode):
+    """Writes down what torch's fused AdamW is given; it has no kernel for `meta`, nor has a CPU one for CUDA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket is torch.ops.aten._fused_adamw_:
+            self.calls.append((function, args, kwargs))
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def check_contract(optimizer: AdamW, parameters: list[nn.Parameter]) -> None:
+    """One step as a GPU would do it: what CUDA's kernel reads through a pointer is an fp32 of the device's memory."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.admit = lambda: admission(device="meta")
+    with FusedCalls() as fused:
+        optimizer.step()
+    assert len(fused.calls) == len(parameters)
+    for function, args, kwargs in fused.calls:
+        weights, _, _, _, _, steps = args[:6]
+        for tensor in [*steps, kwargs["found_inf"]]:
+            assert (tensor.device, tensor.dtype) == (weights[0].device, torch.float32)
+        if optimizer.clip_updates:
+            assert function is torch.ops.aten._fused_adamw_.tensor_lr
+            assert (kwargs["lr"].device, kwargs["lr"].dtype) == (weights[0].device, torch.float32)
+
+
+@pytest.mark.parametrize("clip_updates", [True, False])
+def test_the_fused_kernel_gets_what_it_reads_on_a_gpu(clip_updates: bool) -> None:
+    parameters = [nn.Parameter(p.detach().to("meta")) for p in random_parameters(0)]
+    optimizer = make(parameters, clip_updates=clip_updates)
+    for _ in range(2):
+        check_contract(optimizer, parameters)
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["step"] = torch.tensor(2.0)  # as torch.load(map_location="cpu") has it
+    again = make(parameters, clip_updates=clip_updates)
+    again.load_state_dict(saved)
+    check_contract(again, parameters)
+
+
+def test_counters_are_placed_whatever_a_file_made_of_them() -> None:
+    parameters = [nn.Parameter(p.detach().to("meta")) for p in random_parameters(0)]
+    optimizer = make(parameters, clip_updates=True)
+    check_contract(optimizer, parameters)
+    shared = torch.tensor(7, dtype=torch.int64)  # DeepSpeed's universal form: one counter for several tensors
+    for state in optimizer.state.values():
+        state["step"] = shared
+    optimizer.place_counters()
+    steps = [state["step"] for state in optimizer.state.values()]
+    assert len({id(step) for step in steps}) == len(steps)
+    check_contract(optimizer, parameters)

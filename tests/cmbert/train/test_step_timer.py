@@ -1,5 +1,6 @@
 """Phases add up, collectives count inside them, and nothing is synchronised before the step is over."""
 
+import math
 import time
 from typing import Any
 
@@ -19,11 +20,17 @@ def test_phases_add_up_and_start_anew() -> None:
     for _ in range(2):
         with timer.phase("backward"):
             time.sleep(0.02)
-    seconds = timer.read()
-    assert list(seconds) == ["forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds"]
+    seconds = timer.close().seconds()
+    phases = ["forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds"]
+    assert list(seconds) == [*phases, "step_seconds"]
     assert seconds["forward_seconds"] == 0
-    assert 0.04 <= seconds["backward_seconds"] < 1
-    assert not any(timer.read().values())
+    assert 0.04 <= seconds["backward_seconds"] <= seconds["step_seconds"] < 1
+    assert timer.times.idle_seconds() == math.inf  # nothing came before
+    time.sleep(0.02)
+    timer.start()
+    times = timer.close()
+    assert not any(times.seconds()[phase] for phase in phases)
+    assert 0.02 <= times.idle_seconds() < 1
 
 
 def test_a_phase_that_fails_is_counted() -> None:
@@ -36,7 +43,7 @@ def test_a_phase_that_fails_is_counted() -> None:
 
     with pytest.raises(ValueError, match="on purpose"):
         fail()
-    assert timer.read()["optimizer_seconds"] >= 0.01
+    assert timer.close().seconds()["optimizer_seconds"] >= 0.01
 
 
 class Handle:
@@ -69,10 +76,11 @@ def test_collectives_count_and_do_what_they_did() -> None:
         assert handle.done is False
         assert (backend.get_rank(), backend.name) == (7, "torch")
     assert sent == ["sum", "max"]
-    seconds = timer.read()
+    seconds = timer.close().seconds()
     assert 0.02 <= seconds["communication_seconds"] < seconds["backward_seconds"] - 0.009, "get_rank is no collective"
+    timer.start()
     assert handle.wait() == "waited"
-    assert timer.read()["communication_seconds"] >= 0.03
+    assert timer.close().seconds()["communication_seconds"] >= 0.03
     with pytest.raises(AttributeError, match="no_such_thing"):
         backend.no_such_thing  # noqa: B018
 
@@ -81,8 +89,8 @@ def test_a_second_run_of_the_process_has_its_own_timer() -> None:
     first, second = StepTimer(CPU), StepTimer(CPU)
     backend = time_collectives(time_collectives(Backend(), first), second)
     backend.all_reduce([], "sum")
-    assert second.read()["communication_seconds"] >= 0.01
-    assert first.read()["communication_seconds"] == 0
+    assert second.close().seconds()["communication_seconds"] >= 0.01
+    assert first.close().seconds()["communication_seconds"] == 0
 
 
 def test_the_names_are_those_of_deepspeed() -> None:
@@ -105,12 +113,19 @@ def test_cuda_events_are_read_only_at_the_end(monkeypatch: pytest.MonkeyPatch) -
             log.append("elapsed")
             return 250.0  # milliseconds
 
+        def synchronize(self) -> None:
+            log.append("synchronize")
+
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("synchronize"))
     timer = StepTimer(torch.device("cuda"))
+    timer.start()
+    log.clear()
     for _ in range(2):
         with timer.phase("forward"):
             log.append("work")
-    assert log == ["record", "work", "record"] * 2
-    assert timer.read()["forward_seconds"] == 0.5
-    assert log[6:] == ["synchronize", "elapsed", "elapsed"]
+    times = timer.close()
+    timer.start()  # the next step is launched before this one is read
+    assert log == [*["record", "work", "record"] * 2, "record", "record"]
+    times.wait()
+    assert times.seconds()["forward_seconds"] == 0.5
+    assert log[8:] == ["synchronize", "elapsed", "elapsed", "elapsed"]
