@@ -191,6 +191,8 @@ class KernelConfig:
     """Who computes RMSNorm: torch, or NVIDIA apex where it is installed (not with compile, which fuses torch's)."""
     compile: bool = False
     """Fuse norms, rotations, GeGLU and loss by torch.compile. Needs ZeRO 1 or 2 and a C++ compiler (on GPU: Triton)."""
+    deterministic: bool = False
+    """The same bits in every run of the same steps on GPUs, too, at a cost in time (docs/reliability.md)."""
     checkpointed_share: float = 0.0
     """Share of the layers, from the first, whose activations are computed again in the backward pass; 0 to 1."""
 

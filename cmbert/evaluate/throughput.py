@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from cmbert.accel import check_kernels, is_installed
+from cmbert.accel import apply_determinism, check_kernels, is_installed
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.environment import hardware, versions
@@ -185,6 +185,7 @@ def open_contestants(
     work: Work, model: ModelConfig, kernels: KernelConfig, against: Against | None, device: torch.device
 ) -> dict[str, Contestant]:
     """Return our model, as "cmbert", and its peers by their names. Raises ConfigError if the peer is the same model."""
+    apply_determinism(kernels)
     check_kernels(kernels, device, DTYPE)
     found = {"cmbert": Contestant(model, kernels.compile, our_runner(work, model, kernels, device))}
     if against == "hf":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import check_kernels, is_installed
+from cmbert.accel import apply_determinism, check_kernels, is_installed
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.environment import versions
 from cmbert.errors import ConfigError, InputError
@@ -85,6 +85,7 @@ def _model_type(folder: Path) -> str:
 
 def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Candidate:
     """Return our model of this shape."""
+    apply_determinism(kernels)
     check_kernels(kernels, device, DTYPE)
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in MaskedLanguageModel(model).model.parameters())

@@ -40,6 +40,7 @@ FREE_KEYS = (
     "kernels.attention",
     "kernels.norm",
     "kernels.compile",
+    "kernels.deterministic",
     "kernels.checkpointed_share",
 )
 RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import check_kernels
+from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
@@ -91,6 +91,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
     if not candidates:
         check_starting_weights(recipe)
     heldout = open_heldout(recipe, tokenizer, launch)
+    apply_determinism(recipe.kernels)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
     newest = next(iter(states.values()), None)
     is_finished = newest is not None and newest.step >= num_steps(recipe)

@@ -4,13 +4,22 @@ Shapes: T tokens of the packed batch, H heads, K head width, L tokens of a piece
 """
 
 import math
+import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cmbert.accel import ATTENTION_KERNELS, attention_backend, is_installed, what_is_missing
+from cmbert.accel import (
+    ATTENTION_KERNELS,
+    CUBLAS_WORKSPACES,
+    apply_determinism,
+    attention_backend,
+    is_installed,
+    what_is_missing,
+)
+from cmbert.config.schema import KernelConfig
 from cmbert.model.attention import DENSE_TOKENS, QUERY_TOKENS, STORED_TOKENS, TILE_TOKENS, PackedLayout, attend
 
 SIDE = 64  # tokens seen to each side in a local layer: half of local_window = 128
@@ -28,6 +37,9 @@ LENGTHS = {
 TORCH_OWN = {"sdpa of torch": "torch", "flex_attention of torch": "torch.nn.attention.flex_attention"}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16]
+if torch.cuda.is_available():
+    # When tests are collected, so before any runs: cuBLAS reads it at its first product, and never again.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES[0])
 
 
 def missing(backend, device, dtype):
@@ -203,6 +215,27 @@ def test_same_bits_twice(backend, device, dtype, side):
     lengths = LENGTHS["mixed"]
     qkv = draw(lengths, dtype, device)
     assert torch.equal(*(attend_with(backend, qkv, lengths, side) for _ in range(2)))
+
+
+@on_each_backend
+@pytest.mark.parametrize("deterministic", [False, True], ids=["as it is", "deterministic"])
+def test_gradient_has_the_same_bits_twice(backend, device, dtype, side, deterministic, monkeypatch):
+    """On a GPU only `kernels.deterministic` promises it: without, kernels may add up gradients in any order."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACES[0])  # so that none is left behind
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    lengths = LENGTHS["mixed"]
+    qkv = draw(lengths, dtype, device).requires_grad_()
+    weight = draw(lengths, dtype, device, seed=1)[:, 0]
+    apply_determinism(KernelConfig(deterministic=deterministic))
+    try:
+        outputs = [attend_with(backend, qkv, lengths, side) for _ in range(2)]
+        (one,), (other,) = (torch.autograd.grad((out * weight).sum(), qkv) for out in outputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+    if deterministic or device == "cpu":
+        assert torch.equal(one, other)
+    assert_close(one, other, rtol=0, atol=tolerance(dtype) * one.abs().max().item())
 
 
 @pytest.mark.parametrize(
