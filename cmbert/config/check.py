@@ -132,11 +132,6 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
     train, optimizer = recipe.train, recipe.optimizer
     return [
         (min(train.total_tokens, train.rows_per_step, train.micro_batch_rows) < 1, "train", "sizes must be positive"),
-        (
-            train.rows_per_step % max(train.micro_batch_rows, 1) != 0,
-            "train.micro_batch_rows",
-            f"rows_per_step {train.rows_per_step} must be a multiple of micro_batch_rows {train.micro_batch_rows}",
-        ),
         *_ramp_rules(recipe),
         (train.seed < 0, "train.seed", "must not be negative"),
         (
@@ -170,7 +165,7 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
 
 def _ramp_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
     train = recipe.train
-    start, increment, micro_rows = train.ramp_start_rows, train.ramp_increment_rows, max(train.micro_batch_rows, 1)
+    start, increment = train.ramp_start_rows, train.ramp_increment_rows
     ramped = bool(start or increment or train.ramp_tokens)
     return [
         (
@@ -182,11 +177,6 @@ def _ramp_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             ramped and (start >= train.rows_per_step or (train.rows_per_step - start) % max(increment, 1) != 0),
             "train.ramp_increment_rows",
             f"must lead from ramp_start_rows {start} to rows_per_step {train.rows_per_step} in equal increments",
-        ),
-        (
-            ramped and (start % micro_rows != 0 or increment % micro_rows != 0),
-            "train.ramp_increment_rows",
-            f"ramp_start_rows and ramp_increment_rows must be multiples of micro_batch_rows {micro_rows}",
         ),
         (
             ramped and train.ramp_tokens >= train.total_tokens,

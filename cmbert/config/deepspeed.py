@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 
@@ -82,19 +83,7 @@ def zero_stage(table: dict[str, Any], path: Path) -> int:
 def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """Return the dict for `deepspeed.initialize`. Raises ConfigError when the batch does not divide over the ranks."""
     train = recipe.train
-    accumulation, left = divmod(train.rows_per_step, train.micro_batch_rows * world_size)
-    if left or accumulation < 1:
-        raise ConfigError(
-            f"train.rows_per_step: {train.rows_per_step} rows do not divide into micro-batches of "
-            f"{train.micro_batch_rows} rows on {world_size} ranks; change train.micro_batch_rows or the number of ranks"
-        )
-    for rows in (train.ramp_start_rows, train.ramp_increment_rows):
-        if rows % (train.micro_batch_rows * world_size):
-            raise ConfigError(
-                f"train.ramp_start_rows, train.ramp_increment_rows: {rows} rows do not divide into micro-batches of "
-                f"{train.micro_batch_rows} rows on {world_size} ranks; choose multiples of "
-                f"{train.micro_batch_rows * world_size}, or another number of ranks"
-            )
+    micro_batch_rows = taken_micro_batch(train, world_size)
     table = load_deepspeed_file(train.deepspeed)
     if recipe.kernels.compile and table["zero_optimization"]["stage"] == 3:
         raise ConfigError(
@@ -105,8 +94,8 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
         **table,
         **_without_waiting(table),
         "train_batch_size": train.rows_per_step,
-        "train_micro_batch_size_per_gpu": train.micro_batch_rows,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": train.rows_per_step // (micro_batch_rows * world_size),
         "gradient_clipping": 0.0,  # the optimizer clips: DeepSpeed would wait for the norm
         "steps_per_print": 2**31 - 1,  # the loop prints its own lines
         "zero_allow_untested_optimizer": True,  # ours: tests compare it with an undivided one at every stage

@@ -150,7 +150,7 @@ class TrainConfig:
     rows_per_step: int
     """Rows in one optimizer step over all ranks (F: 4,928 at 1,024; 616 at 8,192)."""
     micro_batch_rows: int
-    """Rows in one forward of one rank; changes speed and memory, not the result."""
+    """Most rows in one forward of one rank: it takes the most that divide. Changes speed and memory, not the result."""
     ramp_start_rows: int = 0
     """Rows of the first steps of a batch ramp, which grow to rows_per_step; 0 = no ramp (F: optional)."""
     ramp_increment_rows: int = 0

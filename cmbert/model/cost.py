@@ -91,8 +91,8 @@ class Activations:
     """Of the masked positions, at the stage's highest mask rate, held while the loss is computed."""
 
 
-def estimate_activations(recipe: Recipe, value_bytes: int) -> Activations:
-    """Estimate what one micro-batch holds, in values of `value_bytes`.
+def estimate_activations(recipe: Recipe, tokens: int, value_bytes: int) -> Activations:
+    """Estimate what one micro-batch of `tokens` positions holds, in values of `value_bytes`.
 
     Per token, in values. A layer: 2 residual inputs, 2 norm outputs, q k v, attention output (8 x width); GeGLU input
     (2 x intermediate), its GELU (compiled code computes it again), the product. A checkpointed layer: its input, but
@@ -100,7 +100,6 @@ def estimate_activations(recipe: Recipe, value_bytes: int) -> Activations:
     logits and what the head keeps (5 x width). Counted by hand; tests compare it with what autograd keeps.
     """
     model, mask, kernels = recipe.model, recipe.mask, recipe.kernels
-    tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
     layer = 8 * model.hidden_size + (3 if kernels.compile else 4) * model.intermediate_size
     num_checkpointed = kernels.num_checkpointed(model.num_layers)
     stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer

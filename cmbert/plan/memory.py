@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from cmbert.config.batch import possible_micro_batches, taken_micro_batch
 from cmbert.config.deepspeed import activation_dtype
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
@@ -63,7 +64,7 @@ def memory_by_moment(
     if zero_stage == 3:
         recipe = dataclasses.replace(recipe, kernels=dataclasses.replace(recipe.kernels, compile=False))
     moments = _Step(recipe, deepspeed, zero_stage, num_gpus, loss_chunk_bytes).moments()
-    setting = (zero_stage, recipe.train.micro_batch_rows, recipe.kernels.checkpointed_share)
+    setting = (zero_stage, taken_micro_batch(recipe.train, num_gpus), recipe.kernels.checkpointed_share)
     found = []
     for name, parts in moments.items():
         weights, gradients, optimizer, activations, buffers = map(round, parts)
@@ -78,14 +79,15 @@ class _Step:
     def __init__(self, recipe: Recipe, deepspeed: dict[str, Any], zero_stage: int, num_gpus: int, loss_chunk: int):
         self.stage, self.num_gpus, self.loss_chunk = zero_stage, num_gpus, loss_chunk
         train, parameters = recipe.train, count_parameters(recipe.model)
-        self.accumulates = train.rows_per_step > train.micro_batch_rows * num_gpus
+        micro_batch_rows = taken_micro_batch(train, num_gpus)
+        self.accumulates = train.rows_per_step > micro_batch_rows * num_gpus
         self.clips = recipe.optimizer.kind == "stable_adamw"
         self.parameters, self.embedding = parameters.total, parameters.embedding
         self.part = self.parameters / num_gpus
         self.value_bytes = FP32_BYTES if activation_dtype(deepspeed) == "float32" else 2
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
         self.gradient_bytes = FP32_BYTES if in_fp32 else self.value_bytes
-        self.activations = estimate_activations(recipe, self.value_bytes)
+        self.activations = estimate_activations(recipe, micro_batch_rows * recipe.data.context_tokens, self.value_bytes)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section
         self.weights_offloaded = zero_stage == 3 and "offload_param" in section
@@ -182,16 +184,6 @@ def with_setting(recipe: Recipe, micro_batch_rows: int, checkpointed_share: floa
     )
 
 
-def possible_micro_batches(recipe: Recipe, num_gpus: int) -> list[int]:
-    """Return the micro-batches, rows, that the recipe's steps divide into on `num_gpus` GPUs; empty if none."""
-    train = recipe.train
-    sizes = [size for size in (train.rows_per_step, train.ramp_start_rows, train.ramp_increment_rows) if size]
-    if any(size % num_gpus for size in sizes):
-        return []
-    least = min(sizes) // num_gpus
-    return [rows for rows in range(1, least + 1) if all(size // num_gpus % rows == 0 for size in sizes)]
-
-
 def largest_micro_batch(
     recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, checkpointed_share: float, usable: float
 ) -> int:
@@ -200,7 +192,7 @@ def largest_micro_batch(
     At the ZeRO stage of `deepspeed`; usable: bytes that tensors may fill.
     """
     stage = deepspeed["zero_optimization"]["stage"]
-    for rows in reversed(possible_micro_batches(recipe, num_gpus)):
+    for rows in reversed(possible_micro_batches(recipe.train, num_gpus)):
         if rows <= recipe.train.micro_batch_rows:
             setting = with_setting(recipe, rows, checkpointed_share)
             if peak_memory(setting, deepspeed, stage, num_gpus).total_bytes <= usable:
@@ -210,8 +202,8 @@ def largest_micro_batch(
 
 def memory_table(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int) -> tuple[Memory, ...]:
     """Return the memory of every ZeRO stage, checkpointed share and micro-batch near the recipe's."""
-    sizes = possible_micro_batches(recipe, num_gpus)
-    own = sizes.index(recipe.train.micro_batch_rows)
+    sizes = possible_micro_batches(recipe.train, num_gpus)
+    own = sizes.index(taken_micro_batch(recipe.train, num_gpus))
     near = sizes[max(own - SMALLER, 0) : own + LARGER + 1]
     shares = sorted({*SHARES, recipe.kernels.checkpointed_share})
     return tuple(

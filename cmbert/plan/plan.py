@@ -5,15 +5,17 @@ Arithmetic only: torch is imported just where a shard set or a first stage that 
 
 from dataclasses import dataclass
 
+from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
+from cmbert.errors import ConfigError
 from cmbert.model.cost import FlopsPerToken, count_flops
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.data import DataCost, Source, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
 from cmbert.plan.memory import OPTIMIZER_BYTES, STAGES, Memory, memory_table, peak_memory
-from cmbert.plan.refusals import check_batch, check_memory
+from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
 from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before
 
@@ -79,16 +81,18 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
     often.
     """
     assumptions = assumptions or Assumptions()
-    check_batch(recipe, num_gpus)
+    if num_gpus < 1:
+        raise ConfigError(f"--gpus: {num_gpus} must be at least 1")
     deepspeed = resolve_deepspeed(recipe, num_gpus)
     check_memory(recipe, deepspeed, num_gpus, assumptions)
     sources, notes = look_at_data(recipe)
+    fewer = describe_micro_batch(recipe.train, num_gpus)
     train, context = recipe.train, recipe.data.context_tokens
     parameters = count_parameters(recipe.model)
     flops = count_flops(recipe.model, context, mean_mask_rate(recipe.mask, train.total_tokens))
     zero_stage = deepspeed["zero_optimization"]["stage"]
     training_flops = flops.training * tokens_before(num_steps(recipe), recipe)
-    micro = train.micro_batch_rows
+    micro = deepspeed["train_micro_batch_size_per_gpu"]
     here = scale_point(recipe, deepspeed, training_flops, parameters.total, num_gpus, micro, assumptions)
     checkpoint = checkpoint_bytes(parameters.total, zero_stage, activation_dtype(deepspeed))
     kept_for_good = train.total_tokens // train.keep_every_tokens if train.keep_every_tokens else 0
@@ -120,7 +124,7 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         scaling=make_scaling(recipe, deepspeed, training_flops, parameters.total, assumptions),
         failures=make_failures(recipe, num_gpus, here.hours, assumptions),
         schedule=_sample_schedule(recipe),
-        notes=notes,
+        notes=(fewer, *notes) if fewer else notes,
     )
 
 

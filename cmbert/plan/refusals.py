@@ -2,32 +2,13 @@
 
 from typing import Any
 
+from cmbert.config.batch import possible_micro_batches, taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.memory import largest_micro_batch, peak_memory, possible_micro_batches, usable_bytes, with_setting
+from cmbert.plan.memory import largest_micro_batch, peak_memory, usable_bytes, with_setting
 
 TRIED_SHARES = (0.25, 0.5, 0.75, 1.0)  # of checkpointed layers, in turn
-
-
-def check_batch(recipe: Recipe, num_gpus: int) -> None:
-    """Raise ConfigError unless the step's micro-batches divide over the GPUs; name the nearest that work."""
-    if num_gpus < 1:
-        raise ConfigError(f"--gpus: {num_gpus} must be at least 1")
-    rows, micro_rows = recipe.train.rows_per_step, recipe.train.micro_batch_rows
-    num_micro = rows // micro_rows
-    if num_micro % num_gpus == 0:
-        return
-    fitting = [count for count in range(1, num_micro + 1) if num_micro % count == 0]
-    nearest = [max(c for c in fitting if c < num_gpus), *[c for c in fitting if c > num_gpus][:1]]
-    remedy = f"nearest that work: {' or '.join(map(str, nearest))} GPUs"
-    if rows % num_gpus == 0:
-        smaller = max(size for size in range(1, micro_rows + 1) if rows // num_gpus % size == 0)
-        remedy += f", or train.micro_batch_rows = {smaller}"
-    raise ConfigError(
-        f"train.rows_per_step: {rows} rows are {num_micro} micro-batches of {micro_rows} rows, which do not divide "
-        f"over {num_gpus} GPUs; {remedy}"
-    )
 
 
 def check_memory(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, assumptions: Assumptions) -> None:
@@ -46,6 +27,7 @@ def check_memory(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, assum
 def _nearest(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, usable: float) -> str:
     """Name the first that fits: a smaller micro-batch, checkpointed layers, another ZeRO stage, more GPUs."""
     stage, share = deepspeed["zero_optimization"]["stage"], recipe.kernels.checkpointed_share
+    taken = taken_micro_batch(recipe.train, num_gpus)
 
     def fits(zero_stage: int, gpus: int) -> bool:
         return peak_memory(with_setting(recipe, 1, 1.0), deepspeed, zero_stage, gpus).total_bytes <= usable
@@ -53,7 +35,7 @@ def _nearest(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, usable: f
     for checkpointed in (share, *(tried for tried in TRIED_SHARES if tried > share)):
         rows = largest_micro_batch(recipe, deepspeed, num_gpus, checkpointed, usable)
         settings = [f"kernels.checkpointed_share = {checkpointed:g}"] if checkpointed > share else []
-        settings += [f"train.micro_batch_rows = {rows}"] if rows < recipe.train.micro_batch_rows else []
+        settings += [f"train.micro_batch_rows = {rows}"] if rows < taken else []
         if rows:
             return f"nearest that fits: {' and '.join(settings)}"
     smallest = "train.micro_batch_rows = 1, kernels.checkpointed_share = 1"
@@ -63,7 +45,7 @@ def _nearest(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, usable: f
             return f"nearest that fits: ZeRO {zero_stage} (train.deepspeed), {smallest}{compiled}"
     for gpus in range(num_gpus + 1, recipe.train.rows_per_step + 1):
         for zero_stage in range(stage, 4):
-            if possible_micro_batches(recipe, gpus) and fits(zero_stage, gpus):
+            if possible_micro_batches(recipe.train, gpus) and fits(zero_stage, gpus):
                 compiled = ", kernels.compile = false" if zero_stage == 3 and recipe.kernels.compile else ""
                 return f"nearest that fits: {gpus} GPUs with ZeRO {zero_stage} (train.deepspeed), {smallest}{compiled}"
     return "no setting of this model fits: larger GPUs or a smaller model"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import PackedBatch, RowReader
 from cmbert.evaluate.pseudo_perplexity import MASK_RATE, heldout_reader
@@ -53,4 +54,4 @@ def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldou
         return None
     reader = heldout_reader(tokenizer, Path(recipe.evaluation.shards), recipe.data.context_tokens)
     num_rows = min(recipe.evaluation.max_rows, reader.blend.sources[0].num_rows)
-    return Heldout(reader, num_rows, recipe.train.micro_batch_rows, launch)
+    return Heldout(reader, num_rows, taken_micro_batch(recipe.train, launch.world_size), launch)

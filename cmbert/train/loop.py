@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
@@ -191,7 +192,7 @@ def batches(run: Run) -> Iterator[StepData]:
     """Yield this rank's part of every step still to do."""
     geometry = BatchGeometry(
         step_rows=partial(step_rows, recipe=run.recipe),
-        micro_batch_rows=run.recipe.train.micro_batch_rows,
+        micro_batch_rows=taken_micro_batch(run.recipe.train, run.launch.world_size),
         rank=run.launch.rank,
         world_size=run.launch.world_size,
         left_out=run.left_out,

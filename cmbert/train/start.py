@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cmbert.accel import apply_determinism, check_kernels
+from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
@@ -68,6 +69,8 @@ class Resume:
 def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
+    if fewer := describe_micro_batch(recipe.train, launch.world_size):
+        logger.info("%s", fewer)
     check_wandb(recipe.train.wandb_project)
     tokenizer = load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
     reader = open_reader(

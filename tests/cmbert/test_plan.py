@@ -121,7 +121,7 @@ def test_the_activation_estimate_is_what_autograd_keeps(
     # LayerNorm keeps on a CPU what both norms keep on a GPU; the CPU's RMSNorm is not fused.
     model = MaskedLanguageModel(dataclasses.replace(recipe.model, norm="layernorm"), recipe.kernels).bfloat16()
     monkeypatch.setattr(encoder, "attention_backend", lambda device, dtype, requested: FUSED)
-    num_tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
+    num_tokens = 2 * recipe.data.context_tokens
     num_masked = int(num_tokens * recipe.mask.peak_rate)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -138,7 +138,7 @@ def test_the_activation_estimate_is_what_autograd_keeps(
     logits = model.decoder(hidden).nbytes  # held until the loss is known, as its gradient
     layer = (8 * 128 + (3 if compile else 4) * 320) * 2 * num_tokens
     recomputed = layer if share == 1.0 else 0  # a layer that the backward pass computes again, one at a time
-    estimate = estimate_activations(recipe, 2)
+    estimate = estimate_activations(recipe, num_tokens, 2)
     assert estimate.logits == pytest.approx(logits, rel=0.02)  # whole positions
     assert estimate.kept == pytest.approx(found + recomputed, rel=0.1)
 

@@ -62,7 +62,7 @@ what = "一段"
 name = "two"
 what = "两段"
 set.train = { total_tokens = "75 %" }
-then.train = { total_tokens = "25 %", rows_per_step = 4, micro_batch_rows = 4 }
+then.train = { total_tokens = "25 %", rows_per_step = 4 }
 then.data = { context_tokens = 128 }
 """
 

@@ -32,7 +32,7 @@ def test_ramp(recipe_file: Path, tmp_path: Path, stage: int) -> None:
     train(recipe_file, *ramp, *settings(f"run_directory={unbroken}"), ranks=2)
     assert trace(together) == trace(unbroken)
     refused = train(recipe_file, *ramp, *settings(f"run_directory={tmp_path}/x"), ranks=4, code=1)
-    assert "train.ramp_start_rows, train.ramp_increment_rows: 2 rows do not divide" in refused
+    assert "train.ramp_start_rows, train.ramp_increment_rows: 8, 4 and 2 rows do not all divide over 4 GPUs" in refused
 
 
 def test_loss_does_not_depend_on_how_a_step_is_cut(recipe_file: Path, tmp_path: Path) -> None:
@@ -50,3 +50,16 @@ def test_loss_does_not_depend_on_how_a_step_is_cut(recipe_file: Path, tmp_path: 
         for key in ("loss", "grad_norm"):
             assert two[key] == pytest.approx(one[key], rel=1e-5)
             assert four[key] == pytest.approx(one[key], rel=1e-5)
+
+
+def test_a_world_size_takes_the_most_rows_that_divide(recipe_file: Path, tmp_path: Path) -> None:
+    """4 rows a rank: at most 3 are 2, bit for bit as with 2, and one line says so."""
+    found = []
+    for most in (2, 3):
+        run = tmp_path / f"most{most}"
+        setting = settings(f"run_directory={run}", f"train.micro_batch_rows={most}", deepspeed_file(tmp_path, 1))
+        output = train(recipe_file, *setting, "--max-steps", "4", ranks=2)
+        said = "micro-batches of 2 rows: 4 rows a GPU do not divide into train.micro_batch_rows = 3"
+        assert output.count(said) == (1 if most == 3 else 0)
+        found.append(trace(run))
+    assert found[0] == found[1]

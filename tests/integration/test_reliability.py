@@ -35,7 +35,7 @@ def test_elastic_resume(recipe_file: Path, tmp_path: Path, unbroken: list[dict],
     setting = settings(deepspeed_file(tmp_path, stage), "train.micro_batch_rows=1")
     train(recipe_file, *setting, "--max-steps", "5", ranks=2)
     refused = train(recipe_file, *setting, ranks=3, code=1)
-    assert "8 rows do not divide into micro-batches of 1 rows on 3 ranks" in refused
+    assert "8 rows do not divide over 3 GPUs (ranks); nearest that work: 2 or 4 GPUs" in refused
     on_four = train(recipe_file, *setting, "--max-steps", "5", ranks=4)
     assert "resumed a checkpoint of 2 ranks on 4" in on_four
     on_one = train(recipe_file, *setting)

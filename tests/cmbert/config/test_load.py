@@ -29,7 +29,7 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("[model]", '[model]\nnorm = "rmsnrm"', "model.norm: 'rmsnrm' is not one of .* did you mean 'rmsnorm'"),
         ("vocab_size = 384", "vocab_size = 390", "390 is not a multiple of 64 .* nearest: 384 or 448"),
         ("context_tokens = 64", "context_tokens = 9000", "9000 exceeds model.max_length 8192"),
-        ("micro_batch_rows = 2", "micro_batch_rows = 3", "rows_per_step 8 must be a multiple of micro_batch_rows 3"),
+        ("micro_batch_rows = 2", "micro_batch_rows = 0", "train: sizes must be positive"),
         ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
         (
             "lr_max = 1e-3",
@@ -118,7 +118,7 @@ def test_deepspeed_files_are_checked(tmp_path: Path, table: object, message: str
 def test_the_batch_must_divide_over_the_ranks(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     assert resolve_deepspeed(recipe, 2)["gradient_accumulation_steps"] == 2
-    with pytest.raises(ConfigError, match="8 rows do not divide into micro-batches of 2 rows on 3 ranks"):
+    with pytest.raises(ConfigError, match=r"8 rows do not divide over 3 GPUs .ranks.; nearest that work: 2 or 4 GPUs$"):
         resolve_deepspeed(recipe, 3)
 
 

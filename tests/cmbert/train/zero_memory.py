@@ -35,7 +35,7 @@ def train(recipe: Recipe, world_size: int) -> None:
     model = MaskedLanguageModel(recipe.model, recipe.kernels)
     config = resolve_deepspeed(recipe, world_size)
     engine = build_engine(model, build_optimizer(model, recipe.optimizer), config)
-    num_tokens = recipe.train.micro_batch_rows * recipe.data.context_tokens
+    num_tokens = config["train_micro_batch_size_per_gpu"] * recipe.data.context_tokens
     ids = torch.randint(recipe.model.vocab_size, (num_tokens,))
     bounds = torch.arange(0, num_tokens + 1, recipe.data.context_tokens, dtype=torch.int32)
     masked = torch.arange(int(num_tokens * recipe.mask.peak_rate))
