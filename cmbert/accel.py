@@ -39,6 +39,8 @@ class AttentionKernel(NamedTuple):
     capabilities: tuple[tuple[int, int], ...]
     """Compute capabilities it is for; empty = all that have bf16."""
     call: VarlenAttention
+    is_operator: bool
+    """torch.compile can see it: registered with torch, with its output's shape and its gradient."""
 
 
 class AttentionBackend(NamedTuple):
@@ -46,6 +48,8 @@ class AttentionBackend(NamedTuple):
 
     name: str
     varlen: VarlenAttention | None
+    is_operator: bool
+    """A compiled layer takes `varlen` in as one node; else it is compiled before and after it."""
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype, requested: str = "auto") -> AttentionBackend:
@@ -77,7 +81,9 @@ def _choose(device: str, dtype: torch.dtype, capability: tuple[int, int] | None,
     able = [name for name, lack in missing.items() if not lack]
     name = requested if requested != "auto" else [*able, "cpu"][0]
     log.info("attention on %s: %s (asked for %s)", device, name, requested)
-    return AttentionBackend(name, ATTENTION_KERNELS[name].call if name in ATTENTION_KERNELS else None)
+    if name == "cpu":
+        return AttentionBackend(name, None, False)
+    return AttentionBackend(name, ATTENTION_KERNELS[name].call, ATTENTION_KERNELS[name].is_operator)
 
 
 def what_is_missing(name: str, dtype: torch.dtype, capability: tuple[int, int] | None) -> str:
@@ -150,12 +156,13 @@ def _torch_varlen(
 
 
 ATTENTION_KERNELS = {
-    "flash_attn_3": AttentionKernel("flash_attn_interface", (HOPPER,), _flash_attn_3),
-    "flash_attn": AttentionKernel("flash_attn", (), _flash_attn),
-    "torch_varlen": AttentionKernel("torch.nn.attention.varlen", (), _torch_varlen),
+    "flash_attn_3": AttentionKernel("flash_attn_interface", (HOPPER,), _flash_attn_3, False),
+    "flash_attn": AttentionKernel("flash_attn", (), _flash_attn, True),
+    "torch_varlen": AttentionKernel("torch.nn.attention.varlen", (), _torch_varlen, True),
 }
 """Fused kernels in order of preference. FlashAttention-3 before 2 on Hopper is its authors' measurement (arXiv
-2407.08608), not ours; the last two hold the same kernels, and were not measured against each other."""
+2407.08608), not ours; the last two hold the same kernels, and were not measured against each other. FlashAttention-3 of
+2.8.3, what slurm/install_kernels.sh builds, calls its kernels past torch's operators."""
 
 
 def norm_function(requested: str) -> Norm:

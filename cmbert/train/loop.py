@@ -184,8 +184,10 @@ def train_step(run: Run, data: StepData) -> dict[str, Any]:
     """Do one optimizer step on (sum of the masked tokens' losses) / (masked tokens), both summed over all ranks."""
     started = time.perf_counter()
     run.watchdog.enter("forward and backward", run.step)
-    engine, recipe, micro_batches, timer = run.engine, run.recipe, data.micro_batches, run.timer
+    engine, recipe, timer = run.engine, run.recipe, run.timer
     timer.start()
+    data = data.to(run.device)
+    micro_batches = data.micro_batches
     (masked_tokens,) = sum_over_ranks([sum(len(batch.targets) for batch in micro_batches)], run.device)
     maskable_tokens = sum(data.facts.source_tokens)
     # DeepSpeed averages the gradient over ranks and micro-batches; we want the sum, over the global masked count.
@@ -199,7 +201,6 @@ def train_step(run: Run, data: StepData) -> dict[str, Any]:
     source_loss = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, run.device)
     for index, (batch, row_sources) in enumerate(zip(micro_batches, data.row_sources, strict=True)):
         engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
-        batch = batch.to(run.device)
         with timer.phase("forward"):
             loss, correct, losses = engine(*batch)
         with timer.phase("backward"):

@@ -19,4 +19,4 @@ class KeepsNoScores(torch.autograd.Function):
         return gradient, gradient, gradient
 
 
-FUSED = AttentionBackend("fused", lambda query, key, value, *_: KeepsNoScores.apply(query, key, value))
+FUSED = AttentionBackend("fused", lambda query, key, value, *_: KeepsNoScores.apply(query, key, value), True)
