@@ -51,7 +51,10 @@ class AttentionKernel(NamedTuple):
 
 
 class AttentionBackend(NamedTuple):
-    """A chosen backend; `varlen` is None for "cpu", whose code is plain torch in `cmbert.model.attention`."""
+    """A chosen backend; `varlen` is None for "cpu", whose code is plain torch in `cmbert.model.attention`.
+
+    A compiled layer takes `varlen` in as one node: all kernels here are operators of torch's.
+    """
 
     name: str
     varlen: VarlenAttention | None

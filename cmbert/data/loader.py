@@ -26,7 +26,7 @@ PREFETCH_STEPS = 2  # steps each loader process keeps ready
 
 
 class PackedBatch(NamedTuple):
-    """One micro-batch: pieces of several rows back to back.
+    """One micro-batch: pieces of several rows back to back, in the order of the model's arguments.
 
     T is rows x context, the same in every step, so that a compiled model need not be compiled again. What a row leaves
     unfilled, a hundredth or less, is a piece of [PAD] of its own: nothing sees it, nothing in it is predicted.
@@ -36,11 +36,17 @@ class PackedBatch(NamedTuple):
     cu_seqlens: torch.Tensor  # (P + 1,) int32, bounds of the pieces; attention never crosses them
     masked_positions: torch.Tensor  # (M,) int64, into input_ids
     targets: torch.Tensor  # (M,) int64
+    positions: torch.Tensor  # (T,) int64, counted from the start of each piece
+    longest: int  # tokens of a row, which no piece exceeds: the same in every step
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """Move it; the piece bounds stay on the host, where the model reads them without waiting for the GPU."""
-        moved = PackedBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
-        return moved._replace(cu_seqlens=self.cu_seqlens)
+        """Move every tensor, once; nothing waits if they are pinned."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        ids, bounds, masked, targets, positions, longest = self
+        return PackedBatch(move(ids), move(bounds), move(masked), move(targets), move(positions), longest)
 
 
 class StepFacts(NamedTuple):
@@ -64,9 +70,17 @@ class StepData(NamedTuple):
     """One rank's part of a step."""
 
     micro_batches: list[PackedBatch]
-    row_sources: list[list[int]]
-    """Source of each row of each micro-batch."""
+    row_sources: list[torch.Tensor]
+    """Source of each row of each micro-batch, (rows,) int64."""
     facts: StepFacts
+
+    def to(self, device: torch.device) -> "StepData":
+        """Move the whole step: a few bytes a token, beside which a micro-batch's activations are thousands."""
+        return StepData(
+            [batch.to(device) for batch in self.micro_batches],
+            [sources.to(device, non_blocking=True) for sources in self.row_sources],
+            self.facts,
+        )
 
 
 class FoundRow(NamedTuple):
@@ -244,11 +258,14 @@ class RowReader:
             seed=self.seed,
             indexes=assembled.addresses,
         )
+        bounds = assembled.piece_bounds
         return PackedBatch(
             input_ids=torch.from_numpy(assembled.ids),
-            cu_seqlens=torch.from_numpy(assembled.piece_bounds.astype(np.int32)),
+            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
             masked_positions=torch.from_numpy(positions),
             targets=torch.from_numpy(targets),
+            positions=torch.from_numpy(np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))),
+            longest=self.blend.sources[0].context,
         )
 
 
@@ -274,7 +291,7 @@ class StepBatches(Dataset):
             unit_lengths=assembled[0].unit_lengths(),
             ledger=pack_record(step, rows[0], pieces) if self.geometry.rank == 0 else b"",
         )
-        row_sources = [[address.source for address in part.addresses] for part in assembled]
+        row_sources = [torch.tensor([address.source for address in part.addresses]) for part in assembled]
         return StepData([reader.mask_rows(part, rate) for part in assembled], row_sources, facts)
 
 

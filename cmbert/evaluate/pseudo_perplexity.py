@@ -138,8 +138,8 @@ def heldout_reader(tokenizer: Tokenizer, shards: Path, context: int, unit: Unit 
 @torch.inference_mode()
 def score_batch(model: MaskedLanguageModel, batch: PackedBatch, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss (nats, float64) and hit (bool) of every masked token of a packed batch, shape (M,) each."""
-    ids, cu_seqlens, masked_positions, targets = batch.to(device)
-    logits_MV = model.logits(ids, cu_seqlens, masked_positions).float()
+    ids, bounds, masked_positions, targets, positions, longest = batch.to(device)
+    logits_MV = model.logits(ids, bounds, masked_positions, positions, longest).float()
     loss_M = F.cross_entropy(logits_MV, targets, reduction="none")
     return loss_M.double().cpu().numpy(), (logits_MV.argmax(-1) == targets).cpu().numpy()
 

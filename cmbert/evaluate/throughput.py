@@ -96,9 +96,11 @@ class Batch:
     """The same tokens packed for us and padded for others, on the device."""
 
     input_ids: torch.Tensor  # (T,)
-    cu_seqlens: torch.Tensor  # (N + 1,) int32, on the host
+    cu_seqlens: torch.Tensor  # (N + 1,) int32
     masked_positions: torch.Tensor  # (M,)
     targets: torch.Tensor  # (M,)
+    positions: torch.Tensor  # (T,), counted from the start of each piece
+    longest: int  # L
     padded_ids: torch.Tensor  # (N, L)
     attention_mask: torch.Tensor  # (N, L)
     labels: torch.Tensor  # (N, L), -100 where nothing is predicted
@@ -113,11 +115,21 @@ def make_batch(lengths: Sequence[int], vocab_size: int, device: torch.device) ->
     masked = torch.randperm(num_tokens, generator=generator)[: max(1, round(MASK_RATE * num_tokens))].sort().values
     labels = torch.full((num_tokens,), -100)
     labels[masked] = ids[masked]
-    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    place = torch.arange(max(lengths))
+    real = place < torch.tensor(lengths)[:, None]
     padded, padded_labels = torch.zeros(real.shape, dtype=torch.int64), torch.full(real.shape, -100)
     padded[real], padded_labels[real] = ids, labels
-    moved = (tensor.to(device) for tensor in (masked, ids[masked], padded, real.long(), padded_labels))
-    return Batch(ids.to(device), cu_seqlens.int(), *moved)
+    return Batch(
+        input_ids=ids.to(device),
+        cu_seqlens=cu_seqlens.int().to(device),
+        masked_positions=masked.to(device),
+        targets=ids[masked].to(device),
+        positions=place.expand(real.shape)[real].to(device),
+        longest=max(lengths),
+        padded_ids=padded.to(device),
+        attention_mask=real.long().to(device),
+        labels=padded_labels.to(device),
+    )
 
 
 def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Callable[[Batch], Run]:
@@ -127,10 +139,15 @@ def our_runner(work: Work, model: ModelConfig, kernels: KernelConfig, device: to
     built = built.to(device, DTYPE)
 
     def loss(batch: Batch) -> torch.Tensor:
-        loss_sum, _, _ = built(batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets)
+        loss_sum, _, _ = built(
+            batch.input_ids, batch.cu_seqlens, batch.masked_positions, batch.targets, batch.positions, batch.longest
+        )
         return loss_sum / len(batch.targets)
 
-    return make_runner(work, built, lambda batch: built.model(batch.input_ids, batch.cu_seqlens), loss)
+    def encode(batch: Batch) -> torch.Tensor:
+        return built.model(batch.input_ids, batch.cu_seqlens, batch.positions, batch.longest)
+
+    return make_runner(work, built, encode, loss)
 
 
 def their_runner(work: Work, model: ModelConfig, attention: str, device: torch.device) -> Callable[[Batch], Run]:

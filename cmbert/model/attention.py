@@ -41,7 +41,7 @@ class PackedLayout:
     cu_seqlens: torch.Tensor
     """(P+1,) int32 on the model's device: where each piece starts, then T."""
     longest: int
-    """Longest piece; tokens."""
+    """No piece is longer; tokens."""
     positions: torch.Tensor
     """(T,) int64, counted from the start of each piece."""
     backend: AttentionBackend
@@ -54,20 +54,27 @@ class PackedLayout:
     def build(
         cls,
         cu_seqlens: torch.Tensor,
+        position_T: torch.Tensor | None = None,
+        longest: int | None = None,
         *,
         local_window: int,
         backend: AttentionBackend,
         device: torch.device,
         dtype: torch.dtype,
     ) -> "PackedLayout":
-        """Lay out pieces given by `cu_seqlens` (P+1,), best left on the host: a CUDA tensor costs one synchronisation.
+        """Lay out pieces given by `cu_seqlens` (P+1,) int32; `dtype` is that of the model's activations.
 
-        `dtype` is that of the model's activations.
+        position_T (T,), counted from each piece's start, and `longest`, which no piece exceeds: what a caller knows
+        need not be found here. With both, and everything on `device`, a fused backend does not touch the host. Else the
+        bounds are read there: leave them there, for a CUDA tensor costs one synchronisation.
         """
+        if backend.varlen is not None and position_T is not None and longest is not None:
+            return cls(cu_seqlens, longest, position_T, backend, (), None)
         cu_seqlens = cu_seqlens.cpu()
         length_P = cu_seqlens.diff().long()
         piece_T = torch.repeat_interleave(length_P)
-        position_T = torch.arange(len(piece_T)) - cu_seqlens.long()[piece_T]
+        if position_T is None:
+            position_T = torch.arange(len(piece_T)) - cu_seqlens.long()[piece_T]
         tiles: tuple[Tile, ...] = ()
         band_mask = None
         if backend.varlen is None:

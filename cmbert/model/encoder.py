@@ -42,18 +42,31 @@ class Encoder(nn.Module):
         self.final_norm = make_norm(config, kernels)
         self.num_checkpointed = kernels.num_checkpointed(config.num_layers)
 
-    def forward(self, input_ids_T: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-        """Packed token ids (T,) int64, cu_seqlens (P+1,) int32 on any device -> final hidden states (T, D)."""
+    def forward(
+        self,
+        input_ids_T: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        longest: int | None = None,
+    ) -> torch.Tensor:
+        """Packed token ids (T,) int64, cu_seqlens (P+1,) int32 -> final hidden states (T, D).
+
+        positions (T,) in the pieces and `longest`: see `PackedLayout.build`, which finds them if they are not given.
+        """
         config = self.config
         hidden_TD = self.embeddings(input_ids_T)
         # Device and dtype come from the activations: under ZeRO-3, touching another module's weight would gather it.
         layout = PackedLayout.build(
             cu_seqlens,
+            positions,
+            longest,
             local_window=config.local_window,
             backend=attention_backend(hidden_TD.device, hidden_TD.dtype, self.kernels.attention),
             device=hidden_TD.device,
             dtype=hidden_TD.dtype,
         )
+        if self.kernels.compile:
+            torch._dynamo.mark_dynamic(layout.cu_seqlens, 0)  # one compilation for any number of pieces
         head_width = config.hidden_size // config.num_heads
         global_tables = rotary_tables(layout.positions, head_width, config.rope_base_global)
         local_tables = rotary_tables(layout.positions, head_width, config.rope_base_local)

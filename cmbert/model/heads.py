@@ -65,22 +65,30 @@ class MaskedLanguageModel(nn.Module):
         cu_seqlens: torch.Tensor,
         masked_positions: torch.Tensor,
         targets: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        longest: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss of the masked positions of one packed batch.
 
-        input_ids (T,) int64, cu_seqlens (P+1,) int32, masked_positions (M,) int64 into T, targets (M,) int64. Returns
-        the cross-entropy summed over the M positions (fp32, nats), how many of them the model ranks first (int64), and
-        the cross-entropy of each (M,), without a gradient.
+        input_ids (T,) int64, cu_seqlens (P+1,) int32, masked_positions (M,) int64 into T, targets (M,) int64; positions
+        (T,) in the pieces and `longest` spare the device a wait (`PackedLayout.build`). Returns the cross-entropy
+        summed over the M positions (fp32, nats), how many of them the model ranks first (int64), and the cross-entropy
+        of each (M,), without a gradient.
         M may be 0: loss and gradients are zeros, so that a rank without targets stays in step with the others.
         """
-        hidden_MD = self.model(input_ids, cu_seqlens).index_select(0, masked_positions)
+        hidden_MD = self.model(input_ids, cu_seqlens, positions, longest).index_select(0, masked_positions)
         return self.decoder(self.head(hidden_MD), targets)
 
     def logits(
-        self, input_ids: torch.Tensor, cu_seqlens: torch.Tensor, positions: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        masked_positions: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        longest: int | None = None,
     ) -> torch.Tensor:
-        """Scores over the vocabulary at `positions` (M,) of the stream -> (M, V), or at every token -> (T, V)."""
-        hidden = self.model(input_ids, cu_seqlens)
-        if positions is not None:
-            hidden = hidden.index_select(0, positions)
+        """Scores over the vocabulary at `masked_positions` (M,) -> (M, V), or at every token -> (T, V)."""
+        hidden = self.model(input_ids, cu_seqlens, positions, longest)
+        if masked_positions is not None:
+            hidden = hidden.index_select(0, masked_positions)
         return self.decoder(self.head(hidden))

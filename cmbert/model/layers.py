@@ -50,8 +50,12 @@ class GatedMLP(nn.Module):
 
 
 class LayerParts(NamedTuple):
-    """The two stretches of a layer around the attention kernel, where every shape is that of the step before."""
+    """A layer, and its two stretches around attention for a backend that cannot be compiled with them.
 
+    All shapes are those of the step before, but for the number of pieces, which nothing but attention reads.
+    """
+
+    whole: "Callable[[EncoderLayer, torch.Tensor, tuple[torch.Tensor, torch.Tensor], PackedLayout], torch.Tensor]"
     project: "Callable[[EncoderLayer, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]"
     finish: "Callable[[EncoderLayer, torch.Tensor, torch.Tensor], torch.Tensor]"
 
@@ -59,8 +63,9 @@ class LayerParts(NamedTuple):
 def layer_parts(compile: bool) -> LayerParts:
     """Return the parts that all layers of a model share, compiled once for all of them if `compile`."""
     if not compile:
-        return LayerParts(EncoderLayer.project, EncoderLayer.finish)
+        return LayerParts(EncoderLayer.whole, EncoderLayer.project, EncoderLayer.finish)
     return LayerParts(
+        compiled(EncoderLayer.whole, dynamic=False),
         compiled(EncoderLayer.project, dynamic=False),
         compiled(EncoderLayer.finish, dynamic=False),
     )
@@ -88,9 +93,17 @@ class EncoderLayer(nn.Module):
         hidden_TD = hidden_TD + self.attn.Wo(attended_TD)
         return hidden_TD + self.mlp(self.mlp_norm(hidden_TD))
 
+    def whole(
+        self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], layout: PackedLayout
+    ) -> torch.Tensor:
+        """(T, D) -> (T, D)."""
+        return self.finish(hidden_TD, attend(self.project(hidden_TD, tables), layout, self.attn.side).flatten(1))
+
     def forward(
         self, hidden_TD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], layout: PackedLayout
     ) -> torch.Tensor:
         """(T, D) -> (T, D)."""
+        if layout.backend.varlen is not None:
+            return self.parts.whole(self, hidden_TD, tables, layout)
         qkv_T3HK = self.parts.project(self, hidden_TD, tables)
         return self.parts.finish(self, hidden_TD, attend(qkv_T3HK, layout, self.attn.side).flatten(1))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
-"""fp32 logits of a chunk: those that stay in a CPU's cache, or that fill a GPU's kernels (ours; CPU measured)."""
+CPU_CHUNK_BYTES = 8 << 20  # fp32 logits of a chunk that stay in a CPU's cache (ours, measured)
+CHUNK_BYTES = 128 << 20  # on any other device: those that fill a GPU's kernels (ours, not measured)
 
 
 class ChunkLoss(NamedTuple):
@@ -122,7 +122,8 @@ def _run_chunks(
     losses = []
     num_correct = torch.zeros((), dtype=torch.int64, device=hidden_MD.device)
     bias_gradient_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=hidden_MD.device)
-    most = max(1, CHUNK_BYTES[hidden_MD.device.type] // (4 * len(weight_VD)))
+    chunk_bytes = CPU_CHUNK_BYTES if hidden_MD.device.type == "cpu" else CHUNK_BYTES
+    most = max(1, chunk_bytes // (4 * len(weight_VD)))
     num_chunks = max(1, -(-len(target_M) // most))
     bias_V = bias_V.float()
     # Of nearly equal size: a last one of a single position would be compiled anew.

@@ -220,8 +220,10 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     asked to stop, all ranks learn from the step's figures.
     """
     run.watchdog.enter("forward and backward", run.step)
-    engine, recipe, micro_batches, timer = run.engine, run.recipe, data.micro_batches, run.timer
+    engine, recipe, timer = run.engine, run.recipe, run.timer
     timer.start()
+    data = data.to(run.device)
+    micro_batches = data.micro_batches
     masked = to_device([sum(len(batch.targets) for batch in micro_batches)], run.device)
     counted = torch.distributed.all_reduce(masked, async_op=True)
     set_accumulation(engine, len(micro_batches))
@@ -230,7 +232,6 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     source_loss = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, run.device)
     for index, (batch, row_sources) in enumerate(zip(micro_batches, data.row_sources, strict=True)):
         engine.set_gradient_accumulation_boundary(index + 1 == len(micro_batches))
-        batch = batch.to(run.device)
         with timer.phase("forward"):
             loss, correct, losses = engine(*batch)
         if index == 0:

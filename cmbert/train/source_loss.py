@@ -18,11 +18,10 @@ class SourceLoss:
         size = num_sources if num_sources > 1 else 0
         self.totals_2S = torch.zeros(2, size, dtype=torch.float64, device=device)  # nats; masked tokens
 
-    def add(self, batch: PackedBatch, loss_M: torch.Tensor, row_sources: Sequence[int]) -> None:
-        """Add the losses of a micro-batch that is on the device; row_sources: source of each of its R rows."""
+    def add(self, batch: PackedBatch, loss_M: torch.Tensor, source_R: torch.Tensor) -> None:
+        """Add the losses of a micro-batch, everything on the device; source_R (R,): source of each of its rows."""
         if not self.totals_2S.numel():
             return
-        source_R = torch.tensor(row_sources).to(loss_M.device, non_blocking=True)
         source_M = source_R[batch.masked_positions // self.context_tokens]
         loss_M = loss_M.detach().double()
         self.totals_2S.index_add_(1, source_M, torch.stack([loss_M, torch.ones_like(loss_M)]))

@@ -14,7 +14,7 @@ WIDTH, VOCABULARY = 24, 320
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", {"cpu": 16 * VOCABULARY * 4})  # 16 positions
+    monkeypatch.setattr(loss_module, "CPU_CHUNK_BYTES", 16 * VOCABULARY * 4)  # 16 positions
 
 
 def draw(num_positions, dtype=torch.float32):
