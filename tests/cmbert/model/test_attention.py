@@ -12,7 +12,7 @@ LAYOUT = {"local_window": 128, "device": torch.device("cpu"), "dtype": torch.flo
 
 def make_layout(lengths):
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    return PackedLayout.build(cu_seqlens, backend=AttentionBackend("cpu", None, False), **LAYOUT)
+    return PackedLayout.build(cu_seqlens, backend=AttentionBackend("cpu", None), **LAYOUT)
 
 
 def test_layout_restarts_positions_at_each_piece():

@@ -1,0 +1,29 @@
+"""The host gives the device a whole step, DeepSpeed's part included, without asking for a single value."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cmbert.train import host_waits
+
+
+@pytest.mark.parametrize(
+    ("stage", "accumulated"), [(1, {}), (1, {"data_types": {"grad_accum_dtype": "fp32"}}), (2, {})], ids=str
+)
+def test_no_step_asks_the_device(recipe_file: Path, tmp_path: Path, stage: int, accumulated: dict) -> None:
+    table = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}, **accumulated}
+    (tmp_path / "ds.json").write_text(json.dumps(table), encoding="utf-8")
+    text = recipe_file.read_text(encoding="utf-8")
+    recipe_file.write_text(text + '\n[guards]\nspike_action = "skip"\n', encoding="utf-8")
+    command = [sys.executable, host_waits.__file__, str(recipe_file), str(tmp_path / "found.json")]
+    environment = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert len(found["steps"]) == 16
+    assert sum(found["control"].values()) == 1
+    # The rates of StableAdamW are numbers on a CPU, by `tolist`, which no dispatcher sees; on a GPU they stay there.
+    assert not any(found["steps"]), found["steps"][1]
