@@ -229,6 +229,7 @@ def _bench_loader(options: argparse.Namespace) -> int:
 
 
 def _bench_model(options: argparse.Namespace) -> int:
+    from cmbert.evaluate.bench_memory import Request, check_bench
     from cmbert.evaluate.benchmark import keep_rows, print_rows
     from cmbert.evaluate.throughput import bench_throughput, read_shape, workloads
 
@@ -236,6 +237,8 @@ def _bench_model(options: argparse.Namespace) -> int:
         return _bench_models(options)
     model, kernels = read_shape(options.model[0], options.overrides)
     loads = workloads(options.lengths, options.pieces, options.batch_tokens, model.max_length)
+    request = Request(options.against, options.lengths, options.pieces, options.batch_tokens)
+    check_bench(options.work, model, kernels, request)
     rows = []
     for row in bench_throughput(options.work, model, kernels, loads, options.against):
         rows.append(row)

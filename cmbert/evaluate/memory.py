@@ -1,6 +1,7 @@
-"""How much memory a piece of work takes at its peak, beyond what stood before it."""
+"""How much memory there is, and how much a piece of work takes at its peak, beyond what stood before it."""
 
 import ctypes
+import os
 import re
 import resource
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import TracebackType
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMINFO, OWN_CGROUP, CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 RESET_PEAK = "5"  # written to CLEAR: the peak resident size starts anew (Linux, proc(5))
 
 
@@ -55,3 +57,39 @@ def resident_bytes(field: str) -> int:
     found = re.search(rf"{field}:\s*(\d+) kB", STATUS.read_text(encoding="ascii"))
     assert found
     return int(found[1]) * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the memory that new tensors can have: the GPU's, or what `free_host_bytes` says."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
+
+
+def free_host_bytes() -> int:
+    """Return the memory that a new process can have: Linux's MemAvailable, less if a control group allows less."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if MEMINFO.is_file():
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+        available = int(found[1]) * 1024 if found else available
+    return min([available, *_cgroup_free_bytes()])
+
+
+def _cgroup_free_bytes() -> list[int]:
+    """Return what the control groups that this process is in, and those above them, still allow it (v2 and v1)."""
+    found = []
+    for line in OWN_CGROUP.read_text(encoding="utf-8").splitlines() if OWN_CGROUP.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, limit, usage = CGROUPS, "memory.max", "memory.current"
+        if controllers:
+            root, limit, usage = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        own = root / path.strip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root) and (folder / limit).is_file() and (folder / usage).is_file():
+                allowed = (folder / limit).read_text(encoding="ascii").strip()
+                used = int((folder / usage).read_text(encoding="ascii"))
+                # Pages of files count as used, and go when memory is asked for.
+                files = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(encoding="ascii"), re.M)
+                used -= int(files[1]) if files else 0
+                found += [] if allowed == "max" else [int(allowed) - used]
+    return found

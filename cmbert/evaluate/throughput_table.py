@@ -17,6 +17,7 @@ from cmbert.accel import apply_determinism, check_kernels, is_installed
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.environment import versions
 from cmbert.errors import ConfigError, InputError
+from cmbert.evaluate.bench_memory import check_weights
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.table import markdown_table
 from cmbert.evaluate.throughput import (
@@ -89,6 +90,7 @@ def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: 
     check_kernels(kernels, device, DTYPE)
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in MaskedLanguageModel(model).model.parameters())
+    check_weights(name, parameters, device)
     runner = our_runner("inference", model, kernels, device)
     return Candidate(name, "cmbert", parameters, model.vocab_size, model.max_length, runner)
 
@@ -102,6 +104,8 @@ def their_candidate(name: str, device: torch.device) -> Candidate:
 
     try:
         config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            check_weights(name, sum(weight.numel() for weight in AutoModel.from_config(config).parameters()), device)
         torch.manual_seed(0)
         built: Any = AutoModel.from_config(config)
     except (OSError, ValueError) as error:

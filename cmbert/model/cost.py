@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import ModelConfig, Recipe
+from cmbert.config.schema import KernelConfig, ModelConfig
 
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
+FP32_BYTES = 4
+OPTIMIZER_BYTES = 3 * FP32_BYTES  # per parameter: fp32 copy and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,21 @@ class Activations:
     kept: int
     """Held at the end of the encoder's forward pass, and a layer that the backward pass computes again."""
     logits: int
-    """Of the masked positions, at the stage's highest mask rate, held while the loss is computed."""
+    """Of the masked positions, held while the loss is computed."""
 
 
-def estimate_activations(recipe: Recipe, tokens: int, value_bytes: int) -> Activations:
+def estimate_activations(
+    model: ModelConfig, kernels: KernelConfig, tokens: int, num_masked: float, value_bytes: int
+) -> Activations:
     """Estimate what one micro-batch of `tokens` positions holds, in values of `value_bytes`.
 
     Per token, in values. A layer: 2 residual inputs, 2 norm outputs, q k v, attention output (8 x width); GeGLU input
     (2 x intermediate), its GELU (compiled code computes it again), the product. A checkpointed layer: its input, but
-    one layer at a time is computed again. Around the layers: 4 x width. At the masked positions, at the highest rate:
-    logits and what the head keeps (5 x width). Counted by hand; tests compare it with what autograd keeps.
+    one layer at a time is computed again. Around the layers: 4 x width. At the masked positions: logits and what the
+    head keeps (5 x width). Counted by hand; tests compare it with what autograd keeps.
     """
-    model, mask, kernels = recipe.model, recipe.mask, recipe.kernels
     layer = 8 * model.hidden_size + (3 if kernels.compile else 4) * model.intermediate_size
     num_checkpointed = kernels.num_checkpointed(model.num_layers)
     stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer
-    masked = tokens * max(mask.start_rate, mask.peak_rate, mask.end_rate)
-    kept = tokens * (stack + 4 * model.hidden_size) + masked * 5 * model.hidden_size
-    return Activations(int(kept * value_bytes), int(masked * model.vocab_size * value_bytes))
+    kept = tokens * (stack + 4 * model.hidden_size) + num_masked * 5 * model.hidden_size
+    return Activations(int(kept * value_bytes), int(num_masked * model.vocab_size * value_bytes))

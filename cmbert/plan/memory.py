@@ -12,14 +12,12 @@ from cmbert.config.batch import possible_micro_batches, taken_micro_batch
 from cmbert.config.deepspeed import activation_dtype
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.model.cost import estimate_activations
+from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 from cmbert.plan.assumptions import Assumptions
 
 STAGES = (1, 2, 3)
 SHARES = (0.0, 0.5, 1.0)  # of the layers, checkpointed, that a plan compares
 SMALLER, LARGER = 3, 2  # micro-batches that a plan compares with the recipe's own
-OPTIMIZER_BYTES = 12  # per parameter: fp32 copy and Adam's two moments, 4 each
-FP32_BYTES = 4
 CLIP_BYTES = 12  # per parameter of a tensor: StableAdamW's fp32 ratio, and fp64 while it is summed up
 LOSS_CHUNK_BYTES = 2 * (128 << 20)  # fp32 logits of a chunk on a GPU (cmbert.model.loss), and as much beside them
 REDUCE_BUCKET, PREFETCH_BUCKET, MAX_LIVE = 500_000_000, 50_000_000, 1_000_000_000  # elements: DeepSpeed's defaults
@@ -87,7 +85,9 @@ class _Step:
         self.value_bytes = FP32_BYTES if activation_dtype(deepspeed) == "float32" else 2
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
         self.gradient_bytes = FP32_BYTES if in_fp32 else self.value_bytes
-        self.activations = estimate_activations(recipe, micro_batch_rows * recipe.data.context_tokens, self.value_bytes)
+        tokens = micro_batch_rows * recipe.data.context_tokens
+        num_masked = tokens * max(recipe.mask.start_rate, recipe.mask.peak_rate, recipe.mask.end_rate)
+        self.activations = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, self.value_bytes)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section
         self.weights_offloaded = zero_stage == 3 and "offload_param" in section

@@ -10,11 +10,11 @@ from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.errors import ConfigError
-from cmbert.model.cost import FlopsPerToken, count_flops
+from cmbert.model.cost import OPTIMIZER_BYTES, FlopsPerToken, count_flops
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.data import DataCost, Source, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
-from cmbert.plan.memory import OPTIMIZER_BYTES, STAGES, Memory, memory_table, peak_memory
+from cmbert.plan.memory import STAGES, Memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
 from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from cmbert.evaluate.memory import free_host_bytes
+
 SLOW_FACTOR = 1.5  # times the median: a node that makes the others wait (ours)
 FREE_GPU_SHARE = 0.9  # less free: somebody else's process is left on the GPU (ours)
 FREE_MEMORY_SHARE = 0.5  # of the median node's free memory: somebody else's process is left on the node (ours)
@@ -87,7 +89,7 @@ def examine(rank: int, local_rank: int, folders: Sequence[Path]) -> Findings:
             seconds = time_matmul(torch.device("cuda", local_rank) if num_gpus else torch.device("cpu"))
         except RuntimeError as error:  # how CUDA reports a broken GPU
             faults.append(f"GPU {local_rank}: matmul: {_first_line(error)}")
-    return Findings(rank, node_name(), faults, num_gpus, free_memory_bytes(), seconds)
+    return Findings(rank, node_name(), faults, num_gpus, free_host_bytes(), seconds)
 
 
 def gpu_faults(local_rank: int, num_gpus: int) -> list[str]:
@@ -120,14 +122,6 @@ def disk_fault(folder: Path) -> str | None:
             return None if file.read() == data else f"{folder}: gives back other bytes than were written"
     except OSError as error:
         return f"{folder}: {error.strerror}"
-
-
-def free_memory_bytes() -> int:
-    """Return the node's memory that a new process can have, bytes (Linux: MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def time_matmul(device: torch.device) -> float:

@@ -19,6 +19,7 @@ from torch.distributed import DistError, Store, TCPStore
 
 from cmbert.config.schema import Recipe
 from cmbert.errors import EXIT_USER_ERROR, CheckpointError
+from cmbert.evaluate.memory import free_host_bytes
 from cmbert.files import write_text
 from cmbert.train.checkpoint import resume_candidates
 from cmbert.train.distributed import Launch
@@ -29,7 +30,6 @@ from cmbert.train.node_checks import (
     Judgement,
     Link,
     examine,
-    free_memory_bytes,
     judge,
     judge_links,
     node_name,
@@ -118,7 +118,7 @@ def _examine(launch: Launch, run: Path, seconds: float) -> Findings:
     found = within(seconds, lambda: examine(launch.rank, launch.local_rank, folders))
     if found is None:
         fault = f"rank {launch.rank}: its checks did not end within {seconds:.0f} s"
-        found = Findings(launch.rank, node_name(), [fault], 0, free_memory_bytes(), None)
+        found = Findings(launch.rank, node_name(), [fault], 0, free_host_bytes(), None)
     return found
 
 

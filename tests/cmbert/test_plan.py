@@ -138,7 +138,7 @@ def test_the_activation_estimate_is_what_autograd_keeps(
     logits = model.decoder(hidden).nbytes  # held until the loss is known, as its gradient
     layer = (8 * 128 + (3 if compile else 4) * 320) * 2 * num_tokens
     recomputed = layer if share == 1.0 else 0  # a layer that the backward pass computes again, one at a time
-    estimate = estimate_activations(recipe, num_tokens, 2)
+    estimate = estimate_activations(recipe.model, recipe.kernels, num_tokens, num_masked, 2)
     assert estimate.logits == pytest.approx(logits, rel=0.02)  # whole positions
     assert estimate.kept == pytest.approx(found + recomputed, rel=0.1)
 
