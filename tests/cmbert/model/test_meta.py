@@ -4,8 +4,10 @@ What is computed is tested elsewhere; here nothing is. A kernel that fails on a 
 """
 
 import dataclasses
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from cmbert.data.loader import PackedBatch
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
 from tests.cmbert.devices import META, Dispatched, is_launch
+from tests.cmbert.fused import keeps_no_scores
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHAPES = [
@@ -37,11 +40,14 @@ GRAPH_LAUNCHES = {"rmsnorm": (35, 31), "layernorm": (21, 31)}
 """The same of a compiled layer's graphs, before anything is fused: what is not a product or attention is fused."""
 
 
+def force(name, monkeypatch):
+    backend = AttentionBackend(name, ATTENTION_KERNELS[name].call, ATTENTION_KERNELS[name].is_operator)
+    monkeypatch.setattr(encoder, "attention_backend", lambda device, dtype, requested: backend)
+
+
 @pytest.fixture(autouse=True)
 def torch_varlen(monkeypatch):
-    kernel = ATTENTION_KERNELS["torch_varlen"]
-    backend = AttentionBackend("torch_varlen", kernel.call, kernel.is_operator)
-    monkeypatch.setattr(encoder, "attention_backend", lambda device, dtype, requested: backend)
+    force("torch_varlen", monkeypatch)
 
 
 @pytest.fixture
@@ -73,7 +79,11 @@ def build(config, device=META, **kernels):
 def batch(num_pieces, num_masked, rows=ROWS) -> PackedBatch:
     tokens, masked = (torch.zeros(size, dtype=torch.int64, device=META) for size in (rows * CONTEXT, num_masked))
     bounds = torch.zeros(num_pieces + 1, dtype=torch.int32, device=META)
-    return PackedBatch(tokens, bounds, masked, masked, tokens, CONTEXT)
+    return PackedBatch(tokens, bounds, masked, masked, tokens.int(), CONTEXT)
+
+
+def targets(graph):
+    return [node.target for node in graph.nodes]
 
 
 def train(model, micro_batch):
@@ -130,8 +140,7 @@ def test_launches_of_a_layer_in_compiled_code(graphs, name, norm):
     assert {value.device for value in made if isinstance(value, torch.Tensor)} == {META}
     for direction, most in zip(("", "_backward"), GRAPH_LAUNCHES[norm], strict=True):
         operator = f"torch_attn._varlen_attn{direction}.default"
-        targets = [[node.target for node in graph.nodes] for graph in graphs]
-        sizes = [sum(map(is_launch, found)) for found in targets if operator in map(str, found)]
+        sizes = [sum(map(is_launch, targets(graph))) for graph in graphs if operator in map(str, targets(graph))]
         assert len(sizes) == len(kinds)  # attention is in the graph of each
         assert max(sizes) <= most
 
@@ -148,3 +157,30 @@ def test_one_compilation_for_the_run(graphs, share):
         assert counters["stats"]["unique_graphs"] == kinds
         with pytest.raises(torch._dynamo.exc.RecompileError):
             train(model, batch(*STEPS[0], rows=ROWS + 1))  # so the count can fail
+    with torch.no_grad():  # the held-out score, between two steps
+        for num_pieces, num_masked in STEPS:
+            model(*batch(num_pieces, num_masked))
+    train(model, batch(*STEPS[0]))
+    assert counters["stats"]["unique_graphs"] == 2 * kinds
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "flash_attn_3"])
+def test_how_flash_attention_is_compiled(graphs, monkeypatch, name):
+    """Version 2 registers its kernels and is taken in; version 3 does not, and is called between two graphs."""
+    calls = []
+
+    def registered(query, key, value, *_, **__):
+        return keeps_no_scores(query, key, value)
+
+    @torch.compiler.disable
+    def unregistered(query, key, value, *_, **__):
+        calls.append(1)
+        return keeps_no_scores(query, key, value)
+
+    module = ModuleType(ATTENTION_KERNELS[name].module)
+    module.flash_attn_varlen_func = registered if name == "flash_attn" else unregistered
+    monkeypatch.setitem(sys.modules, ATTENTION_KERNELS[name].module, module)
+    force(name, monkeypatch)
+    train(build(shape("quickstart", "rmsnorm"), compile=True), batch(*STEPS[0]))
+    taken_in = [graph for graph in graphs if "cmbert_tests.keeps_no_scores.default" in map(str, targets(graph))]
+    assert (len(taken_in), len(calls)) == ((2, 0) if name == "flash_attn" else (0, 3))
