@@ -36,7 +36,7 @@ class PackedBatch(NamedTuple):
     cu_seqlens: torch.Tensor  # (P + 1,) int32, bounds of the pieces; attention never crosses them
     masked_positions: torch.Tensor  # (M,) int64, into input_ids
     targets: torch.Tensor  # (M,) int64
-    positions: torch.Tensor  # (T,) int64, counted from the start of each piece
+    positions: torch.Tensor  # (T,) int32, counted from the start of each piece
     longest: int  # tokens of a row, which no piece exceeds: the same in every step
 
     def to(self, device: torch.device) -> "PackedBatch":
@@ -258,13 +258,15 @@ class RowReader:
             seed=self.seed,
             indexes=assembled.addresses,
         )
-        bounds = assembled.piece_bounds
+        bounds = assembled.piece_bounds.astype(np.int32)
+        places = np.arange(bounds[-1], dtype=np.int32)
+        places -= np.repeat(bounds[:-1], np.diff(bounds))
         return PackedBatch(
             input_ids=torch.from_numpy(assembled.ids),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+            cu_seqlens=torch.from_numpy(bounds),
             masked_positions=torch.from_numpy(positions),
             targets=torch.from_numpy(targets),
-            positions=torch.from_numpy(np.arange(bounds[-1]) - np.repeat(bounds[:-1], np.diff(bounds))),
+            positions=torch.from_numpy(places),
             longest=self.blend.sources[0].context,
         )
 

@@ -43,7 +43,7 @@ class PackedLayout:
     longest: int
     """No piece is longer; tokens."""
     positions: torch.Tensor
-    """(T,) int64, counted from the start of each piece."""
+    """(T,) integers, counted from the start of each piece."""
     backend: AttentionBackend
     tiles: tuple[Tile, ...]
     """Global attention of the "cpu" backend; the tiles cover the stream in order."""

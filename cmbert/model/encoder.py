@@ -66,7 +66,9 @@ class Encoder(nn.Module):
             dtype=hidden_TD.dtype,
         )
         if self.kernels.compile:
-            torch._dynamo.mark_dynamic(layout.cu_seqlens, 0)  # one compilation for any number of pieces
+            # One compilation for any number of pieces. Bounds padded to the most that T can hold would do, too, but
+            # attention starts its blocks for every piece, the empty ones among them.
+            torch._dynamo.mark_dynamic(layout.cu_seqlens, 0)
         head_width = config.hidden_size // config.num_heads
         global_tables = rotary_tables(layout.positions, head_width, config.rope_base_global)
         local_tables = rotary_tables(layout.positions, head_width, config.rope_base_local)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import (
@@ -17,6 +18,7 @@ from cmbert.data.loader import (
     LeftOut,
     PackedBatch,
     StepBatches,
+    StepData,
     check_epochs,
     data_row,
     iterate_steps,
@@ -25,6 +27,7 @@ from cmbert.data.loader import (
 )
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
+from tests.cmbert.devices import META, Dispatched
 
 ROWS_PER_STEP = 24
 
@@ -120,6 +123,33 @@ def test_any_start_any_world_any_workers(
         (step,) = iterate_steps(dataset, range(start, start + 1), num_workers=in_processes, pin_memory=False)
         found += [piece for batch in step.micro_batches for piece in pieces(batch)]
     assert sorted(found) == expected
+
+
+def test_every_tensor_is_pinned_and_moved_once(
+    data: DataConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = batches(data, tokenizer, 0, 1, 8)[0]
+    held = [tensor for batch in step.micro_batches for tensor in batch[:-1]] + step.row_sources
+    assert all(isinstance(tensor, torch.Tensor) for tensor in held)
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:  # without a GPU there is no pinned memory
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    copied = pin_memory(step)  # as the DataLoader's thread does it
+    assert sorted(map(id, pinned)) == sorted(map(id, held))
+    assert isinstance(copied, StepData)
+    assert all(isinstance(batch, PackedBatch) for batch in copied.micro_batches)
+    assert copied.facts == step.facts
+    with Dispatched() as seen:
+        moved = copied.to(META)
+    assert seen.crossings == ["aten._to_copy.default"] * len(held)
+    assert {t.device for batch in moved.micro_batches for t in batch[:-1]} | {t.device for t in moved.row_sources} == {
+        META
+    }
+    assert [batch.longest for batch in moved.micro_batches] == [64] * 3
 
 
 def test_workers_outlive_a_signal_meant_for_the_trainer(data: DataConfig, tokenizer: Tokenizer) -> None:

@@ -9,6 +9,8 @@ from torch.testing import assert_close
 from cmbert import accel
 from cmbert.config.schema import KernelConfig
 from cmbert.errors import ConfigError
+from cmbert.model import encoder
+from tests.cmbert.fused import FUSED
 
 COMPILE = KernelConfig(compile=True)
 STEPS = [[70, 58], [128], [1] * 20 + [108], [40, 40, 40, 8], [127, 1], [5, 123]]  # 128 row positions each
@@ -20,6 +22,13 @@ def forget_compilations():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(params=["cpu", "fused"])
+def attention(request, monkeypatch):
+    """Plain torch, around which a layer is compiled, or one operator, with which it is compiled as a whole."""
+    if request.param == "fused":
+        monkeypatch.setattr(encoder, "attention_backend", lambda device, dtype, requested: FUSED)
 
 
 def step(model, pack, lengths, num_masked):
@@ -34,7 +43,7 @@ def step(model, pack, lengths, num_masked):
 @needs_compiler
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_equals_eager(make_model, pack, norm, share):
+def test_equals_eager(make_model, pack, norm, share, attention):
     kernels = KernelConfig(compile=True, checkpointed_share=share)
     eager = step(make_model(norm=norm), pack, STEPS[0], 20)
     ours = step(make_model(kernels, norm=norm), pack, STEPS[0], 20)
@@ -44,7 +53,7 @@ def test_equals_eager(make_model, pack, norm, share):
 
 @needs_compiler
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_nothing_is_compiled_after_the_first_steps(make_model, pack, share):
+def test_nothing_is_compiled_after_the_first_steps(make_model, pack, share, attention):
     model = make_model(KernelConfig(compile=True, checkpointed_share=share)).bfloat16()
     step(model, pack, STEPS[0], 20)
     step(model, pack, STEPS[1], 21)  # the number of masked positions becomes a variable
@@ -56,7 +65,7 @@ def test_nothing_is_compiled_after_the_first_steps(make_model, pack, share):
 
 
 @needs_compiler
-def test_same_bits_twice(make_model, pack):
+def test_same_bits_twice(make_model, pack, attention):
     runs = [step(make_model(COMPILE).bfloat16(), pack, STEPS[0], 20) for _ in range(2)]
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 

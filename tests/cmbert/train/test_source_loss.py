@@ -12,6 +12,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.loader import BatchGeometry, RowReader, StepBatches, StepData, open_reader
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.source_loss import SourceLoss, mean_source_loss
+from tests.cmbert.devices import META, Dispatched
 
 CPU = torch.device("cpu")
 
@@ -69,6 +70,16 @@ def test_one_source_has_no_list(recipe_file: Path, tokenizer: Tokenizer) -> None
     reader = open_reader(recipe.data, recipe.mask, tokenizer, recipe.train.seed)
     totals = totals_of(recipe, read_step(reader, rank=0, world_size=1, micro_batch_rows=8), 64)
     assert mean_source_loss(totals) == {}
+
+
+def test_adding_up_never_meets_the_host(two_sources: tuple[Recipe, RowReader]) -> None:
+    recipe, reader = two_sources
+    data = read_step(reader, rank=0, world_size=1, micro_batch_rows=4).to(META)
+    with Dispatched() as seen:
+        found = SourceLoss(len(recipe.data.sources), recipe.data.context_tokens, META)
+        for batch, row_sources in zip(data.micro_batches, data.row_sources, strict=True):
+            found.add(batch, losses_of(batch.targets), row_sources)
+    assert (seen.crossings, seen.devices) == ([], {META})
 
 
 def test_pieces_are_counted_by_length(two_sources: tuple[Recipe, RowReader]) -> None:
