@@ -75,8 +75,8 @@ def test_the_numbers_of_a_step(recipe_file: Path, other_shards: Path, tmp_path: 
         assert work[0] == pytest.approx(2 * work[1]), "a rank of two does half of the step"
 
 
-RECOMPUTED = ("kernels.checkpointed_share=0.7",)
-COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4")
+RECOMPUTED = ("kernels.checkpointed_share=0.7", "kernels.deterministic=true")
+COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4", "kernels.deterministic=true")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,9 @@ init_from = "{tmp_path}/run"
     assert losses(tmp_path / "stage2") == second
 
 
-def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path: Path) -> None:
+def test_wrong_starts_are_one_line_and_leave_nothing(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing = train(recipe_file, "--set", f"train.init_from={tmp_path}/nowhere", code=2)
     assert "no checkpoint there" in missing
     assert not (tmp_path / "run").exists()
@@ -175,6 +177,9 @@ def test_wrong_starts_are_one_line_and_leave_nothing(recipe_file: Path, tmp_path
     assert "kernels.attention: 'flash_attn_3' cannot run on" in absent
     gathered = train(recipe_file, "--set", "kernels.compile=true", "--set", deepspeed_file(tmp_path, 3), code=2)
     assert "kernels.compile: torch.compile cannot follow ZeRO 3" in gathered
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    varies = train(recipe_file, "--set", "kernels.deterministic=true", code=2)
+    assert "kernels.deterministic: CUBLAS_WORKSPACE_CONFIG=:0:0 lets cuBLAS vary" in varies
     assert not (tmp_path / "run").exists()
     train(recipe_file, "--max-steps", "1")
     other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)
