@@ -2,7 +2,7 @@
 # Build the optional GPU kernels, which are not to be had as wheels for every torch: run it once on a machine with the
 # CUDA toolkit (a build takes up to an hour), from the repository's root. Everything works without them.
 #   slurm/install_kernels.sh flash-attn       FlashAttention 2    (kernels.attention = "flash_attn")
-#   slurm/install_kernels.sh flash-attn-3     FlashAttention 3, Hopper only (kernels.attention = "flash_attn_3")
+#   slurm/install_kernels.sh flash-attn-3     FlashAttention 3, Hopper only, called by torch (kernels.attention = "flash_attn_3")
 #   slurm/install_kernels.sh apex             NVIDIA apex         (kernels.norm = "apex")
 # Several names may be given. MAX_JOBS bounds the compilers at work (each takes up to 10 GB; default 4).
 set -euo pipefail
@@ -37,7 +37,7 @@ install() {
         flash-attn-3)
             "$python" -m pip install --no-build-isolation --no-deps einops \
                 "git+https://github.com/Dao-AILab/flash-attention@v$FLASH_ATTN#subdirectory=hopper"
-            "$python" -c 'from flash_attn_interface import flash_attn_varlen_func'
+            "$python" -c 'from torch.nn.attention import activate_flash_attention_impl as run; run("FA3")'
             ;;
         apex)
             APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "$python" -m pip install --no-build-isolation --no-deps \

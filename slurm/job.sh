@@ -7,6 +7,11 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
 fi
 source slurm/env.sh
 
+# torch's segments of GPU memory grow, so that batches of other sizes leave no holes; left alone if you have set it.
+if [[ -z ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]]; then
+    export PYTORCH_ALLOC_CONF=expandable_segments:True
+fi
+
 MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself (ours)
 MAX_LIVES=${CMBERT_MAX_LIVES:-3}         # of a job in a row that may fail without getting on (ours)
 

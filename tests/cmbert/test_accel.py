@@ -68,10 +68,15 @@ VARLENS = {
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """(stand-ins installed, compute capability, torch) -> pretend so; what is found is really imported."""
-    ours = ("flash_attn", "flash_attn_interface")
+
+    def loaded():
+        return [name for name in sys.modules if name.partition(".")[0] in ("flash_attn", "flash_attn_interface")]
+
+    for name in loaded():  # real ones, which come back after the test
+        monkeypatch.delitem(sys.modules, name)
 
     def forget():
-        for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        for name in loaded():
             if library := getattr(sys.modules.pop(name), "LIBRARY", None):
                 library._destroy()  # a second one of the name would be an error
         importlib.invalidate_caches()

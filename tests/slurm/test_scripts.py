@@ -25,6 +25,7 @@ esac
 """
 FAKE_SRUN = """#!/bin/bash
 echo "srun $*"
+echo "allocator ${PYTORCH_ALLOC_CONF:-} ${PYTORCH_CUDA_ALLOC_CONF:-}"
 if [[ $* != *" preflight "* ]]; then
     echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
     exit "${FAKE_TRAIN:-0}"
@@ -95,6 +96,19 @@ def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
     )
     assert "rendezvous 10.0.0.7:20003, 6 threads" in done.stdout
     assert (ROOT / "recipes" / "large" / f"{script.stem}.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "allocator"),
+    [
+        ({}, "expandable_segments:True "),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native "),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, " backend:native"),  # torch would mix the two
+    ],
+)
+def test_the_allocator_is_set_unless_the_user_has_done_so(chosen: dict, allocator: str, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, **chosen)
+    assert set(re.findall("^allocator (.*)$", done.stdout, re.M)) == {allocator}
 
 
 def test_recipe_and_options_are_passed_on(tmp_path: Path) -> None:
