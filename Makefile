@@ -1,5 +1,6 @@
 # make demo   the whole recipe, small, on real Chinese text     make demo FRESH=1   the same from the start
 # make test   the test suite     make check   lint and types     make bench   side-by-side benchmarks
+# make gpu    everything that only a GPU can tell, in nine minutes     make gpu ARGS=--dry-run   the same, tiny, on a CPU
 # All of them make .venv first.
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +10,7 @@ READY  := $(VENV)/ready
 BENCH_MODEL = $(foreach key,model.num_layers=6 model.hidden_size=256 model.num_heads=4 model.intermediate_size=384 \
 	model.vocab_size=32000 kernels.compile=true,--set $(key)) --lengths "" --pieces 1024,64,200,387,512,150,777,180
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench gpu
 demo: $(READY)
 	@$(VENV)/bin/python recipes/quickstart/demo.py $(if $(filter-out 0,$(FRESH)),--fresh)
 
@@ -25,6 +26,9 @@ bench: $(READY)
 	@$(VENV)/bin/python -m data_tools.bench $(ARGS)
 	@if [ -z "$(ARGS)" ]; then for work in inference train; do \
 		$(VENV)/bin/cmbert bench $$work --model recipes/quickstart/stage1.toml $(BENCH_MODEL) --against hf || exit; done; fi
+
+gpu: $(READY)
+	@$(VENV)/bin/python recipes/gpu/run.py $(ARGS)
 
 # megatron-core comes without its dependencies: the tests only open shards with its reader.
 $(READY): constraints.txt pyproject.toml

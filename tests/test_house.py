@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")])
+RECIPES = sorted((ROOT / "recipes").rglob("*.py"))  # programs that use both; nobody imports them
 GROUND_FLOOR = (
     "cmbert.errors",
     "cmbert.cli_values",
@@ -55,7 +56,7 @@ FORBIDDEN = {  # room -> packages it must not import
     "cmbert/evaluate/": ("cmbert.train", "cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
     "cmbert/train/": ("cmbert.cli", "cmbert.cli_evaluate", "cmbert.cli_transfer"),
     "cmbert/accel.py": ("cmbert.model", "cmbert.data", "cmbert.train", "cmbert.evaluate"),
-    "data_tools/": ("torch", "deepspeed", "transformers"),
+    "data_tools/": ("torch", "deepspeed", "transformers", "recipes", "tests"),
 }
 
 
@@ -94,7 +95,12 @@ def test_doors(path: Path) -> None:
         assert not path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*RECIPES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name_of)
+def test_recipes_are_never_imported(path: Path) -> None:
+    assert not [module for module in imports(path) if within(module, "recipes")]
+
+
+@pytest.mark.parametrize("path", [*FILES, *RECIPES], ids=name_of)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400
@@ -107,6 +113,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 def test_the_ground_floor_needs_no_torch() -> None:
     modules = [name_of(p)[:-3].replace("/", ".") for p in FILES if name_of(p).startswith("data_tools/")]
     modules = [module.removesuffix(".__init__") for module in modules if not module.endswith("__main__")]
-    modules += ["cmbert.data.shards", "cmbert.config.load", "cmbert.config.deepspeed", "cmbert.tokenizer", "cmbert.cli"]
+    modules += ["cmbert.data.shards", "cmbert.data.synthetic", "cmbert.config.load", "cmbert.config.deepspeed"]
+    modules += ["cmbert.tokenizer", "cmbert.cli"]
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -15,11 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import tokenizers
-
-from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, SPECIAL_TOKENS, load_tokenizer
+from cmbert.data.synthetic import write_synthetic
 
 VOCAB_SIZE = 32_768
 NUM_DOCUMENTS, DOCUMENT_TOKENS = 64, 900
@@ -45,22 +41,7 @@ compile = false
 
 def make_inputs(folder: Path) -> Path:
     """Write a tokenizer of made-up tokens, random documents and the recipe; return the recipe."""
-    vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    vocabulary |= {chr(0x4E00 + index): index for index in range(NUM_SPECIAL_TOKENS, VOCAB_SIZE)}
-    (folder / "tokenizer").mkdir(parents=True)
-    model = tokenizers.models.BPE(vocab=vocabulary, merges=[])
-    backend = tokenizers.Tokenizer(model)
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
-    backend.save(str(folder / "tokenizer" / "tokenizer.json"))
-    tokenizer = load_tokenizer(folder / "tokenizer", vocab_size=VOCAB_SIZE)
-    random = np.random.default_rng(0)
-    (folder / "shards").mkdir()
-    writer = ShardWriter(folder / "shards", "00000", token_dtype(VOCAB_SIZE))
-    for _ in range(NUM_DOCUMENTS):
-        tokens = random.integers(NUM_SPECIAL_TOKENS, VOCAB_SIZE, DOCUMENT_TOKENS)
-        writer.append(tokens, np.array([DOCUMENT_TOKENS]), random.random(DOCUMENT_TOKENS) < 0.6)
-    entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": VOCAB_SIZE}
-    write_manifest(folder / "shards", {"tokenizer": entry, "shards": [writer.close()]})
+    write_synthetic(folder, VOCAB_SIZE, [DOCUMENT_TOKENS] * NUM_DOCUMENTS)
     recipe = folder / "rehearsal.toml"
     repository = Path(__file__).resolve().parents[2]
     recipe.write_text(RECIPE.format(repository=repository, folder=folder), encoding="utf-8")
