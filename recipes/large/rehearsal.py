@@ -17,11 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+import torch
 
 from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
+from cmbert.errors import run_command
+from cmbert.evaluate.memory import require_memory
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, SPECIAL_TOKENS, load_tokenizer
 
 VOCAB_SIZE = 32_768
+CPU = torch.device("cpu")
 NUM_DOCUMENTS, DOCUMENT_TOKENS = 64, 900
 
 RECIPE = """extends = "{repository}/recipes/large/stage1.toml"
@@ -72,14 +76,14 @@ def rehearse(folder: Path) -> None:
     cmbert = [sys.executable, "-m", "cmbert"]
     command = [*cmbert, "plan", str(recipe), "--gpus", "1", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    memory, copy = plan["memory"][plan["zero_stage"] - 1]["total_bytes"], plan["checkpoint_bytes"]
+    require_memory("the large model with a checkpoint being written", memory + copy, CPU, "try make demo instead")
     for _ in range(2):
         subprocess.run([*cmbert, "train", str(recipe), "--max-steps", "1"], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     (newest,) = (folder / "run" / "checkpoints").glob("step_000000002")
     disk = sum(path.stat().st_size for path in newest.rglob("*"))
-    memory = plan["memory"][plan["zero_stage"] - 1]["total_bytes"]
-    copy = plan["checkpoint_bytes"]
-    print(f"checkpoint: {disk / 1e9:.2f} GB on disk, plan {plan['checkpoint_bytes'] / 1e9:.2f} GB")
+    print(f"checkpoint: {disk / 1e9:.2f} GB on disk, plan {copy / 1e9:.2f} GB")
     print(
         f"peak memory of a process: {peak / 1e9:.2f} GB; plan {memory / 1e9:.2f} GB + {copy / 1e9:.2f} GB for the copy "
         "of a checkpoint being written, which on a GPU machine lies in host memory"
@@ -99,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("rehearsal", main))
