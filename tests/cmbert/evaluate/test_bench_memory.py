@@ -188,9 +188,7 @@ def test_training_that_the_system_would_kill(
     recipe, launch = load_recipe(LARGE), Launch(0, 1, 0, "n1", 1)
     deepspeed = resolve_deepspeed(recipe, 1)
     have(24)
-    message = (
-        r"training 378M parameters: needs about \d+\.\d GB of memory, and 24.0 GB .* micro_batch_rows, of which 44"
-    )
+    message = r"training 378M parameters: needs about \d+\.\d GB of memory, and 24.0 GB .*micro_batch_rows, of which 44"
     with pytest.raises(ConfigError, match=message):
         check_host_memory(recipe, deepspeed, launch)
     smaller = load_recipe(LARGE, ["train.micro_batch_rows=1"])
