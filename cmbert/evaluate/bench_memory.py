@@ -11,8 +11,7 @@ import torch
 
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import KernelConfig, ModelConfig
-from cmbert.errors import ConfigError
-from cmbert.evaluate.memory import free_memory_bytes
+from cmbert.evaluate.memory import free_memory_bytes, no_room, require_memory
 from cmbert.evaluate.throughput import MASK_RATE, Against, Work, peer_attentions, workloads
 from cmbert.model.attention import STORED_TOKENS
 from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
@@ -117,10 +116,7 @@ def check_bench(work: Work, model: ModelConfig, kernels: KernelConfig, asked: Re
     if needed(asked) <= free:
         return
     fitting = (_options(request, asked) for request in _smaller(asked) if needed(request) <= free)
-    raise ConfigError(
-        f"bench {work}: needs about {needed(asked) / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free on the "
-        f"{'GPU' if device.type == 'cuda' else 'CPU'}; fits: {next(fitting, 'a smaller --model')}"
-    )
+    raise no_room(f"bench {work}", needed(asked), free, device, f"fits: {next(fitting, 'a smaller --model')}")
 
 
 def _smaller(asked: Request) -> Iterator[Request]:
@@ -146,9 +142,4 @@ def _options(request: Request, asked: Request) -> str:
 def check_weights(name: str, parameters: int, device: torch.device) -> None:
     """Raise ConfigError when the weights of a model, fp32 while it is built on a CPU, need more memory than is free."""
     needed = parameters * (BF16_BYTES if device.type == "cuda" else FP32_BYTES)
-    free = free_memory_bytes(device)
-    if needed > free:
-        raise ConfigError(
-            f"--model {name}: its weights need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
-            "leave it out, or name fewer models"
-        )
+    require_memory(f"--model {name}", needed, device, "leave it out, or name fewer models")

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import torch
 
+from cmbert.errors import ConfigError
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, OWN_CGROUP, CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 RESET_PEAK = "5"  # written to CLEAR: the peak resident size starts anew (Linux, proc(5))
@@ -62,6 +64,20 @@ def resident_bytes(field: str) -> int:
 def free_memory_bytes(device: torch.device) -> int:
     """Return the memory that new tensors can have: the GPU's, or what `free_host_bytes` says."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
+
+
+def no_room(what: str, needed: float, free: float, device: torch.device, remedy: str) -> ConfigError:
+    """Return the error of work that needs more memory than there is."""
+    place = "GPU" if device.type == "cuda" else "CPU"
+    figures = f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free on the {place}"
+    return ConfigError(f"{what}: needs about {figures}; {remedy}")
+
+
+def require_memory(what: str, needed: float, device: torch.device, remedy: str) -> None:
+    """Raise ConfigError when `needed` bytes are more than are free."""
+    free = free_memory_bytes(device)
+    if needed > free:
+        raise no_room(what, needed, free, device, remedy)
 
 
 def free_host_bytes() -> int:

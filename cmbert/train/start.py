@@ -12,10 +12,13 @@ import torch
 from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
+from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
 from cmbert.errors import CheckpointError, ConfigError
+from cmbert.evaluate.memory import require_memory
 from cmbert.files import aside_directory, publish_directory
+from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state, readable_states
@@ -93,12 +96,35 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
             )
     if not candidates:
         check_starting_weights(recipe)
+    check_host_memory(recipe, deepspeed_config, launch)
     heldout = open_heldout(recipe, tokenizer, launch)
     apply_determinism(recipe.kernels)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
     newest = next(iter(states.values()), None)
     is_finished = newest is not None and newest.step >= num_steps(recipe)
     return Start(deepspeed_config, tokenizer, reader, heldout, candidates, is_finished)
+
+
+def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: Launch) -> None:
+    """Raise ConfigError when training on a CPU cannot fit; the system would kill it. `cmbert plan` knows GPUs.
+
+    Counted is the least that one process holds: its part of the states, and a micro-batch or the step's gradients.
+    """
+    device = select_device(launch)
+    if device.type != "cpu":
+        return
+    value_bytes = 4 if activation_dtype(deepspeed_config) == "float32" else 2
+    total = count_parameters(recipe.model).total
+    part = total / launch.world_size
+    is_divided = deepspeed_config["zero_optimization"]["stage"] == 3
+    states = value_bytes * (part if is_divided else total) + OPTIMIZER_BYTES * part
+    rows = deepspeed_config["train_micro_batch_size_per_gpu"]
+    tokens = rows * recipe.data.context_tokens
+    num_masked = tokens * max(recipe.mask.start_rate, recipe.mask.peak_rate, recipe.mask.end_rate)
+    held = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, value_bytes)
+    needed = states + max(held.kept + held.logits, (value_bytes + FP32_BYTES) * part)
+    remedy = f"lower train.micro_batch_rows, of which {rows} are taken, or train a smaller model"
+    require_memory(f"training {total / 1e6:,.0f}M parameters", needed, device, remedy)
 
 
 def collective_timeout(recipe: Recipe) -> timedelta:

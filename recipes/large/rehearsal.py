@@ -15,9 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from cmbert.data.synthetic import write_synthetic
+from cmbert.errors import run_command
+from cmbert.evaluate.memory import require_memory
 
 VOCAB_SIZE = 32_768
+CPU = torch.device("cpu")
 NUM_DOCUMENTS, DOCUMENT_TOKENS = 64, 900
 
 RECIPE = """extends = "{repository}/recipes/large/stage1.toml"
@@ -53,14 +58,14 @@ def rehearse(folder: Path) -> None:
     cmbert = [sys.executable, "-m", "cmbert"]
     command = [*cmbert, "plan", str(recipe), "--gpus", "1", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    memory, copy = plan["memory"][plan["zero_stage"] - 1]["total_bytes"], plan["checkpoint_bytes"]
+    require_memory("the large model with a checkpoint being written", memory + copy, CPU, "try make demo instead")
     for _ in range(2):
         subprocess.run([*cmbert, "train", str(recipe), "--max-steps", "1"], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     (newest,) = (folder / "run" / "checkpoints").glob("step_000000002")
     disk = sum(path.stat().st_size for path in newest.rglob("*"))
-    memory = plan["memory"][plan["zero_stage"] - 1]["total_bytes"]
-    copy = plan["checkpoint_bytes"]
-    print(f"checkpoint: {disk / 1e9:.2f} GB on disk, plan {plan['checkpoint_bytes'] / 1e9:.2f} GB")
+    print(f"checkpoint: {disk / 1e9:.2f} GB on disk, plan {copy / 1e9:.2f} GB")
     print(
         f"peak memory of a process: {peak / 1e9:.2f} GB; plan {memory / 1e9:.2f} GB + {copy / 1e9:.2f} GB for the copy "
         "of a checkpoint being written, which on a GPU machine lies in host memory"
@@ -80,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("rehearsal", main))

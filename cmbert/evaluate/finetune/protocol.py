@@ -23,7 +23,7 @@ from cmbert.evaluate.finetune.backbone import Backbone
 from cmbert.evaluate.finetune.examples import Split, read_split
 from cmbert.evaluate.finetune.items import Item, prepare
 from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
-from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, run_trial
+from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
 from cmbert.evaluate.interval import interval
 from cmbert.files import hash_file, write_json, write_text
 
@@ -62,6 +62,7 @@ def finetune(
     counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
     logger.info("%s, %s: %s examples; %d texts cut to %d tokens", task.name, model_name, counts, cut, max_length)
     data = Data(**items)
+    check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
     best = max(searched, key=lambda result: result.dev[task.score_names[0]])
     trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]

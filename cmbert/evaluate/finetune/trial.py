@@ -15,8 +15,11 @@ from cmbert.evaluate.finetune.items import Item
 from cmbert.evaluate.finetune.spans import exact_match, span_f1
 from cmbert.evaluate.finetune.task_model import Found, TaskModel
 from cmbert.evaluate.finetune.tasks import Task
+from cmbert.evaluate.memory import require_memory
 from cmbert.evaluate.mixed_precision import MixedPrecision
 from cmbert.files import aside_path, fsync_path
+from cmbert.model.cost import OPTIMIZER_BYTES, estimate_activations
+from cmbert.model.encoder import Encoder
 from cmbert.progress import Progress
 from cmbert.seeding import generator, integer_seed
 
@@ -104,6 +107,20 @@ def where_to_train() -> tuple[torch.device, torch.dtype]:
     if torch.cuda.is_available():
         return torch.device("cuda"), torch.bfloat16
     return torch.device("cpu"), torch.float32
+
+
+def check_memory(backbone: Backbone, batch_size: int, data: Data) -> None:
+    """Raise ConfigError when a copy of `backbone`, its optimizer and a usual batch of ours do not fit."""
+    device, dtype = where_to_train()
+    total = sum(weight.numel() for weight in backbone.parameters())
+    needed: float = total * (dtype.itemsize + OPTIMIZER_BYTES)  # fp32 weights are their own copies, but have gradients
+    if isinstance(backbone.encoder, Encoder):
+        lengths = [sum(len(piece.ids) for piece in item.pieces) for item in data.train]
+        tokens = min(batch_size * sum(lengths) // max(len(lengths), 1), FORWARD_TOKENS)
+        config, kernels = backbone.encoder.config, backbone.encoder.kernels
+        needed += estimate_activations(config, kernels, tokens, num_masked=0, value_bytes=dtype.itemsize).kept
+    remedy = "lower --batch-sizes, or take a smaller model"
+    require_memory(f"fine-tuning {total / 1e6:,.0f}M parameters", needed, device, remedy)
 
 
 def _train(

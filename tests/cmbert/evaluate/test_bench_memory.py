@@ -25,7 +25,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def have(monkeypatch: pytest.MonkeyPatch):
     """Pretend that so many GB are free."""
-    return lambda gigabytes: monkeypatch.setattr(bench_memory, "free_memory_bytes", lambda device: gigabytes * 1e9)
+
+    def pretend(gigabytes: float) -> None:
+        for module in (bench_memory, memory):
+            monkeypatch.setattr(module, "free_memory_bytes", lambda device: gigabytes * 1e9)
+
+    return pretend
 
 
 def test_a_refusal_is_one_line_and_builds_nothing(
@@ -140,7 +145,9 @@ def test_the_estimate_is_what_a_process_takes(work: str, against: str, recipe_fi
 
 def test_weights_that_do_not_fit(have, recipe_file: Path) -> None:
     have(0.2)
-    with pytest.raises(ConfigError, match=r"--model m: its weights need 0.4 GB, and 0.2 GB are free; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"--model m: needs about 0.4 GB of memory, and 0.2 GB are free on the CPU; leave it out"
+    ):
         check_weights("m", 100_000_000, CPU)
     check_weights("m", 100_000_000, CUDA)
     have(1e-6)
@@ -168,3 +175,24 @@ def test_a_control_group_counts(
     monkeypatch.setattr(memory, "OWN_CGROUP", own)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
     assert memory.free_host_bytes() == free
+
+
+def test_training_that_the_system_would_kill(
+    recipe_file: Path, have, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cmbert.config.deepspeed import resolve_deepspeed
+    from cmbert.train.distributed import Launch
+    from cmbert.train.start import check_host_memory
+
+    monkeypatch.chdir(ROOT)
+    recipe, launch = load_recipe(LARGE), Launch(0, 1, 0, "n1", 1)
+    deepspeed = resolve_deepspeed(recipe, 1)
+    have(24)
+    message = r"training 378M parameters: needs about \d+\.\d GB of memory, and 24.0 GB .*micro_batch_rows, of which 44"
+    with pytest.raises(ConfigError, match=message):
+        check_host_memory(recipe, deepspeed, launch)
+    smaller = load_recipe(LARGE, ["train.micro_batch_rows=1"])
+    check_host_memory(smaller, resolve_deepspeed(smaller, 1), launch)
+    have(0.0005)
+    assert main(["train", str(recipe_file)]) == 2
+    assert "lower train.micro_batch_rows, of which 2 are taken" in capsys.readouterr().err

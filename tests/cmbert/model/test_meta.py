@@ -169,7 +169,7 @@ def test_one_compilation_for_the_run(graphs, share):
     [("flash_attn", "cmbert_tests.keeps_no_scores.default"), ("flash_attn_3", "torch_attn._varlen_attn.default")],
 )
 def test_flash_attention_is_taken_in_by_a_compiled_layer(graphs, monkeypatch, name, operator):
-    """Version 2 registers its kernels with torch, as this stand-in does; version 3 runs through torch's own operator."""
+    """Version 2 registers its kernels with torch, as this stand-in does; version 3 runs through torch's operator."""
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = lambda query, key, value, *_, **__: keeps_no_scores(query, key, value)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
