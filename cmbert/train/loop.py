@@ -34,7 +34,7 @@ from cmbert.train.start import (
     leave_out,
     open_engine,
 )
-from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, sum_step
+from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
 from cmbert.train.watchdog import Watchdog
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
@@ -255,7 +255,7 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     run.writer.hold_weights()
     with timer.phase("optimizer"):
         engine.step()
-    figures = figures_of(masked[0], mean_loss, sums, run.guard.judgement())
+    figures = send_to_host(figures_of(masked[0], mean_loss, sums, run.guard.judgement()))
     run.step += 1
     return LaunchedStep(run.step - 1, data.facts, wait_seconds, figures, timer.close())
 

@@ -100,8 +100,12 @@ class LaunchedStep:
 
 
 def figures_of(masked: torch.Tensor, mean_loss: torch.Tensor, sums: StepSums, judgement: Judgement) -> torch.Tensor:
-    """Send a step's figures to the host, in the order that `LaunchedStep.result` reads; on a GPU nobody waits."""
+    """Return a step's figures in the order that `LaunchedStep.result` reads, float64 on the device."""
     head = torch.stack([masked, mean_loss, sums.num_correct, *judgement])
-    figures = torch.cat([head, sums.sources, sums.states])
+    return torch.cat([head, sums.sources, sums.states])
+
+
+def send_to_host(figures: torch.Tensor) -> torch.Tensor:
+    """Return figures on the host, there once the device has done all before it; on a GPU nobody waits."""
     host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=figures.is_cuda)
     return host.copy_(figures, non_blocking=True)
