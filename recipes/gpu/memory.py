@@ -16,8 +16,8 @@ HIGHEST_RATE = {"mask.start_rate": 0.3}  # from the first step: the plan reckons
 
 def settings_for(measuring: Measuring, rows: int) -> dict[str, Any]:
     """Return one micro-batch of `rows` a step, as `cmbert plan` and `cmbert train` are to see it."""
-    batch = {"train.rows_per_step": rows, "train.micro_batch_rows": rows, "kernels.compile": True}
-    return measuring.settings(LARGE, **HIGHEST_RATE, **batch)
+    batch = {"train.rows_per_step": rows, "train.micro_batch_rows": rows}
+    return measuring.settings(LARGE, **HIGHEST_RATE, **batch, **{"kernels.compile": True, "data.num_workers": 0})
 
 
 def planned_bytes(settings: dict[str, Any]) -> int:

@@ -66,7 +66,9 @@ def device_spans(run: Any, device: torch.device) -> list[Span]:
     return [
         Span(event.name, event.time_range.start * micro, event.time_range.end * micro)
         for event in profiler.events()
-        if event.device_type == kind and (device.type == "cuda" or event.cpu_parent is None)
+        if event.device_type == kind
+        and not event.is_user_annotation  # a range around kernels
+        and (device.type == "cuda" or event.cpu_parent is None)
     ]
 
 
