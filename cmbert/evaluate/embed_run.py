@@ -70,6 +70,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     Leaves in `output`: settings.json, results.json, results.md, the model, what it was trained on; with `scaling` one
     folder for each size and curve.png. Raises InputError, ConfigError or CheckpointError for what the user can mend.
     """
+    from cmbert.evaluate.embed_train import check_memory
     from cmbert.evaluate.embedding import open_embedder
 
     _check(run)
@@ -83,7 +84,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
         return results
     data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
     if not is_begun:
-        open_embedder(run.model, run.max_length)  # what cannot be opened leaves no folder behind
+        check_memory(open_embedder(run.model, run.max_length))  # what cannot be opened leaves no folder behind
         run.output.mkdir(parents=True, exist_ok=True)
         write_json(run.output / SETTINGS_FILE, settings)
     sizes = run.sizes or (len(data.pairs),)

@@ -29,8 +29,10 @@ from transformers import PrinterCallback, TrainerCallback
 from cmbert.errors import ConfigError
 from cmbert.evaluate.embed_data import TrainingData
 from cmbert.evaluate.embedding import quiet_libraries
+from cmbert.evaluate.memory import require_memory
 from cmbert.evaluate.pairs import Graded, Pair
 from cmbert.files import aside_directory, publish_directory
+from cmbert.model.cost import FP32_BYTES
 from cmbert.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,13 @@ def train_embedder(
         "rows": {name: len(rows) for name, rows in sets.items()},
         "continued": checkpoint is not None,
     }
+
+
+def check_memory(embedder: SentenceTransformer) -> None:
+    """Raise ConfigError when gradients and two moments, fp32, do not fit beside `embedder`, which is there already."""
+    total = sum(weight.numel() for weight in embedder.parameters())
+    what = f"training an embedding model of {total / 1e6:,.0f}M parameters"
+    require_memory(what, total * 3 * FP32_BYTES, embedder.device, "take a smaller model")
 
 
 def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArguments:

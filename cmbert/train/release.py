@@ -4,9 +4,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.data.shards import ShardSet
 from cmbert.errors import CheckpointError
+from cmbert.evaluate.memory import require_memory
+from cmbert.model.cost import FP32_BYTES
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.hf import Format, check_export, export_folder, load_folder
 from cmbert.tokenizer import Tokenizer, load_tokenizer
@@ -71,6 +76,9 @@ def export(path: Path, output: Path, format: Format) -> None:
 def _recipe_and_tokenizer(path: Path) -> tuple[Recipe, Tokenizer]:
     checkpoint = require_checkpoint(path)
     recipe = read_run_recipe(run_of(checkpoint))
+    # In fp32, once as the checkpoint's and once as the model's.
+    needed = 2 * FP32_BYTES * count_parameters(recipe.model).total
+    require_memory(f"opening {path}", needed, torch.device("cpu"), "open it on a machine with more memory")
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     if read_state(checkpoint).tokenizer_fingerprint != tokenizer.fingerprint:
         raise CheckpointError(

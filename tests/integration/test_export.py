@@ -147,7 +147,7 @@ def spoil_vocabulary(tokenizer: Path) -> None:
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
-    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = recipe_file.read_text(encoding="utf-8")
     found = re.search('tokenizer = "(.*)"', text)[1]
@@ -173,6 +173,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         assert not (tmp_path / "exports").exists()
         shutil.rmtree(tokenizer, ignore_errors=True)
         shutil.copytree(good, tokenizer)
+    with monkeypatch.context() as small:
+        small.setattr("cmbert.evaluate.memory.free_host_bytes", lambda: 1000)
+        assert export(tmp_path / "run", tmp_path / "exports" / "model") == 2
+        assert "are free on the CPU; open it on a machine with more memory" in capsys.readouterr().err
+        assert not (tmp_path / "exports").exists()
     for model, message in ((tmp_path / "there", "no checkpoint"), (tmp_path / "run", "exists")):
         assert export(model, tmp_path / "there") == 2
         assert message in capsys.readouterr().err

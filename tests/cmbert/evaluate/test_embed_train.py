@@ -244,3 +244,10 @@ def test_it_says_one_thing_at_a_time(command, tmp_path, capfd):
     shown = capfd.readouterr()
     assert shown.err == ""
     assert len([line for line in shown.out.splitlines() if line and not line.startswith(("|", "#"))]) < 8
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cmbert.evaluate.memory.free_memory_bytes", lambda device: 1000)
+    assert command(tmp_path / "run") == 2
+    assert "are free on the" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
