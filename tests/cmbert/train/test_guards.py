@@ -54,14 +54,17 @@ def naive_score(value: float, before: list[float]) -> float:
 @pytest.mark.parametrize("window", [LEAST_HISTORY, 33])
 def test_scores_are_the_naive_ones_bit_for_bit(window: int) -> None:
     random, before = np.random.default_rng(0), (deque(maxlen=window), deque(maxlen=window))
-    guard = make(spike_action="skip", spike_score=1e9, spike_window_steps=window)
-    for number in range(3 * window):
+    guard = make(spike_action="skip", spike_score=1e3, spike_window_steps=window)
+    for number in range(4 * window):
         loss, norm = random.normal(5, 1), float(np.float32(random.lognormal(0, 1)))
+        is_spike = number > window and number % 5 == 0
+        loss = 1e6 if is_spike else loss  # refused, so the window stays as it is
         found = launch(guard, loss, norm)
         assert (found.loss_score, found.norm_score) == (naive_score(loss, before[0]), naive_score(norm, before[1]))
-        assert guard.finish(number, loss, found) == "ok"
-        before[0].append(loss)
-        before[1].append(norm)
+        assert guard.finish(number, loss, found) == ("spike" if is_spike else "ok")
+        if not is_spike:
+            before[0].append(loss)
+            before[1].append(norm)
     assert list(guard.losses) == list(before[0])
 
 
