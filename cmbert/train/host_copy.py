@@ -64,7 +64,8 @@ class HostCopy:
 
 
 def _key(tensor: torch.Tensor) -> tuple:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+    return *place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
