@@ -59,6 +59,7 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
             raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
+    zero_stage(table, path)
     own = "bf16" if activation_dtype(table) == "bfloat16" else "fp32"
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
     if accumulated not in (None, own, "fp32"):

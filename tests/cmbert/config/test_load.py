@@ -115,6 +115,18 @@ def test_deepspeed_files_are_checked(tmp_path: Path, table: object, message: str
         load_deepspeed_file(path)
 
 
+def test_deepspeed_does_not_wait_for_the_device_unless_its_file_says_so(recipe_file: Path, tmp_path: Path) -> None:
+    def resolved(**table: object) -> dict:
+        (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}, **table}), encoding="utf-8")
+        return resolve_deepspeed(load_recipe(recipe_file), 1)
+
+    assert resolved()["timers"] == {"throughput": {"enabled": False}}
+    assert resolved()["gradient_clipping"] == 0.0  # ours clips on the device
+    assert resolved(bf16={"enabled": True})["bf16"] == {"check_grad_overflow": False, "enabled": True}
+    own = {"bf16": {"enabled": True, "check_grad_overflow": True}, "timers": {"throughput": {"enabled": True}}}
+    assert {key: resolved(**own)[key] for key in own} == own
+
+
 def test_the_batch_must_divide_over_the_ranks(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file)
     assert resolve_deepspeed(recipe, 2)["gradient_accumulation_steps"] == 2
