@@ -60,22 +60,22 @@ def test_srun_alone_starts_ranks(desk: Desk, unbroken: list[dict]) -> None:
 
 def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, unbroken: list[dict]) -> None:
     slurm = desk.slurm
-    desk.break_lives("pause:2:1", "pause:5:0", "kill:9:1", "pause:10:0", "-")
+    desk.break_lives("pause:2:1", "pause:5:0", "kill:10:1", "pause:10:0", "-")
     job = desk.submit("stage1.sh", "recipe.toml", options=(*TWO_NODES, *TIME_LIMIT))
     after = slurm.call(
         "sbatch", "--parsable", f"--dependency=afterok:{job}", "--output=/dev/null", "--wrap=true"
     ).strip()
     desk.wait_for_text(job, "paused in step 2")
     desk.wait_for_text(job, "restart 0: the ranks were asked to stop; requeued")
-    assert "stopped at step 3 (SIGUSR1)" in desk.output(job)
+    assert "stopped at step 4 (SIGUSR1)" in desk.output(job)  # the next step tells all ranks
     slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=60")  # the first life was short enough
     desk.next_life(job)
-    desk.wait_for_text(job, "resuming at step 3 ")
+    desk.wait_for_text(job, "resuming at step 4 ")
     desk.wait_for_text(job, "paused in step 5")
     slurm.call("scontrol", "requeue", job)
     desk.wait_for_text(job, "restart 1: cancelled or requeued from outside")
     desk.next_life(job)
-    desk.wait_for_text(job, "resuming at step 6 ")
+    desk.wait_for_text(job, "resuming at step 7 ")
     desk.wait_for_text(job, r"restart 2: the ranks ended with code \d+; requeued")
     assert slurm.state(after) == "PENDING"
     desk.next_life(job)
@@ -85,7 +85,7 @@ def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, 
         "sbatch", "--parsable", "-p", "urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"
     )
     desk.wait_for_text(job, r"restart 3: the ranks were asked to stop; requeued")
-    assert "stopped at step 11 (SIGTERM)" in desk.output(job)
+    assert "stopped at step 12 (SIGTERM)" in desk.output(job)
     assert desk.end(urgent.strip()) == "0:0"
     desk.next_life(job)
     assert desk.end(job) == "0:0", desk.output(job)
@@ -94,7 +94,7 @@ def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, 
     assert slurm.show(job)["Restarts"] == "4"
     assert trace(desk.directory / "run") == unbroken
     lives = [event for event in read_events(desk.directory / "run") if event["kind"] == "life"]
-    assert [life["step"] for life in lives] == [0, 3, 6, 8, 11]
+    assert [life["step"] for life in lives] == [0, 4, 7, 8, 12]
 
 
 def test_scancel_leaves_nothing_behind(desk: Desk) -> None:
@@ -108,9 +108,9 @@ def test_scancel_leaves_nothing_behind(desk: Desk) -> None:
     wait_until(desk.slurm.is_idle, 20, "idle nodes")
     assert desk.slurm.show(job)["Restarts"] == "0"
     assert "restart 0: cancelled or requeued from outside" in desk.output(job)
-    assert "stopped at step 6 (SIGTERM)" in desk.output(job)  # a step and a save fit into KillWait here
+    assert "stopped at step 7 (SIGTERM)" in desk.output(job)  # two steps and a save fit into KillWait here
     again = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
-    desk.wait_for_text(again, "resuming at step 6 ")
+    desk.wait_for_text(again, "resuming at step 7 ")
     assert desk.end(again) == "0:0"
 
 
@@ -128,9 +128,9 @@ def test_a_stop_asked_for_is_not_requeued(desk: Desk) -> None:
 
 
 def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(desk: Desk, unbroken: list[dict]) -> None:
-    desk.break_lives("pause:9:0", "-")
+    desk.break_lives("pause:10:0", "-")
     job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
-    desk.wait_for_text(job, "paused in step 9")
+    desk.wait_for_text(job, "paused in step 10")
     desk.slurm.kill_node("n2")
     wait_until(lambda: desk.slurm.show(job)["Restarts"] == "1", 60, "Slurm requeues the job of a failed node")
     wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
@@ -159,7 +159,7 @@ def test_lives_without_progress_come_to_an_end(desk: Desk) -> None:
 
 
 def test_a_rank_that_hangs_is_named_and_the_job_requeued(desk: Desk) -> None:
-    desk.break_lives("hang:5:1", "-")
+    desk.break_lives("hang:6:1", "-")
     job = desk.submit("stage1.sh", "recipe.toml", "--set", "guards.hang_seconds=10", options=TWO_NODES)
     desk.wait_for_text(job, "restart 0: the ranks ended with code 70; requeued")
     assert re.search("rank 0 waits .* rank 1 is .* <- look there", desk.output(job))
@@ -209,9 +209,9 @@ def test_gpus_that_slurm_promises_must_be_there(desk: Desk) -> None:
 
 
 def test_ranks_that_do_not_hear_the_signal_are_requeued_at_the_limit(desk: Desk) -> None:
-    desk.break_lives("deaf:5:0", "-")
+    desk.break_lives("deaf:6:0", "-")
     job = desk.submit("stage1.sh", "recipe.toml", options=(*ONE_NODE, *TIME_LIMIT))
-    desk.wait_for_text(job, "deaf in step 5")
+    desk.wait_for_text(job, "deaf in step 6")
     wait_until(lambda: "requeued" in desk.output(job), 150, "the time limit")
     assert "restart 0: the time limit came before the ranks had saved; requeued" in desk.output(job)
     desk.next_life(job)
