@@ -119,3 +119,8 @@ def _without_waiting(table: dict[str, Any]) -> dict[str, Any]:
 def activation_dtype(deepspeed: dict[str, Any]) -> str:
     """Return the name of the dtype that weights and activations have under a DeepSpeed table."""
     return "bfloat16" if deepspeed.get("bf16", {}).get("enabled") else "float32"
+
+
+def activation_bytes(deepspeed: dict[str, Any]) -> int:
+    """Return the bytes of one value of that dtype."""
+    return 4 if activation_dtype(deepspeed) == "float32" else 2

@@ -100,6 +100,11 @@ class MaskConfig:
     random_share: float = 0.1
     """Share of the chosen units replaced by random ordinary tokens (F); the rest stay as they are."""
 
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate that the stage reaches."""
+        return max(self.start_rate, self.peak_rate, self.end_rate)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmbert.config.batch import possible_micro_batches, taken_micro_batch
-from cmbert.config.deepspeed import activation_dtype
+from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
@@ -82,11 +82,11 @@ class _Step:
         self.clips = recipe.optimizer.kind == "stable_adamw"
         self.parameters, self.embedding = parameters.total, parameters.embedding
         self.part = self.parameters / num_gpus
-        self.value_bytes = FP32_BYTES if activation_dtype(deepspeed) == "float32" else 2
+        self.value_bytes = activation_bytes(deepspeed)
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
         self.gradient_bytes = FP32_BYTES if in_fp32 else self.value_bytes
         tokens = micro_batch_rows * recipe.data.context_tokens
-        num_masked = tokens * max(recipe.mask.start_rate, recipe.mask.peak_rate, recipe.mask.end_rate)
+        num_masked = tokens * recipe.mask.highest_rate
         self.activations = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, self.value_bytes)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmbert.config.deepspeed import activation_dtype
+from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.schema import Recipe
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.memory import REDUCE_BUCKET, largest_micro_batch, usable_bytes
@@ -63,7 +63,7 @@ def step_volumes(num_parameters: int, deepspeed: dict[str, Any], zero_stage: int
     gathers the weights once. ZeRO 2: the same, but the gradients after every micro-batch. ZeRO 3: weights gathered in
     every forward and every backward pass, gradients reduce-scattered (arXiv 1910.02054, section 7).
     """
-    size = num_parameters * (4 if activation_dtype(deepspeed) == "float32" else 2)
+    size = num_parameters * activation_bytes(deepspeed)
     buckets = math.ceil(num_parameters / deepspeed["zero_optimization"].get("reduce_bucket_size", REDUCE_BUCKET))
     if zero_stage == 3:
         return Volumes(0.0, 3.0 * size * accumulation, 3 * buckets * accumulation)

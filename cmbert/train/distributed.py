@@ -107,16 +107,9 @@ def sum_over_ranks(values: Sequence[float | torch.Tensor], device: torch.device)
     return tensor.tolist()
 
 
-def max_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return the greatest of each value over all ranks, the same on every rank. Exact for counts below 2^53."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return tensor.tolist()
-
-
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set on at least one rank; every rank gets the same answer."""
-    return max_over_ranks([float(flag)], device)[0] > 0
+    return sum_over_ranks([float(flag)], device)[0] > 0
 
 
 def gather_from_ranks(value: Any) -> list[Any]:

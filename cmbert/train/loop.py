@@ -250,8 +250,9 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     mean_loss = sums.loss / masked[0].clamp_min(1.0)
     run.watchdog.enter("optimizer", run.step)
     run.guard.begin(mean_loss, partial(global_gradient_norm, engine))
+    learning_rate = step_learning_rate(run.step, recipe)
     for group in engine.optimizer.param_groups:
-        group["lr"] = step_learning_rate(run.step, recipe)
+        group["lr"] = learning_rate
     run.writer.hold_weights()
     with timer.phase("optimizer"):
         engine.step()

@@ -11,7 +11,7 @@ import torch
 
 from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.batch import describe_micro_batch
-from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed, zero_stage
+from cmbert.config.deepspeed import activation_bytes, activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
@@ -113,14 +113,14 @@ def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: 
     device = select_device(launch)
     if device.type != "cpu":
         return
-    value_bytes = 4 if activation_dtype(deepspeed_config) == "float32" else 2
+    value_bytes = activation_bytes(deepspeed_config)
     total = count_parameters(recipe.model).total
     part = total / launch.world_size
     is_divided = deepspeed_config["zero_optimization"]["stage"] == 3
     states = value_bytes * (part if is_divided else total) + OPTIMIZER_BYTES * part
     rows = deepspeed_config["train_micro_batch_size_per_gpu"]
     tokens = rows * recipe.data.context_tokens
-    num_masked = tokens * max(recipe.mask.start_rate, recipe.mask.peak_rate, recipe.mask.end_rate)
+    num_masked = tokens * recipe.mask.highest_rate
     held = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, value_bytes)
     needed = states + max(held.kept + held.logits, (value_bytes + FP32_BYTES) * part)
     remedy = f"lower train.micro_batch_rows, of which {rows} are taken, or train a smaller model"

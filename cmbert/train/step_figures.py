@@ -66,7 +66,7 @@ class LaunchedStep:
     facts: StepFacts
     wait_seconds: float
     """How long the trainer waited for its data."""
-    figures: torch.Tensor  # (6 + 2 S + 3,) float64 on the host, there when `times` is over
+    figures: torch.Tensor  # of `figures_of`, float64 on the host, there when `times` is over
     times: StepTimes
     notes: dict[str, float] = field(default_factory=dict)
     """Figures of what followed it: an evaluation."""
