@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from cmbert.train.metrics import read_metrics
+from tests import forking
 
-# Python that starts the rest of its command line under a limit on the size of files.
-LIMITED = """import os, resource, sys
+# A trainer under a limit on the size of files.
+LIMITED = """import resource, runpy
 resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+runpy.run_module("cmbert", run_name="__main__", alter_sys=True)"""
 REPEATED = ("loss", "grad_norm", "accuracy", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "tokens")
 
 
@@ -22,15 +24,23 @@ def torchrun(ranks: int) -> list[str]:
 
 
 def start(
-    recipe: Path, *arguments: str, ranks: int = 1, fault: str = "", limit_file_bytes: int = 0
+    recipe: Path,
+    *arguments: str,
+    ranks: int = 1,
+    fault: str = "",
+    limit_file_bytes: int = 0,
+    popen: type[subprocess.Popen] = forking.Popen,
 ) -> subprocess.Popen:
-    """fault: kind:step:rank of faulty_train.py. limit_file_bytes: writing more fails, as on a full disk."""
+    """Start a training without a cold start, unless `popen` is subprocess.Popen.
+
+    fault: kind:step:rank of faulty_train.py. limit_file_bytes: writing more fails, as on a full disk.
+    """
     launcher = torchrun(ranks) if ranks > 1 else []
     program = [str(Path(__file__).with_name("faulty_train.py"))] if fault else ["-m", "cmbert", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
     if limit_file_bytes:
-        launcher = ["-c", LIMITED.format(limit_file_bytes), *launcher]
-    return subprocess.Popen(
+        program = ["-c", LIMITED.format(limit_file_bytes), "train"]
+    return popen(
         [sys.executable, *launcher, *program, str(recipe), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -39,10 +49,9 @@ def start(
     )
 
 
-def train(
-    recipe: Path, *arguments: str, ranks: int = 1, code: int = 0, fault: str = "", limit_file_bytes: int = 0
-) -> str:
-    process = start(recipe, *arguments, ranks=ranks, fault=fault, limit_file_bytes=limit_file_bytes)
+def train(recipe: Path, *arguments: str, code: int = 0, **how: Any) -> str:
+    """Train to the end, as `start` does; return what was said."""
+    process = start(recipe, *arguments, **how)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == code, output
     return output
