@@ -1,6 +1,8 @@
-"""Fixtures of several rooms: a tiny tokenizer, tiny shard sets, tiny recipes, all made here."""
+"""Fixtures of several rooms: a tiny tokenizer, tiny shard sets, tiny recipes, unbroken runs, all made here."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from tests.scheduling import (  # noqa: F401  pytest finds them here
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
+)
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of tests and what they start, for they run side by side
 SENTENCES = (
     "今天天气很好，我们一起去公园散步。",
     "他在北京大学学习计算机科学，每天读很多书！",
@@ -129,3 +137,25 @@ deepspeed = "{tmp_path}/ds.json"
         encoding="utf-8",
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return reference(recipe, *settings, ranks=1): the run directory of an unbroken training, made once for all.
+
+    Only to be read. Paths of the test that asks may stand in recipe and settings: what they name is the same for all.
+    """
+    from tests.integration.launching import settings, train  # they load torch, which most tests need not
+
+    made: dict[tuple, Path] = {}
+
+    def unbroken(recipe: Path, *setting: str, ranks: int = 1) -> Path:
+        own = str(recipe.parent)
+        key = (recipe.read_text(encoding="utf-8").replace(own, ""), tuple(s.replace(own, "") for s in setting), ranks)
+        if key not in made:
+            run = tmp_path_factory.mktemp("reference") / "run"
+            train(recipe, *setting, *settings(f"run_directory={run}"), ranks=ranks)
+            made[key] = run
+        return made[key]
+
+    return unbroken

@@ -57,6 +57,17 @@ def train(recipe: Path, *arguments: str, code: int = 0, **how: Any) -> str:
     return output
 
 
+def wait_for_output(process: subprocess.Popen, text: str) -> None:
+    """Read what a process says until a line has `text`."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"it ended without {text!r}:\n{''.join(said)}")
+
+
 def settings(*values: str) -> tuple[str, ...]:
     """Return --set options."""
     return tuple(word for value in values for word in ("--set", value))

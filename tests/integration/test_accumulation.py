@@ -1,6 +1,7 @@
 """Gradients accumulated in fp32 at ZeRO 1, which DeepSpeed itself does by another optimizer and checkpoint form."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,11 @@ def test_it_is_what_zero_2_does_and_what_bf16_does_not(recipe_file: Path, tmp_pa
     assert found[1, "fp32"][0]["grad_norm"] != found[1, "bf16"][0]["grad_norm"]
 
 
-def test_its_checkpoints_resume_bitwise_on_other_ranks_and_as_weights(recipe_file: Path, tmp_path: Path) -> None:
+def test_its_checkpoints_resume_bitwise_on_other_ranks_and_as_weights(
+    recipe_file: Path, tmp_path: Path, reference: Callable[..., Path]
+) -> None:
     setting = (accumulate(tmp_path, 1, "fp32"), "train.micro_batch_rows=1")
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    train(recipe_file, *settings(*setting, f"run_directory={unbroken}"), ranks=2)
+    unbroken, broken = reference(recipe_file, *settings(*setting), ranks=2), tmp_path / "broken"
     resumed = settings(*setting, f"run_directory={broken}")
     train(recipe_file, "--max-steps", "9", *resumed, ranks=2)
     train(recipe_file, "--max-steps", "3", *resumed, ranks=2)

@@ -1,5 +1,6 @@
 """A batch ramp is the same run at any number of ranks, and a resume in the middle of it is bitwise."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +15,9 @@ ROWS = [4] * 4 + [6] * 3 + [8] * 12
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_ramp(recipe_file: Path, tmp_path: Path, stage: int) -> None:
+def test_ramp(recipe_file: Path, tmp_path: Path, reference: Callable[..., Path], stage: int) -> None:
     ramp = settings(*RAMP, deepspeed_file(tmp_path, stage))
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    train(recipe_file, *ramp, *settings(f"run_directory={alone}"))
+    alone, together = reference(recipe_file, *ramp), tmp_path / "together"
     for _ in range(3):
         train(recipe_file, *ramp, *settings(f"run_directory={together}"), "--max-steps", "6", ranks=2)
     train(recipe_file, *ramp, *settings(f"run_directory={together}"), ranks=2)
@@ -28,9 +28,7 @@ def test_ramp(recipe_file: Path, tmp_path: Path, stage: int) -> None:
     for a, b in zip(trace(alone), trace(together), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["masked_tokens"] == b["masked_tokens"]
-    unbroken = tmp_path / "unbroken"
-    train(recipe_file, *ramp, *settings(f"run_directory={unbroken}"), ranks=2)
-    assert trace(together) == trace(unbroken)
+    assert trace(together) == trace(reference(recipe_file, *ramp, ranks=2))
     refused = train(recipe_file, *ramp, *settings(f"run_directory={tmp_path}/x"), ranks=4, code=1)
     assert "train.ramp_start_rows, train.ramp_increment_rows: 8, 4 and 2 rows do not all divide over 4 GPUs" in refused
 

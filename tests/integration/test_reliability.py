@@ -1,7 +1,9 @@
 """The fault table of docs/reliability.md, row by row: what is broken on purpose, and what the run makes of it."""
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,9 @@ def kinds(run: Path) -> list[str]:
 
 
 @pytest.fixture
-def unbroken(recipe_file: Path, tmp_path: Path) -> list[dict]:
+def unbroken(recipe_file: Path, reference: Callable[..., Path]) -> list[dict]:
     """What the recipe's 16 steps give when nothing happens."""
-    run = tmp_path / "unbroken"
-    train(recipe_file, "--set", f"run_directory={run}")
-    return trace(run)
+    return trace(reference(recipe_file))
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -127,28 +127,30 @@ def test_spikes_are_skipped_or_rewound(recipe_file: Path, tmp_path: Path) -> Non
     assert losses(rewinding) == losses(by_hand)
 
 
-@pytest.mark.parametrize("fault", ["hang", "stop"])
+# torchrun waits half a minute for a stopped rank before it kills it
+@pytest.mark.parametrize("fault", ["hang", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_hung_rank_ends_the_run(recipe_file: Path, tmp_path: Path, fault: str) -> None:
-    setting = settings("guards.hang_seconds=4")
-    output = train(recipe_file, *setting, ranks=2, fault=f"{fault}:6:1", code=1)
+    setting = settings("guards.hang_seconds=6")
+    output = train(recipe_file, *setting, ranks=2, fault=f"{fault}:10:1", code=1)
     assert "look there" in output
     assert f"exitcode  : {EXIT_HUNG}" in output or f"exitcode: {EXIT_HUNG}" in output
     stacks = sorted((tmp_path / "run" / "logs").glob("rank_*_stacks.txt"))
     assert stacks
     assert any("train_step" in path.read_text(encoding="utf-8") for path in stacks)
-    assert "resuming at step 4" in train(recipe_file, ranks=2)
+    assert re.search("resuming at step [48] ", train(recipe_file, ranks=2))
 
 
-@pytest.mark.parametrize("fault", ["kill:6:1", "save_kill:8:1", "save_kill:8:0", "clock:5:0"])
-def test_faults_after_which_the_same_command_goes_on(recipe_file: Path, tmp_path: Path, fault: str) -> None:
-    unbroken = tmp_path / "unbroken"
-    train(recipe_file, "--set", f"run_directory={unbroken}", ranks=2)
+# in step 10 a checkpoint is there: the save of step 8 began when that of step 4 was published
+@pytest.mark.parametrize("fault", ["kill:10:1", "save_kill:8:1", "save_kill:8:0", "clock:5:0"])
+def test_faults_after_which_the_same_command_goes_on(
+    recipe_file: Path, tmp_path: Path, reference: Callable[..., Path], fault: str
+) -> None:
     process = start(recipe_file, ranks=2, fault=fault)
     output, _ = process.communicate(timeout=240)
     assert (process.returncode == 0) == fault.startswith("clock"), output
     if process.returncode:
-        assert "resuming at step 4" in train(recipe_file, ranks=2)
-    assert trace(tmp_path / "run") == trace(unbroken)
+        assert re.search("resuming at step [48] ", train(recipe_file, ranks=2))
+    assert trace(tmp_path / "run") == trace(reference(recipe_file, ranks=2))
 
 
 @pytest.mark.parametrize("fault", ["term_twice:5:1", "save_term:4:0", "eval_term:6:0", "data_term:6:0"])
