@@ -1,5 +1,6 @@
 # make demo   the whole recipe, small, on real Chinese text     make demo FRESH=1   the same from the start
-# make test   the test suite     make check   lint and types     make bench   side-by-side benchmarks
+# make test   the fast tests     make test-all   all tests, the fast ones first     make check   lint and types
+# make bench  side-by-side benchmarks
 # make gpu    everything that only a GPU can tell, in nine minutes     make gpu ARGS=--dry-run   the same, tiny, on a CPU
 # All of them make .venv first.
 PYTHON ?= python3
@@ -10,12 +11,18 @@ READY  := $(VENV)/ready
 BENCH_MODEL = $(foreach key,model.num_layers=6 model.hidden_size=256 model.num_heads=4 model.intermediate_size=384 \
 	model.vocab_size=32000 kernels.compile=true,--set $(key)) --lengths "" --pieces 1024,64,200,387,512,150,777,180
 
-.PHONY: demo test check bench gpu
+# Two tests at a time, in the order of tests/scheduling.py.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test test-all check bench gpu
 demo: $(READY)
 	@$(VENV)/bin/python recipes/quickstart/demo.py $(if $(filter-out 0,$(FRESH)),--fresh)
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	@$(PYTEST) $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff check .

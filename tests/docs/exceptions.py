@@ -17,7 +17,7 @@ SUITE = "is this suite, or takes minutes"
 NOT_RUN = (
     NotRun(r"make demo( FRESH=1)?", "five minutes; its steps run here, and all of it at a tiny size there",
            "tests/integration/test_demo.py"),
-    NotRun(r"make (test|check)( .*)?", SUITE, ".ci/run"),
+    NotRun(r"make (test|test-all|check)( .*)?", SUITE, ".ci/run"),
     NotRun(r"make bench( .*)?", "minutes of timing; `cmbert bench` runs here at a tiny size",
            "tests/cmbert/evaluate/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",
