@@ -71,6 +71,17 @@ class Popen(subprocess.Popen):
         self._close_pipe_fds(*pipes)
 
 
+def run(command: Sequence[str], *, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess:
+    """Do what subprocess.run does with captured output as text. Raises TimeoutExpired once the process is killed."""
+    with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def is_forked(command: Sequence[str] | str, environment: Mapping[str, str]) -> bool:
     """Return whether `Popen` forks a command: this Python, with one thread, on something to run, in our session."""
     if isinstance(command, str) or command[0] != sys.executable or environment.get("OMP_NUM_THREADS") != THREADS:

@@ -8,7 +8,6 @@ writes tests/golden/trace.json anew. Do that only when a change of what is learn
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from cmbert.train.metrics import read_metrics
 from data_tools.preprocess import preprocess
 from data_tools.runner import local_workers
 from data_tools.tokenizer_training import train_tokenizer
+from tests import forking
 
 TRACE = Path(__file__).with_name("trace.json")
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def train(folder: Path, stage: str, *, threads: int = 1, options: Sequence[str] 
     run = next((option.partition("=")[2] for option in options if option.startswith("run_directory=")), stage)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "cmbert", "train", f"{stage}.toml", *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = forking.run(command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return [{key: record[key] for key in ("loss", "grad_norm")} for record in read_metrics(folder / run)]
 

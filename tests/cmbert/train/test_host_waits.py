@@ -1,12 +1,12 @@
 """The host gives the device a whole step, DeepSpeed's part included, without asking for a single value."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.cmbert.train import host_waits
 
 BF16 = {"bf16": {"enabled": True}}
@@ -19,7 +19,7 @@ def watch(recipe_file: Path, tmp_path: Path, table: dict) -> dict:
     recipe_file.write_text(text + '\n[guards]\nspike_action = "skip"\n', encoding="utf-8")
     command = [sys.executable, host_waits.__file__, str(recipe_file), str(tmp_path / "found.json")]
     environment = {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = forking.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert len(found["steps"]) == 16

@@ -1,13 +1,13 @@
 """The optimizer on ZeRO's flat partitions is the undivided one: stages 1, 2, 3 at 1, 2 and 3 ranks."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import forking
 from tests.cmbert.train import zero_steps
 from tests.integration.launching import torchrun
 
@@ -16,7 +16,7 @@ from tests.integration.launching import torchrun
 def test_divided_as_undivided(tmp_path: Path, ranks: int) -> None:
     command = [sys.executable, *torchrun(ranks), zero_steps.__file__, str(tmp_path / "found.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = forking.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt")
     assert len(found) == 6

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cmbert.train.distributed import read_launch
+from tests import forking
 
 TIMEOUT = 90  # seconds for a test's processes: torch's import takes 10 s on a busy machine
 WAIT_SECONDS = "15"  # for a silent rank
@@ -29,7 +30,7 @@ class Ranks:
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(read_launch({}).port), "LOCAL_RANK": "0"}
         environment |= {"WORLD_SIZE": str(len(nodes))}
         self.processes = [
-            subprocess.Popen(
+            forking.Popen(
                 [sys.executable, *program, str(recipe), *words],
                 env=environment | {"RANK": str(rank), "SLURMD_NODENAME": node},
                 text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -9,17 +9,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmbert.train.distributed import Launch, read_launch
 from cmbert.train.watchdog import EXIT_HUNG, Place, Watchdog, summarise
+from tests import forking
 
 WORLD_SIZE = 2
 TIMEOUT = 90  # seconds for a test's processes: torch's import takes 10 s on a busy machine
 PRELUDE = """
 import ctypes, os, sys, time
 from pathlib import Path
+from typing import Any
 import torch, torch.distributed
 from cmbert.train import watchdog
 from cmbert.train.distributed import read_launch
@@ -103,7 +106,12 @@ dog.stop()
 
 @contextmanager
 def started(
-    code: str, logs: Path, *, limit: float = 2.0, world_size: int = WORLD_SIZE
+    code: str,
+    logs: Path,
+    *,
+    limit: float = 2.0,
+    world_size: int = WORLD_SIZE,
+    popen: type[subprocess.Popen] = forking.Popen,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Start the ranks, and kill what is left of them at the end."""
     port = read_launch({}).port
@@ -113,9 +121,7 @@ def started(
             environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-c", PRELUDE + code, str(logs), str(limit)]
-            ranks.append(
-                subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            )
+            ranks.append(popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
         yield ranks
     finally:
         for process in ranks:
@@ -123,9 +129,9 @@ def started(
             process.communicate(timeout=TIMEOUT)
 
 
-def run(code: str, logs: Path, *, limit: float = 2.0, world_size: int = WORLD_SIZE) -> tuple[list[int], list[str]]:
+def run(code: str, logs: Path, *, world_size: int = WORLD_SIZE, **how: Any) -> tuple[list[int], list[str]]:
     """Return the exit code and the watchdog's part of stderr of each rank."""
-    with started(code, logs, limit=limit, world_size=world_size) as ranks:
+    with started(code, logs, world_size=world_size, **how) as ranks:
         errors = [process.communicate(timeout=TIMEOUT)[1] for process in ranks]
         return [process.returncode for process in ranks], [said(error) for error in errors]
 
@@ -205,7 +211,7 @@ def test_a_main_thread_that_keeps_the_gil_ends(tmp_path: Path) -> None:
 
 
 def test_forked_children_end(tmp_path: Path) -> None:
-    assert run(FORKS, tmp_path, world_size=1) == ([0], [""])
+    assert run(FORKS, tmp_path, limit=20, world_size=1, popen=subprocess.Popen) == ([0], [""])
 
 
 def alone() -> Launch:
