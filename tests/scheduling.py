@@ -34,6 +34,7 @@ def group_of(item: pytest.Item) -> str:
     return item.path.stem if scopes & {"module", "class"} else ""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by tier, within it the largest groups first, and give each test its group's mark."""
     groups = {}
