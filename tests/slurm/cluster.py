@@ -1,8 +1,14 @@
 """A private Slurm of two nodes on this machine: own key, own ports, own state, nothing in /etc or /run.
 
-It needs neither systemd nor cgroups, and it counts what the nodes do not have: CPUs and GPUs are numbers here.
+It needs neither systemd nor cgroups, and it counts what the nodes do not have: CPUs and GPUs are numbers here. Several
+may run at once, one for each process that tests.
+
+Slurm's own clocks (22.05): slurmctld looks at time limits every 30 s and sends the signal of --signal=S@T as soon as
+T + 30 s or less are left; this is compiled in. All others are set here, so that a sound node is never given up and what
+waits for the scheduler waits a second.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -14,14 +20,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cmbert.train.distributed import NUM_PORTS
 from tests.integration.launching import children
 
 NODES = ("n1", "n2")
-START_SECONDS = 60
-SLURMD_TIMEOUT_SECONDS = 10  # after so long without an answer a node counts as failed
-KILL_WAIT_SECONDS = 5  # from TERM to KILL
+WAIT_SECONDS = 180  # most that anything waited for may take on a loaded machine
+KILL_WAIT_SECONDS = 10  # from TERM to KILL: two steps and a save of the tiny model fit in
+
+MAX_CLUSTERS = 12  # at once on one machine
+DAEMON_PORTS, PORTS_EACH = 10_000, 10  # below those of the rendezvous, and of what Linux gives to who asks for any port
+JOBS_EACH = NUM_PORTS // MAX_CLUSTERS  # a job's number makes its rendezvous port: no two clusters share one
 
 CONFIGURATION = """ClusterName=cmbert
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
@@ -45,7 +56,7 @@ PropagateResourceLimits=NONE
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmdParameters=config_overrides
@@ -56,22 +67,22 @@ KillWait={kill_wait}
 MinJobAge=3600
 InactiveLimit=0
 SlurmctldTimeout=30
-SlurmdTimeout={slurmd_timeout}
+SlurmdTimeout=300
 UnkillableStepTimeout=60
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2 RealMemory=4000\n"
 GPUS = "NodeName=n[1-2] Name=gpu File={root}/gpu[0-1] Flags=nvidia_gpu_env\n"
-PARTITIONS = """PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PARTITIONS = """PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
-def wait_until(is_true: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(is_true: Callable[[], object], what: str) -> None:
     """Poll; raise TimeoutError that names what did not happen."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + WAIT_SECONDS
     while not is_true():
         if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds} s: {what}")
+            raise TimeoutError(f"not within {WAIT_SECONDS} s: {what}")
         time.sleep(0.1)
 
 
@@ -88,27 +99,28 @@ class Cluster:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="cmbert-slurm-"))  # short: a socket's path has at most 107 bytes
+        self.number, self.claim = _claim()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(self.root / "slurm.conf"),
         }
 
     def start(self) -> None:
-        """Start everything. Raises TimeoutError if the nodes are not idle in START_SECONDS."""
+        """Start everything. Raises TimeoutError if the nodes do not become idle."""
         self._configure()
         self._start_munge()
         self._daemon(["slurmctld", "-f", self.environment["SLURM_CONF"], "-c"])
         for node in NODES:
             (self.root / f"spool.{node}").mkdir()
             self.start_node(node)
-        wait_until(self.is_idle, START_SECONDS, f"both nodes idle; logs in {self.root}")
+        wait_until(self.is_idle, f"both nodes idle; logs in {self.root}")
 
     def _configure(self) -> None:
         host, user = socket.gethostname().partition(".")[0], subprocess.check_output(["id", "-un"], text=True).strip()
-        ports = _free_ports(1 + len(NODES))
+        ports = _ports(self.number)[1:]
         text = CONFIGURATION.format(
             host=host, port=ports[0], user=user, root=self.root, kill_wait=KILL_WAIT_SECONDS,
-            slurmd_timeout=SLURMD_TIMEOUT_SECONDS,
+            first_job=1 + self.number * JOBS_EACH,
         )  # fmt: skip
         text += "".join(NODE.format(name=n, host=host, port=p) for n, p in zip(NODES, ports[1:], strict=True))
         (self.root / "slurm.conf").write_text(text + PARTITIONS, encoding="utf-8")
@@ -135,21 +147,19 @@ class Cluster:
         """Start a node's slurmd."""
         self._daemon(["slurmd", "-f", self.environment["SLURM_CONF"], "-N", node])
 
-    def kill_node(self, node: str) -> None:
-        """Kill a node's slurmd and all it had started, as a crash of the machine would."""
-        victims = [self._pid(f"slurmd.{node}")]
-        victims += [pid for pid, words in processes().items()
-                    if words[0].startswith("slurmstepd") and self._node_of(pid) == node]  # fmt: skip
+    def lose_node(self, node: str) -> None:
+        """Kill a node's slurmd and all it had started, as a crash of the machine would, and tell slurmctld."""
+        victims = [self._pid(f"slurmd.{node}"), *self._step_daemons(node)]
         for victim in victims:
             for pid in [victim, *descendants(victim)]:
                 _kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(is_alive, victims)), f"the end of {node}")
+        self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
-    def _node_of(self, pid: int) -> str:
-        try:
-            opened = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            return ""
-        return next((node for node in NODES if str(self.root / f"slurmd.{node}.log") in opened), "")
+    def _step_daemons(self, node: str) -> list[int]:
+        """Return the slurmstepd of a node: one for each step of its jobs."""
+        log = self.root / f"slurmd.{node}.log"
+        return [pid for pid, words in processes().items() if words[0].startswith("slurmstepd") and _has_open(pid, log)]
 
     def _pid(self, name: str) -> int:
         return int((self.root / f"{name}.pid").read_text(encoding="utf-8"))
@@ -157,8 +167,9 @@ class Cluster:
     def call(self, *command: str, directory: Path | None = None, code: int | None = 0) -> str:
         """Run a Slurm command; return its output. code: what it must end with, None = anything."""
         done = subprocess.run(
-            command, env=self.environment, cwd=directory, capture_output=True, text=True, check=False, timeout=60
-        )
+            command, env=self.environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False, timeout=WAIT_SECONDS,
+        )  # fmt: skip
         assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr if code else done.stdout
 
@@ -172,18 +183,24 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.show(job)["JobState"]
 
-    def stop(self) -> None:
-        """End all jobs and daemons and remove every file."""
+    def clear(self) -> None:
+        """End all jobs and have both nodes again, whatever a test has left."""
         self.call("scancel", "--user", str(os.getuid()), code=None)
-        try:
-            wait_until(lambda: not self.call("squeue", "-h", code=None), 30, "an empty queue")
-        finally:
-            for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munge"):
-                if (self.root / f"{name}.pid").is_file():
-                    pid = self._pid(name)
-                    _kill(pid, signal.SIGTERM)
-                    wait_until(lambda pid=pid: not is_alive(pid), 30, f"the end of {name}")
-            shutil.rmtree(self.root)
+        for node in NODES:
+            if not is_alive(self._pid(f"slurmd.{node}")):
+                self.start_node(node)
+        wait_until(lambda: not self.call("squeue", "-h") and self.is_idle(), f"an empty queue; logs in {self.root}")
+
+    def stop(self) -> None:
+        """End all daemons and remove every file; no job is left."""
+        for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munge"):
+            if (self.root / f"{name}.pid").is_file():
+                pid = self._pid(name)
+                _kill(pid, signal.SIGTERM)
+                wait_until(lambda pid=pid: not is_alive(pid), f"the end of {name}")
+        wait_until(lambda: not any(map(self._step_daemons, NODES)), "the end of all steps")
+        shutil.rmtree(self.root)
+        self.claim.close()
 
 
 def processes() -> dict[int, list[str]]:
@@ -202,18 +219,62 @@ def descendants(pid: int) -> list[int]:
     return [below for child in children(pid) for below in (child, *descendants(child))]
 
 
+def works_in(pid: int, directory: Path) -> bool:
+    """Return whether a process is alive in a folder."""
+    return _target(Path(f"/proc/{pid}/cwd")) == str(directory)
+
+
+def _has_open(pid: int, file: Path) -> bool:
+    try:
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, PermissionError):
+        return False
+    return str(file) in map(_target, opened)
+
+
+def _target(link: Path) -> str:
+    """Where a link of /proc leads; nowhere if the process has ended just now or is another user's."""
+    try:
+        return os.readlink(link)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
 def _kill(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
         return
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+def _ports(number: int) -> range:
+    """The ports of a cluster: the first is its claim, the others are its daemons'."""
+    first = DAEMON_PORTS + number * PORTS_EACH
+    return range(first, first + 2 + len(NODES))
+
+
+def _claim() -> tuple[int, socket.socket]:
+    """Return the first number that no other cluster here has, and what keeps it ours as long as it is open."""
+    for number in range(MAX_CLUSTERS):
+        claim = socket.socket()
+        if _binds(claim, _ports(number)[0]) and all(map(_is_free, _ports(number)[1:])):
+            return number, claim
+        claim.close()
+    raise RuntimeError(f"no {len(_ports(0))} free ports for another Slurm from {DAEMON_PORTS} on")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an ended daemon's connections do no harm
+        return _binds(probe, port)
+
+
+def _binds(probe: socket.socket, port: int) -> bool:
+    try:
+        probe.bind(("", port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True

@@ -3,15 +3,15 @@
 import re
 import shutil
 import sys
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).parents[2]
-LIFE_SECONDS = 90  # most that a life of a few steps may take on a loaded machine
 SMALL = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")  # what the headers ask for is large
+ONE_NODE, TWO_NODES = ("--nodes=1", *SMALL), ("--nodes=2", *SMALL)
 DONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 ENVIRONMENT = """CMBERT_PYTHON={desk}/python
@@ -21,7 +21,8 @@ CMBERT_STAGE_OPTIONS=(--nodes=2 {small})
 CMBERT_EVALUATE_OPTIONS=(--gpus-per-node=0 --cpus-per-task=1)
 CMBERT_CPU_OPTIONS=(--cpus-per-task=1)
 """
-# The line of `faults` for this life breaks the trainer, the line of `unfit` for this node its preflight.
+# The line of `faults` for this life breaks the trainer, the line of `unfit` for this node its preflight; `killed` has
+# the one task of an array whose first life is killed, as the kernel does it when memory is short.
 PYTHON = """#!/bin/bash
 export PYTHONPATH={root} OMP_NUM_THREADS=1
 fault=$(sed -n "$((${{SLURM_RESTART_COUNT:-0}} + 1))p" {desk}/faults 2>/dev/null)
@@ -29,6 +30,9 @@ if [[ $* == *"-m cmbert train"* && $fault == ulimit* ]]; then
     eval "$fault"
 elif [[ $* == *"-m cmbert train"* && -n $fault && $fault != - ]]; then
     FAULT=$fault exec {python} -u {root}/tests/integration/faulty_train.py "${{@:5}}"
+fi
+if [[ ${{SLURM_RESTART_COUNT:-0}} == 0 && ${{SLURM_ARRAY_TASK_ID:--}} == $(cat {desk}/killed 2>/dev/null) ]]; then
+    kill -KILL $$
 fi
 if [[ $* == *"-m cmbert preflight"* ]] && unfit=$(grep "^$SLURMD_NODENAME " {desk}/unfit 2>/dev/null); then
     eval "${{unfit#* }}"
@@ -42,6 +46,7 @@ class Desk:
 
     def __init__(self, slurm: Cluster, directory: Path):
         self.slurm, self.directory = slurm, directory
+        self.restarts: Counter[str] = Counter()  # of each job, as far as the test has followed it
         scripts = directory / "slurm"
         shutil.copytree(ROOT / "slurm", scripts)
         (scripts / "env.sh").write_text(ENVIRONMENT.format(desk=directory, small=" ".join(SMALL)), encoding="utf-8")
@@ -57,6 +62,10 @@ class Desk:
         """command: what the shell does on `node` before a preflight."""
         (self.directory / "unfit").write_text(f"{node} {command}\n", encoding="utf-8")
 
+    def break_task(self, number: int) -> None:
+        """number: of the task of an array that is killed in its first life."""
+        (self.directory / "killed").write_text(f"{number}\n", encoding="utf-8")
+
     def submit(self, script: str, *arguments: str, options: Sequence[str] = ()) -> str:
         """Return the job's number."""
         command = ["sbatch", "--parsable", *options, f"slurm/{script}", *arguments]
@@ -65,31 +74,50 @@ class Desk:
     def output(self, job: str) -> str:
         return "".join(path.read_text(encoding="utf-8") for path in self.directory.glob(f"slurm-*-{job}.out"))
 
-    def wait_for_text(self, job: str, pattern: str) -> None:
-        """Wait until the job's output has `pattern`."""
-        try:
-            wait_until(lambda: re.search(pattern, self.output(job)), LIFE_SECONDS, pattern)
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}\n{self.output(job)}") from error
+    def newest_checkpoint(self) -> str:
+        """The name of the run's newest whole checkpoint."""
+        return (self.directory / "run" / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
 
-    def wait_for_state(self, job: str, *states: str) -> None:
+    def wait(self, job: str, is_true: Callable[[], object], what: str) -> None:
+        """Wait until something is true of a job; raise TimeoutError with all that is known of the job."""
         try:
-            wait_until(lambda: self.slurm.state(job) in states, LIFE_SECONDS, f"{states}")
+            wait_until(is_true, what)
         except TimeoutError as error:
             raise TimeoutError(f"{error}, but {self.slurm.show(job)}\n{self.output(job)}") from error
 
-    def next_life(self, job: str) -> None:
-        """Start a requeued job at once; Slurm would wait two minutes."""
-        lives = self.slurm.show(job)["Restarts"]
+    def wait_for_text(self, job: str, pattern: str) -> None:
+        """Wait until the job's output has `pattern`."""
+        self.wait(job, lambda: re.search(pattern, self.output(job)), pattern)
+
+    def wait_for_state(self, job: str, *states: str) -> None:
+        self.wait(job, lambda: self.slurm.state(job) in states, f"{states}")
+
+    def end_at_limit(self, job: str, after: str) -> None:
+        """Let the time limit of a running job come `after` ("5seconds") from now; slurmctld looks every 30 s."""
+        self.slurm.call("scontrol", "update", f"jobid={job}", f"EndTime=now+{after}")
+
+    def wait_for_requeue(self, job: str) -> None:
+        """Wait until a job is in the queue for its next life."""
+        restarts = self.restarts[job] + 1
+        self.wait(job, lambda: int(self.slurm.show(job)["Restarts"]) == restarts, f"requeue {restarts}")
+
+    def next_life(self, job: str, *changes: str) -> None:
+        """Wait for the next life of a requeued job and start it at once; Slurm would wait two minutes.
+
+        changes: what `scontrol update` sets before.
+        """
+        self.restarts[job] += 1
 
         def has_begun() -> bool:
             shown = self.slurm.show(job)
+            if int(shown["Restarts"]) < self.restarts[job]:
+                return False
             if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
-                time.sleep(2)  # slurmd refuses a job whose last life it revoked in the same second
-                self.slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
+                # slurmd refuses a job that starts in the second in which it was told to end the last life
+                self.slurm.call("scontrol", "update", f"jobid={job}", *changes, "StartTime=now+1")
             return shown["JobState"] not in ("PENDING", "COMPLETING")
 
-        wait_until(has_begun, LIFE_SECONDS, f"the start of life {lives} of job {job}")
+        self.wait(job, has_begun, f"the start of life {self.restarts[job]}")
 
     def end(self, job: str) -> str:
         """Wait for the job's end; return its exit code, code:signal."""

@@ -1,9 +1,7 @@
 """Preprocessing as an array, and the whole chain of jobs, on a real Slurm."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from cmbert.data.shards import ShardSet
 from data_tools.cli import main as data_tools
 from tests.conftest import SENTENCES
-from tests.slurm.cluster import Cluster, descendants, processes, wait_until
+from tests.slurm.cluster import wait_until
 from tests.slurm.desk import DONE, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -21,9 +19,8 @@ NAMES = ["preprocess-laws", "merge-laws", "verify-laws", "preprocess-heldout", "
 
 
 @pytest.fixture
-def desk(slurm: Cluster, tmp_path: Path, recipe_file: Path, tokenizer_directory: Path) -> Desk:
-    """Text, a tokenizer, and recipes of two stages in folders as recipes/large has them."""
-    desk = Desk(slurm, tmp_path)
+def desk(desk: Desk, tmp_path: Path, recipe_file: Path) -> Desk:
+    """Text, and recipes of two stages in folders as recipes/large has them."""
     for name, count in (("laws", 900), ("heldout", 60)):
         folder = tmp_path / "text" / name
         folder.mkdir(parents=True)
@@ -83,7 +80,7 @@ def test_a_chain_that_broke_is_mended_by_the_same_command(desk: Desk) -> None:
     bad.write_bytes(sound + b"{}\n")  # a document without text
     first = submit_all(desk, "text", "2")
     array = first["preprocess-laws"][0]
-    wait_until(lambda: array not in slurm.call("squeue", "-h", "-o", "%A %F").split(), 60, "the end of the array")
+    wait_until(lambda: array not in slurm.call("squeue", "-h", "-o", "%A %F").split(), "the end of the array")
     desk.wait_for_state(first["evaluate"][0], "CANCELLED")  # nothing waits for ever
     assert desk.end(first["merge-heldout"][0]) == "0:0"
     bad.write_bytes(sound)
@@ -99,19 +96,10 @@ def test_a_task_of_the_array_that_was_killed_is_done_again(
     desk: Desk, tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     words = ["--input", "text/laws", "--tokenizer", str(tokenizer_directory), "--output", "laws"]
+    desk.break_task(6)
     job = desk.submit("preprocess.sh", *words, options=("--array=5-7", "--cpus-per-task=1"))
     tasks = [f"{job}_{number}" for number in (5, 6, 7)]
-
-    def workers() -> list[int]:
-        return [pid for pid, line in processes().items() if "--task-index" in line and "1" in line[-1:]
-                and "srun" not in line[0] and os.readlink(f"/proc/{pid}/cwd") == str(desk.directory)]  # fmt: skip
-
-    wait_until(workers, 30, "the second task")
-    for pid in [child for worker in workers() for child in (*descendants(worker), worker)]:
-        os.kill(pid, signal.SIGKILL)
-    killed = tasks[1]
-    wait_until(lambda: desk.slurm.show(killed)["Restarts"] == "1", 30, "the killed task is requeued")
-    desk.next_life(killed)
+    desk.next_life(tasks[1])
     for task in tasks:
         desk.wait_for_state(task, *DONE)
         assert desk.slurm.show(task)["ExitCode"] == "0:0"

@@ -1,52 +1,24 @@
 """The stage scripts on a real Slurm: what happens to a run there, and that it equals one that nothing happened to."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from cmbert.train.metrics import read_events
 from tests.integration.launching import trace
-from tests.slurm.cluster import Cluster, is_alive, processes, wait_until
-from tests.slurm.desk import SMALL, Desk
+from tests.slurm.cluster import processes, wait_until, works_in
+from tests.slurm.desk import ONE_NODE, TWO_NODES, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-TWO_NODES = ("--nodes=2", *SMALL)
-ONE_NODE = ("--nodes=1", *SMALL)
-TIME_LIMIT = ("--time=1", "--signal=USR1@50")  # USR1 comes after 10 to 40 s, the limit after 60 to 90
-
-
-@pytest.fixture
-def desk(slurm: Cluster, tmp_path: Path, recipe_file: Path) -> Desk:
-    return Desk(slurm, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def unbroken() -> list[dict]:
-    """Filled by the first test with the trace of a run that nothing happened to."""
-    return []
+# Long enough for any life; a test brings the end near when the ranks are where it wants them.
+TIME_LIMIT = ("--time=60", "--signal=USR1@90")
 
 
 def ranks_of(desk: Desk) -> list[int]:
     """Return the processes that train or check nodes for this desk."""
     found = [pid for pid, words in processes().items() if "recipe.toml" in words and "srun" not in words[0]]
-    return [pid for pid in found if is_alive(pid) and os.readlink(f"/proc/{pid}/cwd") == str(desk.directory)]
-
-
-def test_two_nodes_train_with_zero(desk: Desk, unbroken: list[dict]) -> None:
-    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
-    assert desk.end(job) == "0:0", desk.output(job)
-    text = desk.output(job)
-    assert "recipe.toml on 2 ranks, 2 nodes, rendezvous 127.0.0.1:" in text
-    assert "preflight: 2 nodes, 2 ranks fit" in text
-    assert "starting on 2 x cpu, 16 steps" in text
-    assert "restart 0: finished" in text
-    checkpoint = desk.directory / "run" / "checkpoints" / "step_000000016"
-    assert len(list(checkpoint.glob("*optim_states.pt"))) == 2
-    assert not list(desk.directory.glob("*.preflight"))
-    unbroken += trace(desk.directory / "run")
+    return [pid for pid in found if works_in(pid, desk.directory)]
 
 
 def test_srun_alone_starts_ranks(desk: Desk, unbroken: list[dict]) -> None:
@@ -66,10 +38,10 @@ def test_a_run_that_four_things_happened_to_equals_the_unbroken_one(desk: Desk, 
         "sbatch", "--parsable", f"--dependency=afterok:{job}", "--output=/dev/null", "--wrap=true"
     ).strip()
     desk.wait_for_text(job, "paused in step 2")
+    desk.end_at_limit(job, "2minutes")  # USR1 comes when slurmctld looks next
     desk.wait_for_text(job, "restart 0: the ranks were asked to stop; requeued")
     assert "stopped at step 4 (SIGUSR1)" in desk.output(job)  # the next step tells all ranks
-    slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=60")  # the first life was short enough
-    desk.next_life(job)
+    desk.next_life(job, "TimeLimit=60")
     desk.wait_for_text(job, "resuming at step 4 ")
     desk.wait_for_text(job, "paused in step 5")
     slurm.call("scontrol", "requeue", job)
@@ -104,14 +76,12 @@ def test_scancel_leaves_nothing_behind(desk: Desk) -> None:
     assert len(ranks_of(desk)) >= 2
     desk.slurm.call("scancel", job)
     desk.wait_for_state(job, "CANCELLED")
-    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
-    wait_until(desk.slurm.is_idle, 20, "idle nodes")
+    wait_until(lambda: not ranks_of(desk), "the end of all ranks")
+    wait_until(desk.slurm.is_idle, "idle nodes")
     assert desk.slurm.show(job)["Restarts"] == "0"
     assert "restart 0: cancelled or requeued from outside" in desk.output(job)
     assert "stopped at step 7 (SIGTERM)" in desk.output(job)  # two steps and a save fit into KillWait here
-    again = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
-    desk.wait_for_text(again, "resuming at step 7 ")
-    assert desk.end(again) == "0:0"
+    assert desk.newest_checkpoint() == "step_000000007"
 
 
 def test_a_stop_asked_for_is_not_requeued(desk: Desk) -> None:
@@ -131,11 +101,11 @@ def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(desk: Desk, unbro
     desk.break_lives("pause:10:0", "-")
     job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
     desk.wait_for_text(job, "paused in step 10")
-    desk.slurm.kill_node("n2")
-    wait_until(lambda: desk.slurm.show(job)["Restarts"] == "1", 60, "Slurm requeues the job of a failed node")
-    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+    desk.slurm.lose_node("n2")
+    desk.wait_for_requeue(job)  # by Slurm itself
+    wait_until(lambda: not ranks_of(desk), "the end of all ranks")
     desk.slurm.start_node("n2")
-    wait_until(desk.slurm.is_idle, 30, "idle nodes")
+    wait_until(desk.slurm.is_idle, "idle nodes")
     desk.next_life(job)
     desk.wait_for_text(job, "resuming at step 8 ")
     assert desk.end(job) == "0:0"
@@ -143,29 +113,29 @@ def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(desk: Desk, unbro
 
 
 def test_lives_without_progress_come_to_an_end(desk: Desk) -> None:
-    desk.break_lives(*["kill:6:1"] * 9)
-    job = desk.submit("stage1.sh", "recipe.toml", options=TWO_NODES)
-    for restart in range(4):  # the first one makes a checkpoint
-        desk.wait_for_text(job, rf"restart {restart}: the ranks ended with code \d+")
-        if restart < 3:
+    desk.break_lives(*["kill:6:0"] * 9)
+    lives = ("--export=ALL,CMBERT_MAX_LIVES=2",)
+    job = desk.submit("stage1.sh", "recipe.toml", options=(*ONE_NODE, *lives))
+    for restart in range(3):  # the first one makes a checkpoint
+        desk.wait_for_text(job, rf"restart {restart}: the ranks ended with code 137")
+        if restart < 2:
             desk.next_life(job)
     desk.wait_for_state(job, "FAILED")
     assert (
-        "not requeued: 3 lives in a row (CMBERT_MAX_LIVES) left no checkpoint newer than step_000000004"
+        "not requeued: 2 lives in a row (CMBERT_MAX_LIVES) left no checkpoint newer than step_000000004"
         in desk.output(job)
     )
-    assert desk.slurm.show(job)["Restarts"] == "3"
-    wait_until(lambda: not ranks_of(desk), 20, "the end of all ranks")
+    assert desk.slurm.show(job)["Restarts"] == "2"
 
 
 def test_a_rank_that_hangs_is_named_and_the_job_requeued(desk: Desk) -> None:
-    desk.break_lives("hang:6:1", "-")
+    desk.break_lives("hang:6:1")
     job = desk.submit("stage1.sh", "recipe.toml", "--set", "guards.hang_seconds=10", options=TWO_NODES)
     desk.wait_for_text(job, "restart 0: the ranks ended with code 70; requeued")
     assert re.search("rank 0 waits .* rank 1 is .* <- look there", desk.output(job))
-    desk.next_life(job)
-    desk.wait_for_text(job, "resuming at step 4 ")
-    assert desk.end(job) == "0:0"
+    assert desk.newest_checkpoint() == "step_000000004"
+    desk.wait_for_requeue(job)
+    wait_until(lambda: not ranks_of(desk), "the end of all ranks")
 
 
 def test_a_full_disk_ends_the_job_and_the_next_one_goes_on(desk: Desk, unbroken: list[dict]) -> None:
@@ -192,8 +162,7 @@ def test_an_unfit_node_is_left_out(desk: Desk) -> None:
     job = desk.submit("stage1.sh", "recipe.toml", "--max-steps", "2", options=(*ONE_NODE, "--nodelist=n1"))
     desk.wait_for_text(job, "n1 is not fit: .*: File too large")
     desk.wait_for_text(job, "requeued without n1")
-    desk.slurm.call("scontrol", "update", f"jobid={job}", "ReqNodeList=")
-    desk.next_life(job)
+    desk.next_life(job, "ReqNodeList=")
     assert desk.end(job) == "0:0", desk.output(job)
     shown = desk.slurm.show(job)
     assert (shown["ExcNodeList"], shown["NodeList"]) == ("n1", "n2")
@@ -209,14 +178,14 @@ def test_gpus_that_slurm_promises_must_be_there(desk: Desk) -> None:
 
 
 def test_ranks_that_do_not_hear_the_signal_are_requeued_at_the_limit(desk: Desk) -> None:
-    desk.break_lives("deaf:6:0", "-")
+    desk.break_lives("deaf:6:0")
     job = desk.submit("stage1.sh", "recipe.toml", options=(*ONE_NODE, *TIME_LIMIT))
     desk.wait_for_text(job, "deaf in step 6")
-    wait_until(lambda: "requeued" in desk.output(job), 150, "the time limit")
-    assert "restart 0: the time limit came before the ranks had saved; requeued" in desk.output(job)
-    desk.next_life(job)
-    desk.wait_for_text(job, "resuming at step 4 ")
-    assert desk.end(job) == "0:0"
+    desk.end_at_limit(job, "5seconds")
+    desk.wait_for_text(job, "restart 0: the time limit came before the ranks had saved; requeued")
+    assert desk.newest_checkpoint() == "step_000000004"
+    desk.wait_for_requeue(job)
+    wait_until(lambda: not ranks_of(desk), "the end of all ranks")
 
 
 @pytest.mark.parametrize(("node", "rank"), [("n1", 0), ("n2", 1)])
@@ -226,6 +195,6 @@ def test_a_silent_node_is_named_by_the_others(node: str, rank: int, desk: Desk) 
     job = desk.submit("stage1.sh", "recipe.toml", options=(*TWO_NODES, *limit))
     desk.wait_for_text(job, f"{node}.* rank {rank} did not answer")
     desk.wait_for_text(job, f"requeued without {node}")
-    wait_until(lambda: desk.slurm.show(job)["ExcNodeList"] == node, 30, "the node is excluded")
+    wait_until(lambda: desk.slurm.show(job)["ExcNodeList"] == node, "the node is excluded")
     assert not ranks_of(desk)
     desk.slurm.call("scancel", job)
