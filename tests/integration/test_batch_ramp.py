@@ -14,7 +14,7 @@ RAMP = ("train.ramp_start_rows=4", "train.ramp_increment_rows=2", "train.ramp_to
 ROWS = [4] * 4 + [6] * 3 + [8] * 12
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_ramp(recipe_file: Path, tmp_path: Path, reference: Callable[..., Path], stage: int) -> None:
     ramp = settings(*RAMP, deepspeed_file(tmp_path, stage))
     alone, together = reference(recipe_file, *ramp), tmp_path / "together"

@@ -30,7 +30,7 @@ def unbroken(recipe_file: Path, reference: Callable[..., Path]) -> list[dict]:
     return trace(reference(recipe_file))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_elastic_resume(recipe_file: Path, tmp_path: Path, unbroken: list[dict], stage: int) -> None:
     setting = settings(deepspeed_file(tmp_path, stage), "train.micro_batch_rows=1")
     train(recipe_file, *setting, "--max-steps", "5", ranks=2)

@@ -91,7 +91,15 @@ COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4", "kernels.d
 
 @pytest.mark.parametrize(
     ("stage", "ranks", "kernels"),
-    [(1, 1, ()), (1, 2, ()), (2, 2, ()), (3, 2, ()), (3, 2, RECOMPUTED), (1, 2, COMPILED), (2, 1, COMPILED)],
+    [
+        (1, 1, ()),
+        (1, 2, ()),
+        (2, 2, ()),
+        (3, 2, RECOMPUTED),
+        (2, 1, COMPILED),
+        pytest.param(3, 2, (), marks=pytest.mark.slow),
+        pytest.param(1, 2, COMPILED, marks=pytest.mark.slow),
+    ],
 )
 def test_zero_agrees_with_plain_torch(
     recipe_file: Path, tmp_path: Path, stage: int, ranks: int, kernels: tuple[str, ...]

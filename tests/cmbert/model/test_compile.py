@@ -41,8 +41,15 @@ def step(model, pack, lengths, num_masked):
 
 
 @needs_compiler
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("norm", "share"),
+    [
+        ("rmsnorm", 0.5),
+        ("layernorm", 0.0),
+        pytest.param("rmsnorm", 0.0, marks=pytest.mark.slow),
+        pytest.param("layernorm", 0.5, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_eager(make_model, pack, norm, share, attention):
     kernels = KernelConfig(compile=True, checkpointed_share=share)
     eager = step(make_model(norm=norm), pack, STEPS[0], 20)
@@ -52,7 +59,7 @@ def test_equals_eager(make_model, pack, norm, share, attention):
 
 
 @needs_compiler
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_nothing_is_compiled_after_the_first_steps(make_model, pack, share, attention):
     model = make_model(KernelConfig(compile=True, checkpointed_share=share)).bfloat16()
     step(model, pack, STEPS[0], 20)

@@ -127,7 +127,7 @@ def mean_vectors(model, tokenizer_directory, texts):
     return torch.stack([part.mean(0) for part in hidden.split(lengths.tolist())])
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("norm", ["rmsnorm", pytest.param("layernorm", marks=pytest.mark.slow)])
 def test_exported_folder_is_a_sentence_transformer(make_perturbed, tokenizer_directory, tmp_path, norm):
     pytest.importorskip("sentence_transformers")
     model = make_perturbed(norm)

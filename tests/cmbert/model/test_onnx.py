@@ -50,7 +50,13 @@ def export(model, tokenizer_directory, folder):
     return export_folder(weights, model.config, tokenizer_directory, folder, format="onnx", texts=TEXTS, card=card)
 
 
-@pytest.mark.parametrize(("norm", "own"), [("rmsnorm", {"modeling_cmbert.py"}), ("layernorm", {"model.onnx.data"})])
+@pytest.mark.parametrize(
+    ("norm", "own"),
+    [
+        ("rmsnorm", {"modeling_cmbert.py"}),
+        pytest.param("layernorm", {"model.onnx.data"}, marks=pytest.mark.slow),
+    ],
+)
 def test_onnxruntime_and_a_tokenizer_are_enough(make_perturbed, tokenizer_directory, tmp_path, monkeypatch, norm, own):
     if norm == "layernorm":  # as the weights of a large model do, these go beside the graph
         monkeypatch.setattr("cmbert.model.onnx.ONE_FILE_BYTES", 1000)

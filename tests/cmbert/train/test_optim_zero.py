@@ -12,7 +12,7 @@ from tests.cmbert.train import zero_steps
 from tests.integration.launching import torchrun
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_divided_as_undivided(tmp_path: Path, ranks: int) -> None:
     command = [sys.executable, *torchrun(ranks), zero_steps.__file__, str(tmp_path / "found.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
