@@ -73,7 +73,7 @@ class Popen(subprocess.Popen):
 
 def run(command: Sequence[str], *, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess:
     """Do what subprocess.run does with captured output as text. Raises TimeoutExpired once the process is killed."""
-    with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+    with Popen(command, text=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cmbert.cli
 import data_tools.cli
+from tests import forking
 from tests.docs.documents import OURS, ROOT, Command, commands, documents
 from tests.docs.exceptions import INSTEAD, NOT_RUN, SMALLER
 from tests.integration.launching import torchrun
@@ -39,6 +40,14 @@ class Shell:
             if path == document:
                 return
 
+    def run_the_beginning(self, document: Path, last: str) -> None:
+        """Run a document's commands up to the first that begins with `last`."""
+        for command in commands(document):
+            self.run(command)
+            if command.text.startswith(last):
+                return
+        raise AssertionError(f"{document}: no command begins with {last}")
+
     def run(self, command: Command) -> None:
         """Run what stands for a command, unless it has run before; fail with its document, line and output."""
         for text in lines_to_run(command):
@@ -54,15 +63,12 @@ class Shell:
         """Run one command; our own programs that do not train in this process, which saves their imports."""
         if words[0] in ("cmbert", "data_tools"):
             return self._execute_here(words)
-        done = subprocess.run(
+        done = forking.run(
             self._as_started(words),
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             timeout=LIMIT_SECONDS,
-            check=False,
         )
         return done.returncode, done.stdout
 

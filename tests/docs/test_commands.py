@@ -66,7 +66,7 @@ def test_what_is_wrong_in_a_page_is_found(tmp_path: Path) -> None:
 
 
 def test_make_targets_and_extras_are_there() -> None:
-    targets = set(re.findall(r"^([\w./$()]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w./$()-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     targets |= {".venv/ready"} if "$(READY)" in targets else set()
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     for command in COMMANDS:
@@ -99,6 +99,14 @@ def test_no_exception_is_stale() -> None:
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A reader at the root of a shrunken repository."""
     return Shell(make_world(tmp_path_factory.mktemp("world")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_first_steps_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From text to the report of both stages: what `make demo` does."""
+    pytest.importorskip("snownlp")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Shell(make_world(tmp_path)).run_the_beginning(DOCUMENTS[0], last="cmbert report")
 
 
 @pytest.mark.slow
