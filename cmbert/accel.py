@@ -5,7 +5,6 @@ Shapes: T tokens of the packed batch, H heads, K head width, P pieces, D hidden 
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import logging
 import os
@@ -17,6 +16,7 @@ import torch
 from torch.nn import attention as torch_attention
 
 from cmbert.config.schema import KernelConfig
+from cmbert.environment import is_installed
 from cmbert.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -134,14 +134,6 @@ def what_is_missing(name: str, dtype: torch.dtype, capability: tuple[int, int] |
     if capability < kernel.least or (kernel.only and capability not in kernel.only):
         return f"it is not made for compute capability {capability[0]}.{capability[1]}"
     return kernel.lacks()
-
-
-def is_installed(module: str) -> bool:
-    """Say whether `module` can be found, without importing it; a missing parent package counts as no."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _lacks(module: str, function: str = "", parameter: str = "") -> str:

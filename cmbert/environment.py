@@ -1,6 +1,7 @@
 """What a run or a figure came about with: code, packages, hardware. Torch is imported only by what asks for it."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import re
 import shutil
@@ -29,8 +30,22 @@ def git_commit() -> str | None:
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Return the version of each package, None where it is not installed."""
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return {name: installed.get(name) for name in packages}
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}
+
+
+def is_installed(module: str) -> bool:
+    """Say whether `module` can be found, without importing it; a missing parent package counts as no."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def hardware(device: "torch.device") -> str:

@@ -12,6 +12,7 @@ from cmbert.errors import ConfigError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
+SPECIALS_PER_PIECE = 2  # a piece of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
 CONTINUATION_BYTES = frozenset(

@@ -6,9 +6,8 @@ They are compiled once per machine (some ten seconds) and kept in __pycache__.
 import numpy as np
 from numba import njit
 
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID
+from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID, SPECIALS_PER_PIECE
 
-SPECIALS_PER_PIECE = 2  # [CLS] and [SEP]
 MASKED, REPLACED, KEPT = 1, 2, 3  # what becomes of a chosen token
 
 # Philox4x64-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405); the numbers are numpy.random.Philox's.

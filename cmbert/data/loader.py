@@ -12,14 +12,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cmbert.config.schema import DataConfig, MaskConfig
-from cmbert.data.blend import Blend, Phase, RowAddress
-from cmbert.data.kernels import SPECIALS_PER_PIECE, frame_pieces
+from cmbert.data.blend import Blend, RowAddress
+from cmbert.data.kernels import frame_pieces
 from cmbert.data.ledger import Pieces, pack_record
 from cmbert.data.masking import mask_batch
-from cmbert.data.packing import PieceTable, SourceRows
-from cmbert.data.shards import ShardSet
-from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer
+from cmbert.data.packing import PieceTable
+from cmbert.data.sources import open_blend
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_PIECE, Tokenizer
 
 UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
 PREFETCH_STEPS = 2  # steps each loader process keeps ready
@@ -319,19 +318,6 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def open_shards(path: Path, tokenizer: Tokenizer) -> ShardSet:
-    """Open a shard set. Raises ShardError when it is none, is empty or belongs to another tokenizer."""
-    shards = ShardSet(path)
-    if shards.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
-        raise ShardError(
-            f"{path}: made with tokenizer {shards.tokenizer_fingerprint}, but {tokenizer.directory} is "
-            f"{tokenizer.fingerprint}; name the tokenizer it was made with, or preprocess again"
-        )
-    if shards.num_tokens == 0:
-        raise ShardError(f"{path}: holds no tokens; preprocess some text")
-    return shards
-
-
 def open_reader(
     data: DataConfig,
     mask: MaskConfig,
@@ -341,37 +327,6 @@ def open_reader(
     rows_per_step: int = 1,
     plan_folder: Path | None = None,
 ) -> RowReader:
-    """Open the recipe's shard sets and plan their rows, or read the plans from `plan_folder`.
-
-    rows_per_step: changes of the blend begin with a step. Raises ShardError when a set belongs to another tokenizer.
-    """
-    sources, ends = [], tokenizer.sentence_end_tokens()
-    for index, source in enumerate(data.sources):
-        shards = open_shards(Path(source.path), tokenizer)
-        sources.append(
-            SourceRows(
-                shards,
-                context=data.context_tokens,
-                sentence_ends=ends,
-                window_rows=data.window_rows,
-                group_windows=data.group_windows,
-                seed=seed,
-                source=index,
-                plan_folder=plan_folder,
-            )
-        )
-    step_tokens = rows_per_step * data.context_tokens
-    phases = [Phase(0, tuple(source.weight for source in data.sources))]
-    phases += [Phase(-(-change.at_tokens // step_tokens) * rows_per_step, change.weights) for change in data.changes]
-    blend = Blend(sources, phases)
+    """Return the reader of a recipe's rows; see `open_blend`."""
+    blend = open_blend(data, tokenizer, seed, rows_per_step=rows_per_step, plan_folder=plan_folder)
     return RowReader(blend, mask, tokenizer.vocab_size, seed)
-
-
-def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:
-    """Raise ConfigError when a run of `num_rows` rows repeats a source more often than its max_epochs allows."""
-    for source, epochs in zip(data.sources, blend.epochs(num_rows), strict=True):
-        if epochs > source.max_epochs:
-            raise ConfigError(
-                f"data.sources: {source.path} would be read {epochs:.2f} times, more than its max_epochs "
-                f"{source.max_epochs:g}; lower its weight or train.total_tokens, or raise max_epochs"
-            )

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cmbert.data.kernels import SPECIALS_PER_PIECE, best_fit, cut_document
 from cmbert.data.shards import ShardSet
 from cmbert.seeding import generator
+from cmbert.tokenizer import SPECIALS_PER_PIECE
 
 CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of the piece
 LOST_PER_ROW = 4  # positions: the specials of a filler piece, and a gap too small to hold one (< 3 positions)
@@ -141,6 +141,8 @@ class SourceRows:
         return self._tables[key]
 
     def _pack_window(self, epoch: int, window: int) -> PieceTable:
+        from cmbert.data.kernels import best_fit  # numba takes its time, and who only counts rows needs none
+
         first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
         self.shards.check_documents(first, last)
         order = generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
@@ -159,6 +161,8 @@ class SourceRows:
 
     def _pieces(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cut what is longer than a row; return document, first token and length of every piece, in order."""
+        from cmbert.data.kernels import cut_document  # as above
+
         capacity = self.context - SPECIALS_PER_PIECE
         long = np.flatnonzero(lengths > capacity)
         if not len(long):

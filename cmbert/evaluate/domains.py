@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cmbert.data.loader import open_shards
+from cmbert.data.sources import open_shards
 from cmbert.errors import ConfigError
 from cmbert.evaluate.pseudo_perplexity import Score, Unit, evaluate
 from cmbert.evaluate.table import markdown_table

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmbert.data.loader import open_shards
 from cmbert.data.masking import mask_batch
 from cmbert.data.shards import ShardSet
+from cmbert.data.sources import open_shards
 from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.domains import ABSENT
 from cmbert.evaluate.pseudo_perplexity import HIDE_ALL, MASK_RATE, SEED, Unit

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 
-from cmbert.accel import apply_determinism, check_kernels, is_installed
+from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
-from cmbert.environment import hardware, versions
+from cmbert.environment import hardware, is_installed, versions
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row
 from cmbert.evaluate.memory import PeakMemory

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import apply_determinism, check_kernels, is_installed
+from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.schema import KernelConfig, ModelConfig
-from cmbert.environment import versions
+from cmbert.environment import is_installed, versions
 from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.bench_memory import check_weights
 from cmbert.evaluate.benchmark import Row

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import is_installed
+from cmbert.environment import is_installed
 from cmbert.errors import ConfigError
 
 ONNX_FILE = "model.onnx"

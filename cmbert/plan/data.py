@@ -6,9 +6,11 @@ from pathlib import Path
 
 from cmbert.config.schema import Recipe
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
+from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import find_checkpoint
 from cmbert.train.schedule import num_steps, rows_before
 
 LEDGER_BYTES = (1.3, 3.3)  # per piece: measured on reviews and on statutes, docs/training.md
@@ -66,18 +68,12 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         for source in data.sources
         if source not in there
     ]
-    if recipe.train.init_from:
-        from cmbert.train.checkpoint import find_checkpoint
-
-        if find_checkpoint(Path(recipe.train.init_from)) is None:
-            notes.append(f"{recipe.train.init_from}: no checkpoint yet: cmbert train the stage before this one")
+    if recipe.train.init_from and find_checkpoint(Path(recipe.train.init_from)) is None:
+        notes.append(f"{recipe.train.init_from}: no checkpoint yet: cmbert train the stage before this one")
     known = {source.path: _describe_shards(source.path) for source in there}
     if tokenizer is not None and there:
-        from cmbert.data.loader import check_epochs, open_reader
-
         found = dataclasses.replace(data, sources=tuple(there))
-        reader = open_reader(found, recipe.mask, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step)
-        blend = reader.blend
+        blend = open_blend(found, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step)
         epochs: list[float | None] = [None] * len(there)  # a blend with a source missing says nothing
         if found == data:
             num_rows = rows_before(num_steps(recipe), recipe)

@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmbert.errors import CheckpointError
 from cmbert.files import hash_file, write_text
-from cmbert.train.engine import consolidate
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
@@ -177,8 +177,10 @@ def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
     return found
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
+def load_weights(path: Path) -> dict[str, "torch.Tensor"]:
     """Return the fp32 weights of a run's latest checkpoint, or of a checkpoint. Raises CheckpointError."""
+    from cmbert.train.engine import consolidate  # torch and DeepSpeed: who only looks for checkpoints needs neither
+
     checkpoint = require_checkpoint(path)
     check_files(checkpoint)
     return consolidate(checkpoint.parent, checkpoint.name)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,6 @@ from cmbert.train.distributed import Launch
 from cmbert.train.optim import AdamW, Layout, Segment
 from cmbert.train.step_timer import StepTimer, time_collectives
 
-SHARED_MEMORY_OPERATION = "deepspeed_shm_comm"
 UNIVERSAL_VERSION = 0.2  # of the form that DeepSpeed's converter writes
 
 
@@ -38,25 +38,31 @@ def _import_deepspeed() -> ModuleType:
         ) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed 0.19 calls what torch 2.13 has renamed; the user can do nothing about it.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
-    # DeepSpeed would compile a shared-memory all-reduce at start, 40 s the first time, and fail without a compiler.
-    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OPERATION] = False
+    warnings.filterwarnings(
+        "ignore", message=".*(all_gather_into|reduce_scatter)_tensor.*deprecated", category=FutureWarning
+    )
+    # To know which of its operations could be compiled here, DeepSpeed runs a compiler. We use none, and one it would
+    # compile at start: a shared-memory all-reduce, 40 s the first time, and it fails without a compiler.
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     _adapt(deepspeed)
     return deepspeed
 
 
 def _adapt(deepspeed: ModuleType) -> None:
-    """Replace two parts of DeepSpeed 0.19.
+    """Replace three parts of DeepSpeed 0.19.
 
     It accumulates in fp32 at ZeRO 1 by another optimizer class, with a checkpoint form and a wait for the device of its
     own; the class of ZeRO 2 can do it, too (deepspeed/runtime/zero/stage_1_and_2.py, use_grad_accum_attribute).
     It marks norms that are not finite by a -1 copied from the host, for which the host waits.
+    In its first step it asks whether the optimizer is Muon, and to import that is to compile it: the whole of inductor.
     """
+    from deepspeed.runtime import compiler
     from deepspeed.runtime.engine import ZERO_OPTIMIZATION
     from deepspeed.runtime.zero import stage_1_and_2
 
     deepspeed.DeepSpeedEngine._do_optimizer_sanity_check = lambda self, optimizer: ZERO_OPTIMIZATION
     stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mark_not_finite
+    compiler.compile = lambda: compiler.dummy_decorator
 
 
 def _mark_not_finite(norm: torch.Tensor, device: Any = None, val: float = -1.0) -> None:

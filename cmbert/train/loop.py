@@ -133,11 +133,14 @@ def do_steps(run: Run, stop: StopRequest) -> str:
     """Train until the last step ("end"), a request to stop ("stop") or a spike to go back from ("rewind")."""
     if any_rank(stop.pending(), run.device):
         return "stop"
+    is_first = True  # and the user waits to see that it trains: it may have compiled for a minute
     for data, wait_seconds in timed(batches(run), run):
         launched = train_step(run, data, wait_seconds, stop)
         run.launched.append(launched)
         launched.notes |= evaluate(run)
-        outcome = catch_up(run, num_left=0 if launched.notes or is_save_due(run) else 1)
+        at_once = is_first or launched.notes or is_save_due(run)
+        outcome = catch_up(run, num_left=0 if at_once else 1)
+        is_first = False
         if outcome == "rewind":
             return outcome
         save_if_due(run, outcome == "stop")

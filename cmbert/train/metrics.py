@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
-import os
 import secrets
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
-
-from cmbert.accel import is_installed
 from cmbert.config.schema import Recipe
+from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import PatientFile, write_text
 
@@ -102,34 +97,13 @@ def source_names(paths: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(paths)
 
 
-class Board:
-    """An event file of TensorBoard's. Its own writer has a thread that dies of a full disk and then blocks training."""
-
-    def __init__(self, folder: Path, first_step: int):
-        """first_step: TensorBoard forgets what an earlier life of the run has shown from there on."""
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.file = PatientFile(folder / name)
-        self.records = RecordWriter(self.file)
-        self._write(event_pb2.Event(file_version="brain.Event:2"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(step=first_step, session_log=start))
-
-    def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
-        self.records.write(event.SerializeToString())
-
-    def add(self, scalars: dict[str, float], step: int) -> None:
-        """Show numbers of one step."""
-        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
-
-
 class MetricsWriter:
     """Append one JSON line per step and mirror it to TensorBoard and W&B. Only rank 0 has one."""
 
     def __init__(self, run: Path, first_step: int, recipe: Recipe | None = None):
         """recipe: names the sources and W&B's project; without it there is neither. Raises ConfigError."""
+        from cmbert.train.board import Board  # TensorBoard is not for those who only read, nor for other ranks
+
         kept = [record for record in read_metrics(run) if record["step"] < first_step]
         self.file = _continue_lines(run / METRICS_FILE, kept)
         self.events = _continue_lines(run / EVENTS_FILE, read_events(run))

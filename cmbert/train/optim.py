@@ -1,6 +1,7 @@
 """The optimizer, its parameter groups, and the door before it: a step that is not admitted moves nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,12 @@ class AdamW(torch.optim.Optimizer):
     max_norm: where `admit` tells the gradient's norm, the gradient is scaled down to this; 0 = not at all.
     """
 
+    # torch has these step aside for torch.compile, and the first call imports it for that, seconds long, also where
+    # nothing is compiled. Nobody compiles an optimizer here.
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
     def __init__(
         self,
         groups: list[dict],
@@ -96,7 +103,7 @@ class AdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, with every counter where the kernel reads it."""
-        super().load_state_dict(state_dict)
+        unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self.place_counters()
 
     def place_counters(self) -> None:

@@ -54,7 +54,7 @@ class Reporter:
         self.metrics.write(record)
         done = record["step"] + 1
         left = self.time_left(done)
-        if done % self.recipe.train.log_every_steps == 0 or done in (1, self.last_step):
+        if done % self.recipe.train.log_every_steps == 0 or done in (self.first_step + 1, self.last_step):
             logger.info(
                 "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
                 done, self.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],

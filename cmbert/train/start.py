@@ -14,7 +14,8 @@ from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_bytes, activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import LeftOut, RowReader, check_epochs, data_row, merge_ranges, open_reader
+from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_reader
+from cmbert.data.sources import check_epochs
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.memory import require_memory
 from cmbert.files import aside_directory, publish_directory

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cmbert.config.schema import Recipe
-from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.loader import StepFacts
+from cmbert.tokenizer import SPECIALS_PER_PIECE
 from cmbert.train.distributed import Launch, of_every_rank, to_device
 from cmbert.train.guards import Judgement
 from cmbert.train.schedule import step_learning_rate, step_mask_rate, tokens_before

@@ -6,7 +6,7 @@ from functools import partial
 
 from measuring import Measuring, part
 
-from cmbert.accel import is_installed
+from cmbert.environment import is_installed
 from cmbert.evaluate.throughput import bench_throughput
 
 

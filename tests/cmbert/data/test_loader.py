@@ -19,12 +19,12 @@ from cmbert.data.loader import (
     PackedBatch,
     StepBatches,
     StepData,
-    check_epochs,
     data_row,
     iterate_steps,
     merge_ranges,
     open_reader,
 )
+from cmbert.data.sources import check_epochs
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
 from tests.cmbert.devices import META, Dispatched

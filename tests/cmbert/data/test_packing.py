@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmbert.data.blend import BLOCK_ROWS, Blend, Phase, apportion
-from cmbert.data.kernels import SPECIALS_PER_PIECE, best_fit, cut_document
+from cmbert.data.kernels import best_fit, cut_document
 from cmbert.data.packing import SourceRows, plan_windows
 from cmbert.data.shards import ShardSet
-from cmbert.tokenizer import Tokenizer
+from cmbert.tokenizer import SPECIALS_PER_PIECE, Tokenizer
 
 
 class Documents:

@@ -16,10 +16,10 @@ from cmbert.accel import (
     CUBLAS_WORKSPACES,
     apply_determinism,
     attention_backend,
-    is_installed,
     what_is_missing,
 )
 from cmbert.config.schema import KernelConfig
+from cmbert.environment import is_installed
 from cmbert.model.attention import DENSE_TOKENS, QUERY_TOKENS, STORED_TOKENS, TILE_TOKENS, PackedLayout, attend
 
 SIDE = 64  # tokens seen to each side in a local layer: half of local_window = 128

@@ -15,10 +15,10 @@ from torch import nn
 from cmbert.accel import ATTENTION_KERNELS, AttentionBackend
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import GuardConfig
-from cmbert.data.kernels import SPECIALS_PER_PIECE
 from cmbert.data.loader import PackedBatch, StepData, StepFacts
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.tokenizer import SPECIALS_PER_PIECE
 from cmbert.train import loop
 from cmbert.train.distributed import Launch
 from cmbert.train.guards import Guard

@@ -1,0 +1,66 @@
+"""The recipe's shard sets, opened and blended: how many rows there are and how often they come. Torch-free."""
+
+from pathlib import Path
+
+from cmbert.config.schema import DataConfig
+from cmbert.data.blend import Blend, Phase
+from cmbert.data.packing import SourceRows
+from cmbert.data.shards import ShardSet
+from cmbert.errors import ConfigError, ShardError
+from cmbert.tokenizer import Tokenizer
+
+
+def open_shards(path: Path, tokenizer: Tokenizer) -> ShardSet:
+    """Open a shard set. Raises ShardError when it is none, is empty or belongs to another tokenizer."""
+    shards = ShardSet(path)
+    if shards.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+        raise ShardError(
+            f"{path}: made with tokenizer {shards.tokenizer_fingerprint}, but {tokenizer.directory} is "
+            f"{tokenizer.fingerprint}; name the tokenizer it was made with, or preprocess again"
+        )
+    if shards.num_tokens == 0:
+        raise ShardError(f"{path}: holds no tokens; preprocess some text")
+    return shards
+
+
+def open_blend(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    *,
+    rows_per_step: int = 1,
+    plan_folder: Path | None = None,
+) -> Blend:
+    """Open the recipe's shard sets and plan their rows, or read the plans from `plan_folder`.
+
+    rows_per_step: changes of the blend begin with a step. Raises ShardError when a set belongs to another tokenizer.
+    """
+    sources, ends = [], tokenizer.sentence_end_tokens()
+    for index, source in enumerate(data.sources):
+        shards = open_shards(Path(source.path), tokenizer)
+        sources.append(
+            SourceRows(
+                shards,
+                context=data.context_tokens,
+                sentence_ends=ends,
+                window_rows=data.window_rows,
+                group_windows=data.group_windows,
+                seed=seed,
+                source=index,
+                plan_folder=plan_folder,
+            )
+        )
+    step_tokens = rows_per_step * data.context_tokens
+    phases = [Phase(0, tuple(source.weight for source in data.sources))]
+    phases += [Phase(-(-change.at_tokens // step_tokens) * rows_per_step, change.weights) for change in data.changes]
+    return Blend(sources, phases)
+
+
+def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:
+    """Raise ConfigError when a run of `num_rows` rows repeats a source more often than its max_epochs allows."""
+    for source, epochs in zip(data.sources, blend.epochs(num_rows), strict=True):
+        if epochs > source.max_epochs:
+            raise ConfigError(
+                f"data.sources: {source.path} would be read {epochs:.2f} times, more than its max_epochs "
+                f"{source.max_epochs:g}; lower its weight or train.total_tokens, or raise max_epochs"
+            )

@@ -1,0 +1,109 @@
+"""Commands start soon: what each one imports, and the seconds until it answers."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.launching import settings, start, train
+
+BESIDE_TORCH = ("torch", "transformers", "deepspeed", "numba", "scipy", "matplotlib", "tensorboard", "jieba", "pyarrow")
+COMPILING = ("torch._dynamo", "torch._inductor", "sympy", "distutils.ccompiler")  # seconds, if imported
+TRIES = 5  # the best one counts: the machine's other work only adds
+ANSWER_SECONDS, FIRST_STEP_SECONDS = 0.4, 6.0  # on two cores, files cached
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m words` as a user does, and see it succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def imported(*words: str) -> set[str]:
+    """Return the modules that a command imports until its end."""
+    log = run(*words, PYTHONPROFILEIMPORTTIME="1").stderr
+    found = set(re.findall(r"^import time:.*\| +(\S+)$", log, re.MULTILINE))
+    assert "argparse" in found, "the log was read"
+    return found
+
+
+def test_help_imports_next_to_nothing() -> None:
+    for words in (("cmbert", "--help"), ("cmbert", "train", "--help"), ("data_tools", "--help")):
+        assert not imported(*words) & {*BESIDE_TORCH, "numpy", "tokenizers"}
+
+
+def test_a_plan_imports_no_torch(recipe_file: Path) -> None:
+    """Not for the rows of shards that are there, nor to look for the stage before."""
+    found = imported("cmbert", "plan", str(recipe_file), "--set", "train.init_from=none")
+    assert {"cmbert.data.packing", "cmbert.train.checkpoint"} <= found
+    assert not found & set(BESIDE_TORCH)
+
+
+def test_a_report_imports_no_torch(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, "--max-steps", "2")
+    found = imported("cmbert", "report", str(tmp_path / "run"), "--output", str(tmp_path / "run.html"))
+    assert "matplotlib" in found
+    assert not found & {"torch", "tensorboard"}
+
+
+def test_training_without_compilation_imports_no_compiler(recipe_file: Path) -> None:
+    for _ in range(2):  # the second call resumes what the first has saved
+        found = imported("cmbert", "train", str(recipe_file), "--max-steps", "2")
+        assert {"deepspeed", "torch.optim", "cmbert.train.checkpoint_writer"} <= found
+        assert not found & {*COMPILING, "transformers", "matplotlib"}
+
+
+def test_only_rank_0_imports_tensorboard() -> None:
+    code = "import sys, cmbert.train.loop; sys.exit('tensorboard' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_call_names_its_first_step_before_the_second(recipe_file: Path) -> None:
+    seldom = settings("train.log_every_steps=1000", "train.rolling_every_steps=2")
+    output, _ = start(recipe_file, *seldom, fault="kill:1:0").communicate(timeout=240)
+    assert re.findall(r" step (\d+)/16  loss", output) == ["1"], output
+    train(recipe_file, *seldom, "--max-steps", "2")
+    output, _ = start(recipe_file, *seldom, fault="kill:3:0").communicate(timeout=240)
+    assert "resuming at step 2" in output
+    assert re.findall(r" step (\d+)/16  loss", output) == ["3"], output
+
+
+def seconds(*words: str) -> float:
+    """Return how long a command takes, the best of several tries."""
+    found = []
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        run(*words)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+@pytest.mark.alone
+def test_answers_come_at_once(recipe_file: Path) -> None:
+    for words in (("cmbert", "--help"), ("cmbert", "plan", str(recipe_file)), ("data_tools", "--help")):
+        assert seconds(*words) < ANSWER_SECONDS, words
+
+
+@pytest.mark.alone
+def test_the_first_step_comes_within_seconds(recipe_file: Path, tmp_path: Path) -> None:
+    found = []
+    for number in range(TRIES):
+        began = time.perf_counter()
+        process = start(recipe_file, *settings(f"run_directory={tmp_path}/{number}"), "--max-steps", "1")
+        assert process.stdout is not None
+        lines = (line for line in process.stdout if "  loss " in line)
+        assert " step 1/1 " in next(lines)
+        found.append(time.perf_counter() - began)
+        process.communicate(timeout=240)
+    assert min(found) < FIRST_STEP_SECONDS
