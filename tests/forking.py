@@ -39,7 +39,7 @@ PRELOADED = (  # all that a training imports in the end, much of it late
     "cmbert.train.loop",
     "scipy.linalg",  # by numba
 )
-LAUNCHERS = ("torch.distributed.run",)  # programs that start others of ours
+LAUNCHERS = ("torch.distributed.run", "ablate", "demo.py", "rehearsal.py")  # programs that start others of ours
 MOST_BYTES = 1 << 18  # of a request
 SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 
@@ -222,7 +222,7 @@ def main(descriptor: int) -> None:
     gc.freeze()  # or a collection would touch, and so copy, every page of every process
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs
     request = _serve(socket.socket(fileno=descriptor))
-    while any(word in LAUNCHERS for word in request.words[:3]) and (below := _keep_a_copy()):
+    while any(Path(word).name in LAUNCHERS for word in request.words[:3]) and (below := _keep_a_copy()):
         request = below
     signal.signal(signal.SIGINT, interrupt)
     try:

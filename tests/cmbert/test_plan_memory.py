@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cmbert.config.deepspeed import load_deepspeed_file
 from cmbert.config.load import load_recipe
 from cmbert.model.loss import CHUNK_BYTES, CPU_CHUNK_BYTES
 from cmbert.plan.memory import LOSS_CHUNK_BYTES, memory_by_moment, peak_memory
+from tests import forking
 from tests.cmbert.train import zero_memory
 from tests.integration.launching import torchrun
 
@@ -49,12 +49,16 @@ def test_loss_chunk_is_the_losss() -> None:
     assert 2 * CHUNK_BYTES == LOSS_CHUNK_BYTES
 
 
-@pytest.mark.slow  # 3 comes last: it leaves torch changed
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
         (1, ["1:train.micro_batch_rows=8:data.context_tokens=256"]),
-        (2, ["1", "1:train.micro_batch_rows=4:kernels.checkpointed_share=1", "2", "3"]),
+        pytest.param(  # 3 comes last: it leaves torch changed
+            2,
+            ["1", "1:train.micro_batch_rows=4:kernels.checkpointed_share=1", "2", "3"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_memory_is_what_deepspeed_holds(tmp_path: Path, ranks: int, cases: list[str]) -> None:
@@ -76,7 +80,7 @@ def test_memory_is_what_deepspeed_holds(tmp_path: Path, ranks: int, cases: list[
 def measure(command: list[str], output: Path, held: dict[tuple[str, str], int]) -> None:
     """Train all cases, and keep the least that the fullest rank has held so far, by case and phase."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = forking.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     everyone = json.loads(output.read_text(encoding="utf-8"))
     for case, phases in everyone[0].items():

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
 from tests.conftest import SENTENCES
-
-pytestmark = pytest.mark.slow
 
 BASE = """
 run_directory = "unused"
@@ -85,7 +84,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(desk: Path, output: str, *, list_file: str = "list.toml") -> subprocess.Popen:
     command = [sys.executable, "-m", "cmbert", "ablate", list_file, "--text", "text.jsonl", "--output", output]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    return subprocess.Popen(
+    return forking.Popen(
         command, cwd=desk, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
@@ -97,10 +96,17 @@ def ablate(desk: Path, output: str, *, code: int = 0, list_file: str = "list.tom
     return said
 
 
-def training(output: str) -> list[int]:
-    """Return the processes that train under `output`."""
-    found = subprocess.run(["pgrep", "-f", f"cmbert train {output}/"], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
+def training(folder: Path) -> list[int]:
+    """Return the processes that train or score under `folder`: those whose output is a log there."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            output = process / "fd" / "1"
+            if process.name.isdigit() and output.readlink().is_relative_to(folder):
+                found.append(int(process.name))
+        except (FileNotFoundError, PermissionError, ProcessLookupError):  # it has ended, or is another's
+            continue
+    return sorted(found)
 
 
 def wait_for_steps(process: subprocess.Popen, arm: Path) -> None:
@@ -139,7 +145,7 @@ def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path, whole: str) 
     assert process.returncode == 130, said
     assert "run the same command again to continue" in said
     assert "Traceback" not in said
-    assert not training("broken")  # nothing trains on behind the user's back
+    assert not training(desk / "broken")  # nothing trains on behind the user's back
     ablate(desk, "broken")
     assert losses(desk, "broken") == unbroken
 
@@ -153,10 +159,11 @@ def test_a_sweep_goes_on_after_an_interrupt_bit_for_bit(desk: Path, whole: str) 
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_a_killed_sweep_left_in_training_is_not_trained_twice(desk: Path, whole: str) -> None:
     process = start(desk, "killed")
     wait_for_steps(process, desk / "killed" / "two")
-    left = training("killed")
+    left = training(desk / "killed")
     assert left
     for pid in left:
         os.kill(pid, signal.SIGSTOP)  # or they may be done before the next call looks
@@ -165,7 +172,7 @@ def test_what_a_killed_sweep_left_in_training_is_not_trained_twice(desk: Path, w
     said = ablate(desk, "killed", code=2)
     assert "still in training" in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert training("killed") == left
+    assert training(desk / "killed") == left
     for pid in left:
         os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGKILL)
@@ -173,6 +180,7 @@ def test_what_a_killed_sweep_left_in_training_is_not_trained_twice(desk: Path, w
     assert losses(desk, "killed") == losses(desk, "whole")
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_does_not_stop_the_others(desk: Path) -> None:
     text = LIST.replace('set.train = { total_tokens = "75 %" }', 'set.data = { sources = [{ path = "nowhere" }] }')
     (desk / "failing.toml").write_text(text[: text.index("then.train")], encoding="utf-8")

@@ -130,6 +130,7 @@ vocab_size = 16384
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(("work", "against"), [("train", ""), ("train", "hf"), ("inference", "hf")])
 def test_the_estimate_is_what_a_process_takes(work: str, against: str, recipe_file: Path) -> None:

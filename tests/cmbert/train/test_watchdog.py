@@ -226,6 +226,7 @@ def test_off(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.alone
 def test_a_beat_is_cheap(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, alone(), 600)
     times = []
