@@ -31,10 +31,9 @@ ROOT = Path(__file__).parents[1]
 THREADS = "1"  # what OMP_NUM_THREADS must be: OpenMP reads it once, when torch is imported
 PRELOADED = (  # all that a training imports in the end, much of it late
     "torch.distributed.run",
-    "torch._dynamo",  # by torch's Optimizer
+    "torch._dynamo",  # by ZeRO 3, and by compilation
     "deepspeed",
     "deepspeed.ops.op_builder.all_ops",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # by the first reduction of ZeRO 1 and 2
     "cmbert.cli",
     "cmbert.train.loop",
     "scipy.linalg",  # by numba

@@ -100,7 +100,8 @@ def test_the_first_step_comes_within_seconds(recipe_file: Path, tmp_path: Path) 
     found = []
     for number in range(TRIES):
         began = time.perf_counter()
-        process = start(recipe_file, *settings(f"run_directory={tmp_path}/{number}"), "--max-steps", "1")
+        run_directory = settings(f"run_directory={tmp_path}/{number}")
+        process = start(recipe_file, *run_directory, "--max-steps", "1", popen=subprocess.Popen)
         assert process.stdout is not None
         lines = (line for line in process.stdout if "  loss " in line)
         assert " step 1/1 " in next(lines)
