@@ -109,8 +109,11 @@ class _Step:
         return min((self.embedding // self.part + 1) * self.part, self.parameters)
 
     def gathered(self) -> float:
-        """Bytes of whole weights that ZeRO 3 keeps, and of the message in which more of them arrive."""
-        live, arriving = min(self.parameters, self.max_live), min(self.parameters, self.prefetch)
+        """Bytes of whole weights that ZeRO 3 keeps, and of the message in which more of them arrive.
+
+        The embedding, which is needed first, has been sent alone: no message has it and others.
+        """
+        live, arriving = min(self.parameters, self.max_live), min(self.parameters - self.embedding, self.prefetch)
         return self.value_bytes * (live + arriving) if self.stage == 3 else 0.0
 
     def accumulated(self) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forking
+
 ROOT = Path(__file__).parents[2]
 SMALLER = {
     "num_layers = 3": "num_layers = 2",
@@ -39,7 +41,7 @@ def demo(tmp_path: Path) -> Path:
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "recipes/quickstart/demo.py", "--size", "300000", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=400)
+    return forking.run(command, cwd=directory, env=environment)
 
 
 def test_demo_from_text_to_report_and_again(demo: Path) -> None:

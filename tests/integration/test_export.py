@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from cmbert.cli import main
 from cmbert.files import aside_path
 from cmbert.train.checkpoint import load_weights
+from tests import forking
 from tests.integration.launching import deepspeed_file, settings, train
 
 
@@ -58,19 +59,24 @@ init_from = "{init_from}"
     return path
 
 
+RUN_EACH = """
+for snippet in sys.argv[2:]:
+    exec(snippet, {"folder": sys.argv[1]})
+    print(end="\\f")
+"""
+
+
 def run_snippets(card: str, folder: Path, environment: dict[str, str], *absent: str) -> list[str]:
     """Run the card's Python as a reader would, without this package and `absent`; return what each printed."""
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in ("cmbert", *absent))
-    found = []
-    for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
-        code = f"import sys\n{blocked}folder = {str(folder)!r}\n{snippet}"
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", code],
-            capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout)
-    return found
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = f"import sys\n{blocked}{RUN_EACH}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(folder), *snippets],
+        capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\f")[:-1]
 
 
 def test_every_zero_stage_training_stage_and_step(recipe_file: Path, tmp_path: Path, outside: dict[str, str]) -> None:
@@ -189,7 +195,7 @@ def test_ctrl_c_leaves_nothing(recipe_file: Path, tmp_path: Path, outside: dict[
     output = tmp_path / "exports" / "model"
     output.parent.mkdir()
     command = [sys.executable, "-m", "cmbert", "export", str(tmp_path / "run"), "--output", str(output)]
-    process = subprocess.Popen(
+    process = forking.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -80,6 +80,17 @@ def test_dry_run_of_all_parts(tmp_path: Path) -> None:
     assert measured == {"not measured: a dry run on a CPU"}
 
 
+def test_dry_run_of_one_part(tmp_path: Path) -> None:
+    done = start("--dry-run", "--only", "card", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    (card,) = report["parts"].values()
+    assert card["done"]
+    assert card["dry_run"]
+    assert card["figures"]
+    assert not card["missing"]
+
+
 def test_without_a_gpu_every_part_says_so(tmp_path: Path) -> None:
     done = start("--output", str(tmp_path), environment={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 1

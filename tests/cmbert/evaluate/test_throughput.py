@@ -27,6 +27,7 @@ def test_rows_of_us_and_the_peer(
     work: str, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.01)
     arguments = ["--model", str(recipe_file), "--lengths", "64", "--pieces", "5,40,19", "--batch-tokens", "256"]
     assert main(["bench", work, *arguments, "--against", "hf", "--json"]) == 0
     rows = json.loads((tmp_path / "runs" / "bench" / f"{work}.json").read_text(encoding="utf-8"))
