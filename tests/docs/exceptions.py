@@ -117,7 +117,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 }
 # What is added to a command that begins so, to make it small: the last of an option counts.
 SMALLER = {
-    "data_tools sample --output runs/quickstart/text": "--size 2500000",
+    "data_tools sample --output runs/quickstart/text": "--size 1000000",
     "cmbert eval runs/large/stage2 --data runs/large/heldout --long-context": "--max-rows 1 --long-context 4096",
     "cmbert eval runs/quickstart/stage2 --data runs/laws --long-context": "--max-rows 1 --long-context 4096",
     "cmbert eval runs/large/stage2 --data": "--max-rows 20",

@@ -99,22 +99,21 @@ def test_no_exception_is_stale() -> None:
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A reader at the root of a shrunken repository."""
+    pytest.importorskip("snownlp")
     return Shell(make_world(tmp_path_factory.mktemp("world")))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_first_steps_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_steps_of_the_readme_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """From text to the report of both stages: what `make demo` does."""
-    pytest.importorskip("snownlp")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    Shell(make_world(tmp_path)).run_the_beginning(DOCUMENTS[0], last="cmbert report")
+    shell.run_the_beginning(DOCUMENTS[0], last="cmbert report")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_commands_run(path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("snownlp")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.01)  # of a benchmark's round: that it runs is all we ask
     shell.run_through(path)
