@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.scheduling import (  # noqa: F401  pytest finds them here
     pytest_terminal_summary,
 )
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; its children would be as deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # of tests and what they start, for they run side by side
 SENTENCES = (
     "今天天气很好，我们一起去公园散步。",

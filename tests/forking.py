@@ -52,6 +52,8 @@ class Request(NamedTuple):
     folder: str
     is_session: bool
     """Whether it leads a session of its own."""
+    hears_interrupts: bool
+    """Whether who starts it does: a process that ignores SIGINT has children that do."""
 
 
 class Popen(subprocess.Popen):
@@ -65,7 +67,9 @@ class Popen(subprocess.Popen):
             return
         files = [own if pipe == -1 else pipe for own, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
         words = [os.fspath(word) for word in args[1:]]
-        self.pid = Server.get().fork(Request(words, environment, os.fspath(cwd or os.getcwd()), is_session), files)
+        hears = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+        request = Request(words, environment, os.fspath(cwd or os.getcwd()), is_session, hears)
+        self.pid = Server.get().fork(request, files)
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
@@ -219,11 +223,11 @@ def main(descriptor: int) -> None:
     cpu_target.target_context.refresh()  # numba's tables, which the first kernel from its cache would fill
     gc.collect()
     gc.freeze()  # or a collection would touch, and so copy, every page of every process
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs
     request = _serve(socket.socket(fileno=descriptor))
     while any(Path(word).name in LAUNCHERS for word in request.words[:3]) and (below := _keep_a_copy()):
         request = below
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler if request.hears_interrupts else signal.SIG_IGN)
     try:
         _run(request)
     except SystemExit as end:

@@ -68,6 +68,19 @@ def test_a_forked_process_finds_what_a_cold_one_does(tmp_path: Path, is_session:
         assert found[1]["is_child"]
 
 
+def test_a_forked_process_is_as_deaf_to_interrupts_as_its_starter() -> None:
+    code = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler, is_deaf in ((signal.SIG_IGN, 1), (signal.default_int_handler, 0)):
+            signal.signal(signal.SIGINT, handler)
+            for popen in POPENS.values():
+                assert popen([sys.executable, "-c", code], env=environment).wait(timeout=60) == is_deaf
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_is_not_forked() -> None:
     environment = {"OMP_NUM_THREADS": "1"}
     assert forking.is_forked([sys.executable, "-m", "cmbert"], environment)
