@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from concurrent import futures
 from typing import Any
 
 import torch
@@ -81,6 +82,13 @@ def broken_write(copies: list, directory: Any, host: Any) -> Any:
     return sound_write(copies, directory, host)
 
 
+def prompt_begin(writer: checkpoint_writer.CheckpointWriter, *arguments: Any) -> None:
+    """Wait for the thread: then a checkpoint is published a step later, whatever else the machine does."""
+    sound_begin(writer, *arguments)
+    if writer.begin_error is None:
+        futures.wait([writer.written])
+
+
 def broken_evaluate(run: loop.Run) -> dict[str, float]:
     """A stop request while the held-out rows are scored."""
     if KIND == "eval_term" and run.step == int(STEP) and MINE:
@@ -100,6 +108,7 @@ def broken_batches(run: loop.Run) -> Any:
 sound_evaluate, loop.evaluate = loop.evaluate, broken_evaluate
 sound_batches, loop.batches = loop.batches, broken_batches
 sound_step, loop.train_step = loop.train_step, broken_step
+sound_begin, checkpoint_writer.CheckpointWriter.begin = checkpoint_writer.CheckpointWriter.begin, prompt_begin
 sound_write, checkpoint_writer._write_all = checkpoint_writer._write_all, broken_write
 
 if __name__ == "__main__":
