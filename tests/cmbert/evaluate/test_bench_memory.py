@@ -14,7 +14,7 @@ from cmbert.config.load import load_recipe
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import KernelConfig
 from cmbert.errors import ConfigError
-from cmbert.evaluate import bench_memory, memory, throughput_table
+from cmbert.evaluate import bench_memory, memory, throughput, throughput_table
 from cmbert.evaluate.bench_memory import Request, Shape, bench_bytes, check_bench, check_weights
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +78,7 @@ def test_what_a_refusal_names_fits(have, gigabytes: float, against: str | None) 
 
 def test_what_fits_is_not_refused(recipe_file: Path, have, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.01)
     have(1)
     arguments = ["--model", str(recipe_file), "--lengths", "64", "--batch-tokens", "256", "--against", "hf"]
     assert main(["bench", "inference", *arguments]) == 0
