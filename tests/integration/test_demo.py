@@ -41,7 +41,7 @@ def demo(tmp_path: Path) -> Path:
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "recipes/quickstart/demo.py", "--size", "300000", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return forking.run(command, cwd=directory, env=environment)
+    return forking.run(command, cwd=directory, env=environment, timeout=400)
 
 
 def test_demo_from_text_to_report_and_again(demo: Path) -> None:
