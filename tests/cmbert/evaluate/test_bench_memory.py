@@ -132,8 +132,14 @@ vocab_size = 16384
 
 
 @pytest.mark.alone
-@pytest.mark.slow
-@pytest.mark.parametrize(("work", "against"), [("train", ""), ("train", "hf"), ("inference", "hf")])
+@pytest.mark.parametrize(
+    ("work", "against"),
+    [
+        ("train", ""),
+        pytest.param("train", "hf", marks=pytest.mark.slow),
+        pytest.param("inference", "hf", marks=pytest.mark.slow),
+    ],
+)
 def test_the_estimate_is_what_a_process_takes(work: str, against: str, recipe_file: Path) -> None:
     """Resident size of a process: not 15 % more than the estimate, and at least half of it."""
     text = re.sub(r"\[model\].*?(?=\n\[)", SIZES, recipe_file.read_text(encoding="utf-8"), count=1, flags=re.DOTALL)
