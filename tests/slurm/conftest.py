@@ -1,12 +1,12 @@
 """A private Slurm for all tests here of one process, a desk for each, and shellcheck; installed where they can be."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.debian import require_commands
-from tests.integration.launching import settings, trace, train
+from tests.integration.launching import trace
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk
 
@@ -39,17 +39,7 @@ def desk(slurm: Cluster, tmp_path: Path, recipe_file: Path) -> Iterator[Desk]:
     slurm.clear()
 
 
-@pytest.fixture(scope="session")
-def known_trace() -> list[dict]:
-    """Filled by `unbroken`."""
-    return []
-
-
 @pytest.fixture
-def unbroken(recipe_file: Path, tmp_path: Path, known_trace: list[dict]) -> list[dict]:
-    """The trace of the recipe on two ranks that nothing happened to, without Slurm; trained once."""
-    if not known_trace:
-        directory = tmp_path / "unbroken"
-        train(recipe_file, *settings(f"run_directory={directory}"), ranks=2)
-        known_trace += trace(directory)
-    return known_trace
+def unbroken(recipe_file: Path, reference: Callable[..., Path]) -> list[dict]:
+    """The trace of the recipe on two ranks that nothing happened to, without Slurm."""
+    return trace(reference(recipe_file, ranks=2))
