@@ -13,13 +13,13 @@ import torch.distributed
 
 from cmbert.errors import ConfigError
 
-# (rank, world size, rank on this node) as each launcher names them. Slurm sets its own also in the batch step, where
-# nobody else was started, so srun is recognised by SLURM_STEP_ID.
+# (rank, world size, rank on this node, ranks on this node) as each launcher names them. Slurm sets some of its own in
+# sbatch's and salloc's shells, too, where nobody else runs: SLURM_STEP_NUM_TASKS, unlike SLURM_NTASKS, counts who does.
 LAUNCHER_VARIABLES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # ours: below Linux's ephemeral range, which starts at 32,768
 
@@ -36,18 +36,37 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Find rank, world size and rendezvous in the environment; alone when no launcher left a trace."""
-    for rank, world_size, local_rank in LAUNCHER_VARIABLES:
-        under_srun = rank != "SLURM_PROCID" or "SLURM_STEP_ID" in environment
-        if rank in environment and world_size in environment and under_srun:
+    """Find rank, world size and rendezvous in the environment; alone when no launcher left a trace.
+
+    Raises ConfigError for what is no number, no rank of that many, or leaves open where rank 0 is.
+    """
+    for names in LAUNCHER_VARIABLES:
+        rank_name, size_name, local_name, local_size_name = names
+        if rank_name in environment and size_name in environment:
+            rank, world_size = _integer(environment, rank_name), _integer(environment, size_name)
+            if not 0 <= rank < world_size:
+                raise ConfigError(f"environment: {rank_name}={rank} of {size_name}={world_size}; check the launcher")
+            if local_name not in environment and environment.get("SLURM_PROCID") == str(rank):
+                local_name = "SLURM_LOCALID"  # srun --mpi=pmi2 names ranks as MPICH does, but no local ones
             return Launch(
-                rank=_integer(environment, rank),
-                world_size=_integer(environment, world_size),
-                local_rank=_integer(environment, local_rank) if local_rank in environment else 0,
-                address=environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"),
+                rank=rank,
+                world_size=world_size,
+                local_rank=_integer(environment, local_name) if local_name in environment else 0,
+                address=_address(environment, world_size, local_size_name),
                 port=_port(environment),
             )
     return Launch(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=_free_port())
+
+
+def _address(environment: Mapping[str, str], world_size: int, local_size_name: str) -> str:
+    found = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
+    if found:
+        return found
+    if local_size_name in environment and _integer(environment, local_size_name) < world_size:
+        raise ConfigError(
+            "environment: ranks on several nodes, and no MASTER_ADDR; set it to the address of rank 0's node"
+        )
+    return "127.0.0.1"
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

@@ -20,6 +20,7 @@ import torch.distributed
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.train.distributed import Launch
 from cmbert.train.optim import AdamW, Layout, Segment
+from cmbert.train.rendezvous import meet
 from cmbert.train.step_timer import StepTimer, time_collectives
 
 UNIVERSAL_VERSION = 0.2  # of the form that DeepSpeed's converter writes
@@ -69,11 +70,21 @@ def _mark_not_finite(norm: torch.Tensor, device: Any = None, val: float = -1.0) 
     norm.masked_fill_(~norm.isfinite(), val)
 
 
-def start_distributed(launch: Launch, device: torch.device, timeout: timedelta | None = None) -> None:
-    """Join the process group (NCCL on GPUs, gloo on CPUs); `stop_distributed` leaves it.
+def start_distributed(
+    launch: Launch,
+    device: torch.device,
+    timeout: timedelta | None = None,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Join the process group (NCCL on GPUs, gloo on CPUs); `stop_distributed` leaves it. Return whether all joined.
 
     timeout: how long a collective may wait for the slowest rank before it fails (None: torch's default).
+    is_asked_to_stop: while ranks are missing; False is returned then. Raises what `meet` does.
     """
+    deepspeed = _import_deepspeed()
+    store = meet(launch, is_asked_to_stop)
+    if store is None:
+        return False
     os.environ.update(
         RANK=str(launch.rank),
         WORLD_SIZE=str(launch.world_size),
@@ -82,8 +93,11 @@ def start_distributed(launch: Launch, device: torch.device, timeout: timedelta |
         MASTER_PORT=str(launch.port),
     )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    limit = {} if timeout is None else {"timeout": timeout}
-    _import_deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, **limit)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+    )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # takes the group over
+    return True
 
 
 def stop_distributed() -> None:

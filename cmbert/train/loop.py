@@ -65,7 +65,10 @@ def train(
     if start.is_finished:
         logger.info("%s: already finished, %d steps", recipe.run_directory, num_steps(recipe))
         return 0
-    start_distributed(launch, select_device(launch), collective_timeout(recipe))
+    if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
+        why = stop.reason()
+        logger.info("%s: stopped before all ranks were there (%s); start them again", recipe.run_directory, why)
+        return EXIT_STOPPED
     watchdog = Watchdog(Path(recipe.run_directory) / LOGS_FOLDER, launch, recipe.guards.hang_seconds)
     run = None
     try:
