@@ -183,12 +183,16 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.show(job)["JobState"]
 
-    def clear(self) -> None:
-        """End all jobs and have both nodes again, whatever a test has left."""
-        self.call("scancel", "--user", str(os.getuid()), code=None)
+    def revive(self) -> None:
+        """Start the nodes again whose slurmd has died."""
         for node in NODES:
             if not is_alive(self._pid(f"slurmd.{node}")):
                 self.start_node(node)
+
+    def clear(self) -> None:
+        """End all jobs and have both nodes again, whatever a test has left."""
+        self.call("scancel", "--user", str(os.getuid()), code=None)
+        self.revive()
         wait_until(lambda: not self.call("squeue", "-h") and self.is_idle(), f"an empty queue; logs in {self.root}")
 
     def stop(self) -> None:

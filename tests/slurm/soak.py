@@ -1,0 +1,286 @@
+"""An hour on a private Slurm with random faults, loader processes included: every run must equal the unbroken one.
+
+    python -m tests.slurm.soak --minutes 60
+
+Not part of the suite. A life ends in time if all its processes, loader processes and their helpers among them, are gone
+within the bound of its fault. docs/reliability.md has the last result.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmbert.train.checkpoint import CHECKPOINTS, list_checkpoints, read_state
+from cmbert.train.metrics import read_events
+from tests.integration.launching import settings, trace, train
+from tests.integration.soak import make_recipe
+from tests.slurm.cluster import Cluster, is_alive, processes, wait_until, works_in
+from tests.slurm.desk import DONE, ONE_NODE, TWO_NODES, Desk
+
+HANG_SECONDS = 8
+SETTINGS = (
+    "train.total_tokens=307200",  # 600 steps: so long that a stray life is not done before the next one begins
+    "train.checkpoint_every_steps=50",
+    "train.rolling_every_steps=10",
+    "data.num_workers=2",
+    f"guards.hang_seconds={HANG_SECONDS}",
+)
+SIZES = {1: (*ONE_NODE, "--ntasks-per-node=2"), 2: TWO_NODES}  # two ranks each
+OPTIONS = ("--time=60", "--signal=USR1@90", "--export=ALL,CMBERT_MAX_LIVES=100000,CMBERT_MAX_RESTARTS=100000")
+END_SECONDS = 10.0  # from a fault to the end of every process of the life
+HUNG_SECONDS = HANG_SECONDS + 20.0  # likewise if only the watchdog can tell: its limit and its report
+STRAY_SECONDS = (
+    30.0  # likewise of a life whose slurmd is gone: Slurm begins the next, and it learns so at its next save
+)
+
+RANK, HELPER = r"-m cmbert train ", r"from multiprocessing\.(forkserver|resource_tracker|spawn)"
+
+
+@dataclass
+class Life:
+    """One life of a job, as far as it can be seen from outside."""
+
+    desk: Desk
+    job: str
+    pids: set[int] = field(default_factory=set)
+
+    def look(self) -> dict[int, str]:
+        """Return the command lines of its processes: ranks and what they have started."""
+        found = {pid: " ".join(words) for pid, words in processes().items() if works_in(pid, self.desk.directory)}
+        found = {pid: line for pid, line in found.items() if re.search(RANK, line) or re.search(HELPER, line)}
+        found = {pid: line for pid, line in found.items() if "srun" not in line.split()[0]}
+        self.pids |= found.keys()
+        return found
+
+    def ranks(self) -> list[int]:
+        return [pid for pid, line in self.look().items() if re.search(RANK, line)]
+
+    def trackers(self) -> list[int]:
+        return [pid for pid, line in self.look().items() if "resource_tracker" in line]
+
+    def servers(self) -> list[int]:
+        """Return the fork servers: of what carries their command line, the parents."""
+        family = [pid for pid, line in self.look().items() if "forkserver" in line]
+        return [pid for pid in family if parent(pid) not in family]
+
+    def loaders(self) -> list[int]:
+        servers = self.servers()
+        return [pid for pid, line in self.look().items() if "forkserver" in line and parent(pid) in servers]
+
+    def node_of(self, rank: int) -> str:
+        return re.findall(rb"SLURMD_NODENAME=(\w+)", Path(f"/proc/{rank}/environ").read_bytes())[0].decode()
+
+
+def parent(pid: int) -> int:
+    """Return a process's parent; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a life, and how it must end."""
+
+    name: str
+    strike: Callable[[Life, random.Random], object]
+    says: str
+    """Pattern of the job's last line about the life; empty if the life may go on or ends without a word."""
+    seconds: float = END_SECONDS
+    ends: bool = True
+    at_start: bool = False
+    """Whether it may come in the first seconds, before the loader processes are there."""
+    num_nodes: Sequence[int] = (1, 2)
+
+
+def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def cancel(life: Life, *signals: str) -> None:
+    """Send signals to all processes of the job's steps, as Slurm does."""
+    for name in signals:
+        life.desk.slurm.call("scancel", f"--signal={name}", life.job, code=None)
+
+
+def lose_node(life: Life, choice: random.Random) -> None:
+    life.desk.slurm.lose_node(life.node_of(choice.choice(life.ranks())))
+
+
+def lose_daemon(life: Life, _: random.Random) -> None:
+    """Kill a node's slurmd: its ranks go on while Slurm starts the job again on the other node."""
+    node, slurm = life.node_of(life.ranks()[0]), life.desk.slurm
+    pid = int((slurm.root / f"slurmd.{node}.pid").read_text(encoding="utf-8"))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), f"the end of {node}'s slurmd")
+    slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+
+def start_again(life: Life, _: random.Random) -> None:
+    """The same training by hand, on the login node: refused, and the run goes on."""
+    command = ["./python", "-m", "cmbert", "train", "recipe.toml", *settings(*SETTINGS)]
+    done = subprocess.run(
+        command, cwd=life.desk.directory, capture_output=True, text=True, check=False, env=life.desk.slurm.environment
+    )
+    assert done.returncode == 2, done
+    assert f"job {life.job}" in done.stderr, done.stderr
+
+
+STOPPED, REQUEUED = "were asked to stop; requeued", "(?<!asked to stop); requeued"
+FAULTS = (
+    Fault("kill -9 of a rank", lambda life, choice: kill([choice.choice(life.ranks())]), REQUEUED, at_start=True),
+    Fault("kill -9 of all ranks", lambda life, _: kill(life.ranks()), REQUEUED, at_start=True),
+    Fault("kill -9 of a loader process", lambda life, choice: kill([choice.choice(life.loaders())]), REQUEUED),
+    Fault("kill -9 of a fork server", lambda life, choice: kill([choice.choice(life.servers())]), REQUEUED),
+    Fault("kill -9 of a resource tracker", lambda life, choice: kill([choice.choice(life.trackers())]), "", ends=False),
+    Fault("TERM to a rank", lambda life, choice: kill([choice.choice(life.ranks())], signal.SIGTERM), STOPPED),
+    Fault("USR1 to all processes", lambda life, _: cancel(life, "USR1"), STOPPED, at_start=True),
+    Fault("USR1 three times to all", lambda life, _: cancel(life, "USR1", "USR1", "USR1"), STOPPED, at_start=True),
+    Fault("TERM, then INT to all", lambda life, _: cancel(life, "TERM", "INT"), STOPPED, at_start=True),
+    Fault(
+        "SIGSTOP of a rank", lambda life, choice: kill([choice.choice(life.ranks())], signal.SIGSTOP), REQUEUED,
+        HUNG_SECONDS,
+    ),
+    Fault(
+        "scontrol requeue", lambda life, _: life.desk.slurm.call("scontrol", "requeue", life.job), "outside",
+        at_start=True,
+    ),
+    Fault("a node is lost", lose_node, "", at_start=True),
+    Fault("a slurmd is lost, its ranks go on", lose_daemon, "", STRAY_SECONDS, num_nodes=(1,)),
+    Fault("the same training by hand", start_again, "", ends=False),
+)  # fmt: skip
+
+
+class Soak:
+    """Runs one after another, each struck until it is done or the time is up."""
+
+    def __init__(self, desk: Desk, choice: random.Random, end: float):
+        self.desk, self.choice, self.end = desk, choice, end
+        self.run = desk.directory / "run"
+        self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        """From each fault, by name and moment, to the end of the life's last process; 0 where the life went on."""
+        self.num_runs = self.num_lives = 0
+
+    def one_run(self) -> None:
+        """Train a run to its end. Raises AssertionError or TimeoutError if anything does not hold."""
+        desk, num_nodes = self.desk, self.choice.choice((1, 2))
+        shutil.rmtree(self.run, ignore_errors=True)
+        job = desk.submit("stage1.sh", "recipe.toml", *settings(*SETTINGS), options=(*SIZES[num_nodes], *OPTIONS))
+        saved = [0]  # newest checkpoint at each strike, steps
+        while time.monotonic() < self.end and self.one_fault(job, num_nodes, saved):
+            pass
+        assert desk.end(job) == "0:0", desk.output(job)
+        last = desk.output(job).strip().splitlines()[-1]
+        assert last.endswith(": finished"), last
+        wait_until(lambda: not Life(desk, job).look(), "no process left")
+        lives = [event["step"] for event in read_events(self.run) if event["kind"] == "life"]
+        assert all(step >= least for step, least in zip(lives, saved, strict=False)), (lives, saved)
+        self.num_runs, self.num_lives = self.num_runs + 1, self.num_lives + len(lives)
+
+    def one_fault(self, job: str, num_nodes: int, saved: list[int]) -> bool:
+        """Strike a life at a random moment and see it end; return False if the job was done before."""
+        desk, life = self.desk, Life(self.desk, job)
+        is_early = self.choice.random() < 0.25
+        fault = self.choice.choice([f for f in FAULTS if num_nodes in f.num_nodes and (f.at_start or not is_early)])
+        begun = self.size()
+        ready = life.ranks if is_early else lambda: self.size() > begun and life.loaders() and life.trackers()
+        desk.wait(job, lambda: ready() or desk.slurm.state(job) in DONE, f"a moment for {fault.name}")
+        time.sleep(self.choice.uniform(0, 2))
+        if len(life.ranks()) < 2 or (not is_early and not (life.loaders() and life.trackers())):
+            return desk.slurm.state(job) not in DONE
+        restarts, newest = desk.restarts[job], self.newest()
+        said = len(desk.output(job))
+        struck = time.monotonic()
+        fault.strike(life, self.choice)
+        key = (fault.name, "while starting" if is_early else "in steps")
+        if not fault.ends:
+            self.note(key, 0.0)
+            return True
+        if fault.strike is not lose_daemon:
+            self.note(key, self.end_of(life, struck, fault))
+        desk.wait(job, lambda: self.restarts(job) > restarts or desk.slurm.state(job) in DONE, f"requeue: {fault.name}")
+        if desk.slurm.state(job) in DONE:  # it was done in time
+            return False
+        assert re.search(fault.says, desk.output(job)[said:]), (fault.name, desk.output(job)[said:])
+        saved.append(newest)
+        if fault.strike is lose_node:
+            desk.slurm.revive()
+        desk.next_life(job)
+        if fault.strike is lose_daemon:  # the older life learns of the newer at its next save
+            self.note(key, self.end_of(life, time.monotonic(), fault))
+            desk.slurm.revive()
+        return True
+
+    def end_of(self, life: Life, since: float, fault: Fault) -> float:
+        """Wait until no process of a life is left; return the seconds. Raises AssertionError beyond the bound."""
+        wait_until(lambda: not any(map(is_alive, life.pids)), f"the end of all processes after {fault.name}")
+        seconds = time.monotonic() - since
+        assert seconds <= fault.seconds, f"{fault.name}: {seconds:.1f} s\n{self.desk.output(life.job)}"
+        return seconds
+
+    def note(self, key: tuple[str, str], seconds: float) -> None:
+        self.seconds[key].append(seconds)
+        print(f"run {self.num_runs + 1}: {key[0]}, {key[1]}: {seconds:.1f} s", flush=True)
+
+    def restarts(self, job: str) -> int:
+        return int(self.desk.slurm.show(job)["Restarts"])
+
+    def size(self) -> int:
+        """Return how much of the run's steps is written down, bytes."""
+        metrics = self.run / "metrics.jsonl"
+        return metrics.stat().st_size if metrics.is_file() else 0
+
+    def newest(self) -> int:
+        """Return the steps of the run's newest checkpoint; 0 if it has none."""
+        found = list_checkpoints(self.run / CHECKPOINTS)
+        return read_state(found[-1]).step if found else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    cluster = Cluster()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = make_recipe(folder)
+        (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+        train(recipe, *settings(*SETTINGS, f"run_directory={folder}/unbroken"), ranks=2)
+        expected = trace(folder / "unbroken")
+        try:
+            cluster.start()
+            started = time.monotonic()
+            soak = Soak(Desk(cluster, folder), random.Random(options.seed), started + 60 * options.minutes)
+            while time.monotonic() < soak.end:
+                soak.one_run()
+                assert trace(soak.run) == expected, "the run is not the unbroken one"
+        finally:
+            cluster.clear()
+            cluster.stop()
+    print("| fault | moment | times | seconds to the end of all processes: median | most |")
+    for (fault, moment), seconds in sorted(soak.seconds.items()):
+        print(f"| {fault} | {moment} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
+    print(
+        f"{sum(map(len, soak.seconds.values()))} faults in {soak.num_lives} lives of {soak.num_runs} runs of "
+        f"{len(expected)} steps on 2 ranks: every trace equal bit for bit ({(time.monotonic() - started) / 60:.0f} min)"
+    )
+
+
+if __name__ == "__main__":
+    main()
