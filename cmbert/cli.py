@@ -185,6 +185,9 @@ def _preflight(options: argparse.Namespace) -> int:
         nodes=options.nodes,
         wait_seconds=options.wait_seconds,
         max_lives=options.max_lives,
+        resume=options.resume,
+        max_steps=options.max_steps,
+        allow_unfinished=options.allow_unfinished,
     )
     leave(code)  # a communicator that hangs must not hold up the end
 

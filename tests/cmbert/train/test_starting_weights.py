@@ -40,8 +40,8 @@ def test_an_unfinished_run_is_refused_unless_it_is_allowed(recipe_file: Path) ->
     with pytest.raises(ConfigError) as refused:
         check_starting_weights(next_stage(recipe_file, run))
     assert str(refused.value) == (
-        f"{run} (train.init_from) is not finished: its newest checkpoint, step_000000006, is of step 6 of 16; train it to "
-        "its end, or start from there with --allow-unfinished"
+        f"{run} (train.init_from) is not finished: its newest checkpoint, step_000000006, is of step 6 of 16; train "
+        "it to its end, or start from there with --allow-unfinished"
     )
     check_starting_weights(next_stage(recipe_file, run), allow_unfinished=True)
 
