@@ -72,7 +72,7 @@ UnkillableStepTimeout=60
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2 RealMemory=4000\n"
 GPUS = "NodeName=n[1-2] Name=gpu File={root}/gpu[0-1] Flags=nvidia_gpu_env\n"
-# Sites that the documents speak of: nodes as a cloud would start them. No program runs there, but Slurm plans with them.
+# Sites that documents speak of, as nodes that a cloud would start: no program runs there, but Slurm plans with them.
 SITES = """SuspendTime=-1
 SuspendProgram=/bin/true
 ResumeProgram=/bin/true
@@ -177,13 +177,13 @@ class Cluster:
         return int((self.root / f"{name}.pid").read_text(encoding="utf-8"))
 
     def call(self, *command: str, directory: Path | None = None, code: int | None = 0) -> str:
-        """Run a Slurm command; return its output. code: what it must end with, None = anything."""
+        """Run a Slurm command; return its output, and stderr unless `code` is 0. code: how it ends, None = anyhow."""
         done = subprocess.run(
             command, env=self.environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             check=False, timeout=WAIT_SECONDS,
         )  # fmt: skip
         assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr if code else done.stdout
+        return done.stdout if code == 0 else done.stdout + done.stderr
 
     def is_idle(self) -> bool:
         return self.call("sinfo", "-h", "-p", "main", "-N", "-o", "%t").split() == ["idle"] * len(NODES)

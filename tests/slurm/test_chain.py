@@ -106,6 +106,10 @@ def test_a_task_of_the_array_that_was_killed_is_done_again(
     assert [desk.slurm.show(task)["Restarts"] for task in tasks] == ["0", "1", "0"]
     join = desk.submit("preprocess.sh", *words, options=(f"--dependency=afterok:{job}", "--cpus-per-task=1"))
     assert desk.end(join) == "0:0", desk.output(join)
+    names = [f"{job}_5", f"{job}_6.life0", f"{job}_6", f"{job}_7", join]
+    logs = {desk.directory / "slurm" / "logs" / f"cmbert-preprocess-{name}.out" for name in names}
+    assert set(desk.directory.rglob("*.out")) == logs
+    assert all(path.stat().st_size for path in logs)
     alone = tmp_path / "alone"
     text = str(desk.directory / "text" / "laws")
     assert data_tools(["preprocess", "--input", text, *words[2:4], "--output", str(alone)]) == 0

@@ -66,7 +66,8 @@ def test_every_kind_is_tried_once_before_the_first_job(tmp_path: Path) -> None:
          "slurm/preprocess.sh: allocation failure: Invalid job array specification; nothing is submitted; MaxArraySize "
          "here is 1001: give a smaller JOBS: slurm/submit_all.sh recipes text N"),
         ({"FAKE_REFUSES": "stage2.sh", "FAKE_SAYS": "Requested node configuration is not available"},
-         "stage2.sh: allocation failure: Requested node configuration is not available; nothing is submitted; set CMBERT_STAGE_OPTIONS in slurm/env.sh to what your nodes have"),
+         "stage2.sh: allocation failure: Requested node configuration is not available; nothing is submitted; set "
+         "CMBERT_STAGE_OPTIONS in slurm/env.sh to what your nodes have"),
         ({"FAKE_REFUSES": "run.sh", "FAKE_SAYS": "Invalid account"}, "an option in CMBERT_CPU_OPTIONS"),
         ({"FAKE_LIMIT": "12:00:00"}, "--time=24:00:00, and partition main gives 12:00:00; nothing is submitted; set "
          "--time=12:00:00 in CMBERT_CPU_OPTIONS"),
