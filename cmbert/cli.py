@@ -110,6 +110,9 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         metavar="A:B",
         help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
     )
+    train.add_argument(
+        "--allow-unfinished", action="store_true", help="start although the run that train.init_from names is not done"
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -182,6 +185,9 @@ def _preflight(options: argparse.Namespace) -> int:
         nodes=options.nodes,
         wait_seconds=options.wait_seconds,
         max_lives=options.max_lives,
+        resume=options.resume,
+        max_steps=options.max_steps,
+        allow_unfinished=options.allow_unfinished,
     )
     leave(code)  # a communicator that hangs must not hold up the end
 
@@ -201,6 +207,7 @@ def _train(options: argparse.Namespace) -> int:
         max_steps=options.max_steps,
         stop=stop,
         skip_steps=options.skip_steps,
+        allow_unfinished=options.allow_unfinished,
     )
     if read_launch(os.environ).world_size > 1:
         leave(code)

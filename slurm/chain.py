@@ -5,22 +5,28 @@ from pathlib import Path
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.shards import MANIFEST_FILE
+from cmbert.data.shards import MANIFEST_FILE, ShardSet
 from cmbert.errors import ConfigError, InputError, run_command
 from cmbert.tokenizer import load_tokenizer
 from cmbert.train.checkpoint import find_checkpoint, read_state
+from cmbert.train.run_directory import check_belongs
 from cmbert.train.schedule import num_steps
 
 
 def describe_chain(recipes: Path, texts: Path) -> None:
     """Print root and tokenizer; each shard set's name, folder, text and state; each stage's recipe, run and state.
 
-    Raises ConfigError or InputError if something is missing that no job of the chain makes.
+    Raises ConfigError or InputError if something is missing that no job of the chain makes, or if what is there is of
+    other recipes: its jobs could only fail, and what was made from it would be taken for done.
     """
     stages = [load_recipe(recipes / f"stage{number}.toml") for number in (1, 2)]
     first, second = stages
-    load_tokenizer(first.data.tokenizer, vocab_size=first.model.vocab_size)
-    print("root", Path(first.run_directory).parent, sep="\t")
+    tokenizer = load_tokenizer(first.data.tokenizer, vocab_size=first.model.vocab_size)
+    root = Path(first.run_directory).parent
+    for stage in stages:
+        check_belongs(stage)
+    check_order(root, first, second)
+    print("root", root, sep="\t")
     print("tokenizer", first.data.tokenizer, sep="\t")
     folders = {Path(source.path): texts / Path(source.path).name for stage in stages for source in stage.data.sources}
     heldout = Path(second.evaluation.shards) if second.evaluation.shards else None
@@ -33,11 +39,28 @@ def describe_chain(recipes: Path, texts: Path) -> None:
         is_there = (folder / MANIFEST_FILE).is_file()
         if not is_there and not text.exists():
             raise InputError(f"{text}: missing, {folder} is made from it; clean it into there, or name another --text")
+        if is_there and ShardSet(folder).tokenizer_fingerprint != tokenizer.fingerprint:
+            raise ConfigError(
+                f"{folder}: made with another tokenizer than {first.data.tokenizer}; move it away, and it is made again"
+            )
         print("shards", folder.name, folder, text, "there" if is_there else "missing", sep="\t")
     if heldout:
         print("heldout", heldout, sep="\t")
     for number, stage in enumerate(stages, start=1):
         print(f"stage{number}", recipes / f"stage{number}.toml", stage.run_directory, progress(stage), sep="\t")
+
+
+def check_order(root: Path, first: Recipe, second: Recipe) -> None:
+    """Raise ConfigError if something is there whose source is not finished: it was made from an earlier one."""
+    stage2 = Path(second.run_directory)
+    made = [(first, stage2, progress(second) != "new" and Path(second.train.init_from) == Path(first.run_directory))]
+    made += [(second, path, path.exists()) for path in (root / "export", root / "eval.json")]
+    for source, path, is_there in made:
+        if is_there and progress(source) != "finished":
+            raise ConfigError(
+                f"{path}: made from a {source.run_directory} that was another or not finished, for it is not finished "
+                "now; move it away, or do the rest by hand"
+            )
 
 
 def progress(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=slurm-%x-%j.out
+#SBATCH --output=slurm/logs/%x-%j.out
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [[ ! -f slurm/job.sh ]]; then

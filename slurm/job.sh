@@ -6,6 +6,7 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
     exit 2
 fi
 source slurm/env.sh
+source slurm/limits.sh
 
 # torch's segments of GPU memory grow, so that batches of other sizes leave no holes; left alone if you have set it.
 if [[ -z ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]]; then
@@ -28,6 +29,21 @@ say() {
 # One field of what Slurm knows about this job.
 job_field() {
     scontrol show job "$JOB" | grep -oE "(^|[[:space:]])$1=[^[:space:]]*" | head -n 1 | cut -d= -f2-
+}
+
+# Each life has a log of its own: Slurm appends to one file, from which the last life's part goes to NAME.lifeN.out. A log
+# that is not this job's alone stays as it is. Without an array, %a is a number that says nothing.
+own_log() {
+    local log plain
+    log=$(readlink "/proc/$$/fd/1") || return 0
+    if [[ ! -f $log || $log != *"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"*.out ]]; then
+        return 0
+    fi
+    plain=${log/_4294967294/}
+    if ((RESTARTS > 0)) && [[ -s $plain ]]; then
+        cp "$plain" "${plain%.out}.life$((RESTARTS - 1)).out" && : >"$plain"
+    fi
+    [[ $plain == "$log" ]] || mv "$log" "$plain"
 }
 
 # Start a command of Python's on ranks and wait for it; its exit code is in $code.
@@ -68,6 +84,10 @@ on_term() {
 #   requeue WHY [NODES TO EXCLUDE]
 requeue() {
     local why=$1 exclude=${2:-}
+    if (($(job_field Restarts) > RESTARTS)); then # a node that was lost has come back, with this script on it
+        say "$why; not requeued: Slurm has begun a newer life of this job"
+        exit "$code"
+    fi
     if [[ -z $ended_by_slurm && $(job_field JobState) != RUNNING ]]; then
         say "$why; Slurm is ending the job"
         exit "$code"
@@ -102,3 +122,5 @@ run_one() {
     say "ended with code $code"
     exit "$code"
 }
+
+own_log

@@ -6,11 +6,11 @@
 #SBATCH --job-name=cmbert-preprocess
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=32
+#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=slurm-%x-%j.out
+#SBATCH --output=slurm/logs/%x-%A_%a.out
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [[ ! -f slurm/job.sh ]]; then

@@ -6,11 +6,13 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=slurm-%x-%j.out
+#SBATCH --output=slurm/logs/%x-%j.out
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [[ ! -f slurm/train.sh ]]; then

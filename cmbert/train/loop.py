@@ -50,18 +50,19 @@ def train(
     max_steps: int | None,
     stop: StopRequest,
     skip_steps: tuple[int, int] | None = None,
+    allow_unfinished: bool = False,
 ) -> int:
     """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
 
     resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
     max_steps: stop after this many steps of this call. stop: listens to signals and the clock. skip_steps: leave out
-    the batches that steps [first, last) would get.
+    the batches that steps [first, last) would get. allow_unfinished: train.init_from may name a run not at its end.
     Raises CmbertError.
     """
     launch = read_launch(os.environ)
     if launch.rank > 0:
         logging.getLogger("cmbert").setLevel(logging.ERROR)  # one voice: every rank knows the same
-    start = check_start(recipe, resume, launch)
+    start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished)
     if start.is_finished:
         logger.info("%s: already finished, %d steps", recipe.run_directory, num_steps(recipe))
         return 0

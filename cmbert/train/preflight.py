@@ -18,10 +18,10 @@ from pathlib import Path
 from torch.distributed import DistError, Store, TCPStore
 
 from cmbert.config.schema import Recipe
-from cmbert.errors import EXIT_USER_ERROR, CheckpointError
+from cmbert.errors import EXIT_USER_ERROR, CheckpointError, CmbertError
 from cmbert.evaluate.memory import free_host_bytes
 from cmbert.files import write_text
-from cmbert.train.checkpoint import resume_candidates
+from cmbert.train.checkpoint import readable_states, resume_candidates
 from cmbert.train.distributed import Launch
 from cmbert.train.links import LINK_SECONDS, link_ranks, time_link
 from cmbert.train.metrics import append_event, read_events
@@ -35,6 +35,9 @@ from cmbert.train.node_checks import (
     node_name,
     within,
 )
+from cmbert.train.run_directory import find_resume
+from cmbert.train.schedule import num_steps
+from cmbert.train.starting_weights import check_starting_weights
 
 EXIT_UNFIT = 69  # EX_UNAVAILABLE of sysexits.h: these nodes, or the network between them, are not fit
 LIFE_FILE, BAD_NODES_FILE = "life", "bad_nodes"
@@ -47,27 +50,37 @@ logger = logging.getLogger(__name__)
 
 
 def preflight(
-    recipe: Recipe, launch: Launch, *, result: Path, nodes: Sequence[str], wait_seconds: float, max_lives: int | None
+    recipe: Recipe,
+    launch: Launch,
+    *,
+    result: Path,
+    nodes: Sequence[str],
+    wait_seconds: float,
+    max_lives: int | None,
+    resume: str = "auto",
+    max_steps: int | None = None,
+    allow_unfinished: bool = False,
 ) -> int:
     """Return 0 if this job may train, EXIT_UNFIT if nodes are not fit; every rank returns the same.
 
-    If the job may not begin, rank 0 raises CheckpointError or OSError and the others return EXIT_USER_ERROR.
+    If the job may not begin, rank 0 raises CmbertError or OSError and the others return EXIT_USER_ERROR.
 
-    result: a folder that all nodes see. `life` gets the run directory, the newest checkpoint and the number of this
-    job's lives that began there, tabs between; `bad_nodes` a line for each: name, tab, reasons.
+    result: a folder that all nodes see. `life` is of begin_life; `bad_nodes` has a line for each: name, tab, reasons.
     nodes: the job's nodes in the order of ranks, to name those that are silent; may be empty.
     wait_seconds: a rank that has not answered after so long is dead.
     max_lives: CheckpointError is raised when so many lives of this job have begun at the newest checkpoint before;
         None: any number.
+    resume, max_steps, allow_unfinished: as of `train`, which they are given to next.
     """
-    run = Path(recipe.run_directory)
+    run, started = Path(recipe.run_directory), time.monotonic()
     faulthandler.dump_traceback_later(_most_seconds(wait_seconds), exit=True)  # a hang must not keep the nodes
     try:
         result.mkdir(parents=True, exist_ok=True)
         if launch.rank == 0:
             try:
-                begin_life(run, launch, result, max_lives)
-            except (CheckpointError, OSError):
+                reach = steps_to_reach(recipe, resume, max_steps, allow_unfinished)
+                begin_life(run, launch, result, max_lives, reach)
+            except (CmbertError, OSError):
                 with suppress(DistError):
                     _dismiss(launch, wait_seconds)
                 raise
@@ -78,16 +91,38 @@ def preflight(
             return _lead(store, launch, result, nodes, wait_seconds)
         return _follow(store, launch, wait_seconds)
     except DistError as error:
-        first = nodes[0] if nodes else launch.address
-        reason = f"rank 0 did not answer within {wait_seconds:.0f} s"
-        logger.error(
-            "rank %d on %s: %s: %s (%s)", launch.rank, node_name(), first, reason, str(error).partition("\n")[0]
-        )
-        if not (result / LIFE_FILE).is_file():  # it never began
-            write_text(result / BAD_NODES_FILE, f"{first}\t{reason}\n")
+        _say_lost(error, launch, result, nodes, time.monotonic() - started)
         return EXIT_UNFIT
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def steps_to_reach(recipe: Recipe, resume: str, max_steps: int | None, allow_unfinished: bool) -> tuple[int, int]:
+    """Return the step that this life must reach and the recipe's last. Raises CmbertError if it may not begin.
+
+    What is refused is what `train` refuses of the run directory and of train.init_from.
+    """
+    candidates = find_resume(recipe, resume)
+    if not candidates:
+        check_starting_weights(recipe, allow_unfinished=allow_unfinished)
+    newest = next(iter(readable_states(candidates).values()), None)
+    last_step = num_steps(recipe)
+    return last_step if max_steps is None else min((newest.step if newest else 0) + max_steps, last_step), last_step
+
+
+def _say_lost(error: DistError, launch: Launch, result: Path, nodes: Sequence[str], seconds: float) -> None:
+    """Say what a rank without a store knows; blame rank 0's node if that never began."""
+    why = str(error).partition("\n")[0]
+    if launch.rank == 0:
+        where = f"{launch.address}:{launch.port}"
+        advice = "if another program has the port, set MASTER_PORT; train.sh finds a free one for the next life"
+        logger.error("rank 0 on %s: the ranks cannot meet at %s (%s); %s", node_name(), where, why, advice)
+        return
+    first = nodes[0] if nodes else launch.address
+    reason = f"rank 0 did not answer within {seconds:.0f} s"
+    logger.error("rank %d on %s: %s: %s (%s)", launch.rank, node_name(), first, reason, why)
+    if not (result / LIFE_FILE).is_file():  # it never began
+        write_text(result / BAD_NODES_FILE, f"{first}\t{reason}\n")
 
 
 def _most_seconds(wait_seconds: float) -> float:
@@ -122,8 +157,12 @@ def _examine(launch: Launch, run: Path, seconds: float) -> Findings:
     return found
 
 
-def begin_life(run: Path, launch: Launch, result: Path, max_lives: int | None) -> None:
-    """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError."""
+def begin_life(run: Path, launch: Launch, result: Path, max_lives: int | None, reach: tuple[int, int]) -> None:
+    """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError.
+
+    `life` there gets, tabs between: the run directory, the newest checkpoint, the number of this job's lives that began
+    at it, and `reach`: the step that this life must reach and the recipe's last.
+    """
     run.mkdir(parents=True, exist_ok=True)
     job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
     candidates = resume_candidates(run)
@@ -142,7 +181,7 @@ def begin_life(run: Path, launch: Launch, result: Path, max_lives: int | None) -
     where = os.environ.get("SLURM_JOB_NODELIST", node_name())
     text = f"job {job}, restart {restart}: {launch.world_size} ranks on {where}"
     append_event(run, LIFE, step, text, job=job, checkpoint=newest)
-    write_text(result / LIFE_FILE, f"{run}\t{newest}\t{before + 1}\n")
+    write_text(result / LIFE_FILE, f"{run}\t{newest}\t{before + 1}\t{reach[0]}\t{reach[1]}\n")
 
 
 def _lead(store: Store, launch: Launch, result: Path, nodes: Sequence[str], wait_seconds: float) -> int:

@@ -1,8 +1,11 @@
 """The run directory: what it records about the run, to whom it belongs, and where a resume starts."""
 
+import dataclasses
+import json
 import platform
 import socket
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +93,18 @@ def check_belongs(recipe: Recipe) -> None:
     directory = Path(recipe.run_directory)
     if not (directory / RECIPE_FILE).is_file():
         return
-    differing = [key for key in differing_keys(read_run_recipe(directory), recipe) if key not in FREE_KEYS]
+    theirs = read_run_recipe(directory)
+    differing = [key for key in differing_keys(theirs, recipe) if key not in FREE_KEYS]
     if differing:
+        changes = [f"{key} is {_value(theirs, key)} there and {_value(recipe, key)} here" for key in differing]
         raise ConfigError(
-            f"{directory}: belongs to another recipe (differs in {', '.join(differing)}); set another run_directory, "
+            f"{directory}: belongs to another recipe: {'; '.join(changes)}; set another run_directory, "
             "or move this one away"
         )
+
+
+def _value(recipe: Recipe, key: str) -> str:
+    return json.dumps(attrgetter(key)(recipe), ensure_ascii=False, default=dataclasses.asdict)
 
 
 def find_resume(recipe: Recipe, resume: str) -> list[Path]:

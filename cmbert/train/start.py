@@ -70,7 +70,7 @@ class Resume:
         return tuple((first, last) for first, last in self.state.left_out) if self.state else ()
 
 
-def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
+def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished: bool = False) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
     if fewer := describe_micro_batch(recipe.train, launch.world_size):
@@ -96,7 +96,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch) -> Start:
                 f"{path}: written under ZeRO {state.zero_stage}, and {recipe.train.deepspeed} says {stage}; set it back"
             )
     if not candidates:
-        check_starting_weights(recipe)
+        check_starting_weights(recipe, allow_unfinished=allow_unfinished)
     check_host_memory(recipe, deepspeed_config, launch)
     heldout = open_heldout(recipe, tokenizer, launch)
     apply_determinism(recipe.kernels)

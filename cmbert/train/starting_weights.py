@@ -9,8 +9,9 @@ from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.model.tiling import check_tiling, tile_weights
-from cmbert.train.checkpoint import load_weights, require_checkpoint
+from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
 from cmbert.train.run_directory import read_run_recipe, run_of
+from cmbert.train.schedule import num_steps
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +19,21 @@ MAY_DIFFER = ("rope_base_global", "rope_base_local", "max_length", "init_std", "
 """Of [model], between a stage and the one it starts from; everything else is the weights' shape or use."""
 
 
-def check_starting_weights(recipe: Recipe) -> None:
-    """Raise CheckpointError when train.init_from has no checkpoint, ConfigError when its model does not fit."""
+def check_starting_weights(recipe: Recipe, *, allow_unfinished: bool = False) -> None:
+    """Raise CheckpointError when train.init_from has no checkpoint, ConfigError when its model does not fit.
+
+    allow_unfinished: take a run's newest checkpoint also before its last step; else ConfigError. Who names a checkpoint
+    in train.init_from has chosen it.
+    """
     if not recipe.train.init_from:
         return
+    checkpoint = require_checkpoint(Path(recipe.train.init_from))
+    step, last_step = _progress(checkpoint)
+    if step < last_step and checkpoint != Path(recipe.train.init_from) and not allow_unfinished:
+        raise ConfigError(
+            f"{recipe.train.init_from} (train.init_from) is not finished: its newest checkpoint, {checkpoint.name}, is "
+            f"of step {step:,} of {last_step:,}; train it to its end, or start from there with --allow-unfinished"
+        )
     source = _source_model(recipe)
     if recipe.train.init_tiling:
         check_tiling(source, recipe.model)
@@ -40,7 +52,10 @@ def starting_model(recipe: Recipe) -> MaskedLanguageModel:
     model = MaskedLanguageModel(recipe.model, recipe.kernels)
     initialise(model, recipe.train.seed)
     if recipe.train.init_from:
-        weights = load_weights(Path(recipe.train.init_from))
+        checkpoint = require_checkpoint(Path(recipe.train.init_from))
+        step, last_step = _progress(checkpoint)
+        logger.info("starting from the weights of %s, step %s of %s", checkpoint, f"{step:,}", f"{last_step:,}")
+        weights = load_weights(checkpoint)
         if recipe.train.init_tiling:
             source = _source_model(recipe)
             tile_weights(weights, source, model)
@@ -51,6 +66,11 @@ def starting_model(recipe: Recipe) -> MaskedLanguageModel:
         else:
             model.load_state_dict(weights)
     return model
+
+
+def _progress(checkpoint: Path) -> tuple[int, int]:
+    """Return the steps done at a checkpoint, and those of its whole run."""
+    return read_state(checkpoint).step, num_steps(read_run_recipe(run_of(checkpoint)))
 
 
 def _source_model(recipe: Recipe) -> ModelConfig:

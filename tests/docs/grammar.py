@@ -94,7 +94,8 @@ def named_paths(command: Command) -> Iterator[str]:
     for word in command.words:
         for part in re.split(r"[=,\s]", word):
             if re.match(r"(recipes|slurm|ds_configs|tests|docs|cmbert|data_tools)/", part):
-                yield part
+                if not part.startswith("slurm/logs/"):  # made by jobs
+                    yield part
             elif part.startswith("tests."):
                 yield part.replace(".", "/") + ".py"
             elif part in ("constraints.txt",):

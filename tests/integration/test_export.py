@@ -123,7 +123,7 @@ def test_the_card_says_what_is_lost_and_onnx_needs_two_packages(
     pytest.importorskip("onnxruntime")
     train(recipe_file, "--max-steps", "2")
     run2 = tmp_path / "second"
-    train(second_stage(recipe_file, tmp_path / "run", run2), "--max-steps", "2")
+    train(second_stage(recipe_file, tmp_path / "run", run2), "--max-steps", "2", "--allow-unfinished")
     (tmp_path / "run").rename(tmp_path / "moved")
     (run2 / "metrics.jsonl").unlink()
     (run2 / "environment.json").unlink()

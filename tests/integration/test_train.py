@@ -176,7 +176,8 @@ init_from = "{tmp_path}/run"
 """,
         encoding="utf-8",
     )
-    train(stage2)
+    said = train(stage2)
+    assert f"starting from the weights of {tmp_path}/run/checkpoints/step_000000016, step 16 of 16" in said
     first, second = losses(tmp_path / "run"), losses(tmp_path / "stage2")
     assert second[0] < first[0] - 0.05  # it starts where stage 1 ended, not from scratch
     assert "already finished" in train(stage2)
@@ -199,7 +200,7 @@ def test_wrong_starts_are_one_line_and_leave_nothing(
     assert not (tmp_path / "run").exists()
     train(recipe_file, "--max-steps", "1")
     other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)
-    assert "belongs to another recipe (differs in schedule.lr_max)" in other
+    assert f"{tmp_path}/run: belongs to another recipe: schedule.lr_max is 0.001 there and 0.005 here; set" in other
     assert other.count("\n") == 1
 
 

@@ -72,6 +72,18 @@ UnkillableStepTimeout=60
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 Gres=gpu:2 RealMemory=4000\n"
 GPUS = "NodeName=n[1-2] Name=gpu File={root}/gpu[0-1] Flags=nvidia_gpu_env\n"
+# Sites that documents speak of, as nodes that a cloud would start: no program runs there, but Slurm plans with them.
+SITES = """SuspendTime=-1
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+NodeName=big[1-8] CPUs=64 Gres=gpu:8 RealMemory=1000000 Features=h100 State=CLOUD
+NodeName=four[1-14] CPUs=32 Gres=gpu:4 RealMemory=500000 State=CLOUD
+NodeName=plain[1-2] CPUs=32 RealMemory=250000 State=CLOUD
+PartitionName=big Nodes=big[1-8] State=UP
+PartitionName=four Nodes=four[1-14] State=UP
+PartitionName=plain Nodes=plain[1-2] State=UP
+"""
+SITES_GPUS = "NodeName=big[1-8] Name=gpu Count=8\nNodeName=four[1-14] Name=gpu Count=4\n"
 PARTITIONS = """PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
@@ -123,8 +135,8 @@ class Cluster:
             first_job=1 + self.number * JOBS_EACH,
         )  # fmt: skip
         text += "".join(NODE.format(name=n, host=host, port=p) for n, p in zip(NODES, ports[1:], strict=True))
-        (self.root / "slurm.conf").write_text(text + PARTITIONS, encoding="utf-8")
-        (self.root / "gres.conf").write_text(GPUS.format(root=self.root), encoding="utf-8")
+        (self.root / "slurm.conf").write_text(text + PARTITIONS + SITES, encoding="utf-8")
+        (self.root / "gres.conf").write_text(GPUS.format(root=self.root) + SITES_GPUS, encoding="utf-8")
         for number in range(2):
             (self.root / f"gpu{number}").touch()
         (self.root / "state").mkdir()
@@ -165,13 +177,13 @@ class Cluster:
         return int((self.root / f"{name}.pid").read_text(encoding="utf-8"))
 
     def call(self, *command: str, directory: Path | None = None, code: int | None = 0) -> str:
-        """Run a Slurm command; return its output. code: what it must end with, None = anything."""
+        """Run a Slurm command; return its output, and stderr unless `code` is 0. code: how it ends, None = anyhow."""
         done = subprocess.run(
             command, env=self.environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             check=False, timeout=WAIT_SECONDS,
         )  # fmt: skip
         assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr if code else done.stdout
+        return done.stdout if code == 0 else done.stdout + done.stderr
 
     def is_idle(self) -> bool:
         return self.call("sinfo", "-h", "-p", "main", "-N", "-o", "%t").split() == ["idle"] * len(NODES)

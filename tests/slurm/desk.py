@@ -28,6 +28,8 @@ export PYTHONPATH={root} OMP_NUM_THREADS=1
 fault=$(sed -n "$((${{SLURM_RESTART_COUNT:-0}} + 1))p" {desk}/faults 2>/dev/null)
 if [[ $* == *"-m cmbert train"* && $fault == ulimit* ]]; then
     eval "$fault"
+elif [[ $* == *"-m cmbert train"* && $fault == leave ]]; then
+    exit 0
 elif [[ $* == *"-m cmbert train"* && -n $fault && $fault != - ]]; then
     FAULT=$fault exec {python} -u {root}/tests/integration/faulty_train.py "${{@:5}}"
 fi
@@ -55,7 +57,7 @@ class Desk:
         python.chmod(0o755)
 
     def break_lives(self, *faults: str) -> None:
-        """faults: kind:step:rank of faulty_train.py, or a ulimit, for each life of a job; "-" for none."""
+        """faults: kind:step:rank of faulty_train.py, a ulimit, or "leave" (end with 0), for each life; "-" for none."""
         (self.directory / "faults").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
 
     def break_node(self, node: str, command: str) -> None:
@@ -72,7 +74,10 @@ class Desk:
         return self.slurm.call(*command, directory=self.directory).strip()
 
     def output(self, job: str) -> str:
-        return "".join(path.read_text(encoding="utf-8") for path in self.directory.glob(f"slurm-*-{job}.out"))
+        """What a job has said in all its lives, oldest first."""
+        logs = self.directory / "slurm" / "logs"
+        found = sorted(logs.glob(f"*-{job}.life*.out"), key=lambda path: int(path.stem.rpartition("life")[2]))
+        return "".join(path.read_text(encoding="utf-8") for path in [*found, *logs.glob(f"*-{job}.out")])
 
     def newest_checkpoint(self) -> str:
         """The name of the run's newest whole checkpoint."""

@@ -106,6 +106,10 @@ def test_a_task_of_the_array_that_was_killed_is_done_again(
     assert [desk.slurm.show(task)["Restarts"] for task in tasks] == ["0", "1", "0"]
     join = desk.submit("preprocess.sh", *words, options=(f"--dependency=afterok:{job}", "--cpus-per-task=1"))
     assert desk.end(join) == "0:0", desk.output(join)
+    names = [f"{job}_5", f"{job}_6.life0", f"{job}_6", f"{job}_7", join]
+    logs = {desk.directory / "slurm" / "logs" / f"cmbert-preprocess-{name}.out" for name in names}
+    assert set(desk.directory.rglob("*.out")) == logs
+    assert all(path.stat().st_size for path in logs)
     alone = tmp_path / "alone"
     text = str(desk.directory / "text" / "laws")
     assert data_tools(["preprocess", "--input", text, *words[2:4], "--output", str(alone)]) == 0
@@ -117,12 +121,46 @@ def test_a_task_of_the_array_that_was_killed_is_done_again(
     [
         (("elsewhere", "2"), "elsewhere/laws: missing"),
         (("text", "none"), "JOBS: none: must be a number from 1 on"),
+        (
+            ("text", "2000"),
+            "Invalid job array specification; nothing is submitted; MaxArraySize here is 1001: give a smaller",
+        ),
     ],
 )
 def test_what_no_job_can_make_is_refused_before_anything_is_submitted(
     arguments: tuple[str, ...], message: str, desk: Desk
 ) -> None:
+    assert message in refused(desk, *arguments)
+
+
+def refused(desk: Desk, *arguments: str) -> str:
+    """Return the one line that submit_all.sh ends with; nothing is left by it."""
     text = desk.slurm.call("slurm/submit_all.sh", "recipes/tiny", *arguments, directory=desk.directory, code=2)
-    assert message in text
     assert text.count("\n") == 1
     assert not (desk.directory / "runs").exists()
+    assert not desk.slurm.call("squeue", "-h")
+    return text
+
+
+def test_jobs_that_would_wait_for_ever_are_refused_with_the_variable_to_set(desk: Desk) -> None:
+    environment = desk.directory / "slurm" / "env.sh"
+    sound = environment.read_text(encoding="utf-8")
+    for name, options, problem in (
+        ("CMBERT_CPU_OPTIONS", "--cpus-per-task=32", "preprocess.sh: allocation failure: Requested node config"),
+        ("CMBERT_STAGE_OPTIONS", "--nodes=7", "stage1.sh: allocation failure: Requested node config"),
+        ("CMBERT_EVALUATE_OPTIONS", "--gpus-per-node=9", "evaluate.sh: allocation failure: Requested node config"),
+    ):
+        environment.write_text(f"{sound}{name}=({options})\n", encoding="utf-8")
+        text = refused(desk, "text", "2")
+        assert problem in text
+        assert f"set {name} in slurm/env.sh" in text
+    environment.write_text(f"{sound}export SBATCH_PARTITION=none\n", encoding="utf-8")
+    assert "set SBATCH_PARTITION and SBATCH_ACCOUNT in slurm/env.sh" in refused(desk, "text", "2")
+    environment.write_text(sound, encoding="utf-8")
+    desk.slurm.call("scontrol", "update", "PartitionName=main", "MaxTime=60")
+    try:
+        text = refused(desk, "text", "2")
+    finally:
+        desk.slurm.call("scontrol", "update", "PartitionName=main", "MaxTime=INFINITE")
+    assert "--time=24:00:00, and partition main gives 1:00:00; nothing" in text
+    assert "set --time=1:00:00 in CMBERT_CPU_OPTIONS" in text

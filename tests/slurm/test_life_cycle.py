@@ -157,13 +157,17 @@ def test_a_mistake_ends_the_job_before_it_trains(desk: Desk) -> None:
     assert "not requeued" in desk.output(job)
 
 
-def test_an_unfit_node_is_left_out(desk: Desk) -> None:
+def test_an_unfit_node_is_left_out_and_zero_is_not_taken_for_the_end(desk: Desk) -> None:
     desk.break_node("n1", "ulimit -f 1000")
     job = desk.submit("stage1.sh", "recipe.toml", "--max-steps", "2", options=(*ONE_NODE, "--nodelist=n1"))
     desk.wait_for_text(job, "n1 is not fit: .*: File too large")
     desk.wait_for_text(job, "requeued without n1")
+    desk.break_lives("-", "leave", "-")
     desk.next_life(job, "ReqNodeList=")
-    assert desk.end(job) == "0:0", desk.output(job)
+    desk.wait_for_text(job, "restart 1: srun returned 0 at step 0 of 16; requeued")
+    desk.next_life(job)
+    assert desk.end(job) == "75:0", desk.output(job)
+    assert "restart 2: stopped by --max-steps at step 2 of 16: not finished; not requeued" in desk.output(job)
     shown = desk.slurm.show(job)
     assert (shown["ExcNodeList"], shown["NodeList"]) == ("n1", "n2")
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,11 @@ STAGES = [ROOT / "slurm" / name for name in ("stage1.sh", "stage2.sh")]
 FAKE_SCONTROL = """#!/bin/bash
 case "$1 $2" in
     "show hostnames") [[ $3 == 'n[1-2]' ]] && printf 'n1\\nn2\\n' || tr , '\\n' <<<"$3" ;;
-    "show node") echo "   NodeAddr=10.0.0.7 NodeHostName=$3 Version=1" ;;
+    "show node") echo "   NodeAddr=127.0.0.1 NodeHostName=$3 Version=1" ;;
     "show job")
         echo "   JobState=RUNNING Reason=None Dependency=(null)"
-        echo "   Requeue=${FAKE_REQUEUE:-1} Restarts=0 BatchFlag=1"
+        echo "   Requeue=${FAKE_REQUEUE:-1} Restarts=${FAKE_RESTARTS:-0} BatchFlag=1"
+        echo "   RunTime=00:00:01 TimeLimit=${FAKE_LIMIT:-1-00:00:00} TimeMin=N/A"
         echo "   ReqNodeList=(null) ExcNodeList=${FAKE_EXCLUDED:-(null)}"
         ;;
     *) echo "scontrol $*" ;;
@@ -28,11 +30,16 @@ echo "srun $*"
 echo "allocator ${PYTORCH_ALLOC_CONF:-} ${PYTORCH_CUDA_ALLOC_CONF:-}"
 if [[ $* != *" preflight "* ]]; then
     echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
+    if [[ -z ${FAKE_TRAIN:-} ]]; then
+        mkdir -p run/checkpoints
+        echo "step_${FAKE_STEP:-000000018}" > run/checkpoints/latest
+    fi
     exit "${FAKE_TRAIN:-0}"
 fi
-mkdir slurm-24003.preflight
-[[ -z ${FAKE_LIFE:-} ]] || printf '%b\\n' "$FAKE_LIFE" > slurm-24003.preflight/life
-[[ -z ${FAKE_BAD:-} ]] || printf '%b\\n' "$FAKE_BAD" > slurm-24003.preflight/bad_nodes
+result=slurm/logs/24003.preflight
+mkdir $result
+[[ ${FAKE_LIFE:-} == none ]] || printf '%b\\t%s\\t18\\n' "${FAKE_LIFE:-run\\t-\\t1}" "${FAKE_REACH:-18}" > $result/life
+[[ -z ${FAKE_BAD:-} ]] || printf '%b\\n' "$FAKE_BAD" > $result/bad_nodes
 exit "${FAKE_PREFLIGHT:-0}"
 """
 
@@ -58,6 +65,7 @@ def test_headers_save_requeue_and_append(script: Path) -> None:
     headers = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", script.read_text(encoding="utf-8"), flags=re.M))
     assert (headers["signal"], headers["requeue"], headers["open-mode"]) == ("USR1@120", "", "append")
     assert headers["ntasks-per-node"] == headers["gpus-per-node"]  # one task per GPU
+    assert (headers["exclusive"], headers["mem"]) == ("", "0")  # a cluster's DefMemPerCPU is small
     assert "gpus-per-task" not in headers  # every task sees all GPUs of its node and picks its own
 
 
@@ -94,7 +102,7 @@ def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
     assert re.search(
         rf"^srun --cpus-per-task=6 .* -m cmbert train recipes/large/{script.stem}\.toml$", done.stdout, re.M
     )
-    assert "rendezvous 10.0.0.7:20003, 6 threads" in done.stdout
+    assert "rendezvous 127.0.0.1:20003, 6 threads" in done.stdout
     assert (ROOT / "recipes" / "large" / f"{script.stem}.toml").is_file()
 
 
@@ -123,7 +131,18 @@ MINE = "scontrol requeue 24003\n"
     ("variables", "code", "said", "requeued"),
     [
         ({}, 0, "restart 0: finished", False),
+        ({"FAKE_STEP": "000000019"}, 0, "restart 0: finished", False),  # of an edited recipe
+        ({"FAKE_STEP": "000000008"}, 75, "srun returned 0 at step 8 of 18; requeued\n", True),  # a node was lost
+        ({"FAKE_STEP": "000000008", "FAKE_LIFE": "run\tstep_000000008\t3"}, 75, "3 lives in a row", False),
+        ({"FAKE_STEP": "000000009", "FAKE_REACH": "9"}, 75,
+         "stopped by --max-steps at step 9 of 18: not finished; not requeued\n", False),
+        ({"FAKE_STEP": "000000008", "FAKE_REACH": "9"}, 75, "srun returned 0 at step 8 of 18; requeued\n", True),
+        ({"FAKE_LIFE": "none"}, 2, "this folder must be the same on all nodes; not requeued", False),
         ({"FAKE_TRAIN": "2"}, 2, "a mistake to mend, see above; not requeued", False),
+        ({"FAKE_TRAIN": "73"}, 73, "the run is another job's or life's now, see above; not requeued\n", False),
+        ({"FAKE_TRAIN": "74"}, 74, "error or a killed process, see above, that may pass; requeued\n", True),
+        ({"FAKE_TRAIN": "74", "FAKE_LIFE": "run\t-\t3"}, 74, "that may pass; not requeued: 3 lives in a row", False),
+        ({"FAKE_TRAIN": "75", "FAKE_RESTARTS": "1"}, 75, "Slurm has begun a newer life of this job\n", False),
         ({"FAKE_TRAIN": "75"}, 75, "the ranks were asked to stop; requeued\n", True),
         ({"FAKE_TRAIN": "138"}, 138, "the ranks were asked to stop; requeued\n", True),  # before they listened
         ({"FAKE_TRAIN": "70", "FAKE_LIFE": "run\t-\t2"}, 70, "the ranks ended with code 70; requeued\n", True),
@@ -151,8 +170,9 @@ def test_what_follows_a_life(variables: dict, code: int, said: str, requeued: bo
     excluded = re.search(r"requeued without (\S+)\n", done.stdout)
     if excluded:
         assert done.stdout.endswith(f"{MINE}scontrol update jobid=24003 ExcNodeList={excluded[1]}\n")
-    assert (" -m cmbert train " in done.stdout) == ("FAKE_PREFLIGHT" not in variables)
-    assert not list(tmp_path.glob("*.preflight"))
+    is_trained = "FAKE_PREFLIGHT" not in variables and variables.get("FAKE_LIFE") != "none"
+    assert (" -m cmbert train " in done.stdout) == is_trained
+    assert not list(tmp_path.rglob("*.preflight"))
 
 
 def test_progress_is_the_newest_checkpoint(tmp_path: Path) -> None:
@@ -163,6 +183,33 @@ def test_progress_is_the_newest_checkpoint(tmp_path: Path) -> None:
     done = run_in_job(STAGES[0], tmp_path, **life)
     assert "left no checkpoint newer than step_000000040" in done.stdout
     assert MINE not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_short"),
+    [("1-00:00:00", False), ("00:03:01", False), ("00:03:00", True), ("00:02:00", True), ("UNLIMITED", False)],
+)
+def test_a_limit_that_the_signal_comes_before_is_warned_of(limit: str, is_short: bool, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, FAKE_LIMIT=limit)
+    assert (f"warning: --time is {limit}, and USR1 comes 120 to 180 s before its end" in done.stdout) == is_short
+    assert done.returncode == 0
+
+
+def test_a_port_that_another_program_has_is_passed_over(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 20_000 + 24_003 % 12_000)):
+        done = run_in_job(STAGES[0], tmp_path)
+    assert "port 20003 is another program's\n" in done.stdout
+    assert "rendezvous 127.0.0.1:20004, 6 threads" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5", 300), ("5:30", 330), ("1:02:03", 3723), ("2-03", 183_600), ("1-00:00:00", 86_400), ("2-01:30", 178_200),
+     ("08:09", 489), ("UNLIMITED", 3_153_600_000), ("infinite", 3_153_600_000)],
+)  # fmt: skip
+def test_times_as_slurm_writes_them(text: str, seconds: int) -> None:
+    command = ["bash", "-c", f"source slurm/limits.sh; seconds_of {text}"]
+    assert int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout) == seconds
 
 
 @pytest.mark.parametrize("script", STAGES, ids=name_of)

@@ -25,5 +25,8 @@ def test_two_nodes_train_with_zero_and_a_stop_leaves_no_trace(desk: Desk, unbrok
     assert "restart 1: finished" in second
     checkpoint = desk.directory / "run" / "checkpoints" / "step_000000016"
     assert len(list(checkpoint.glob("*optim_states.pt"))) == 2
-    assert not list(desk.directory.glob("*.preflight"))
+    assert not list(desk.directory.rglob("*.preflight"))
+    logs = [desk.directory / "slurm" / "logs" / f"cmbert-stage1-{job}{life}.out" for life in (".life0", "")]
+    assert sorted(desk.directory.rglob("*.out")) == sorted(logs)
+    assert ["resuming at step 7 " in log.read_text(encoding="utf-8") for log in logs] == [False, True]
     assert trace(desk.directory / "run") == unbroken

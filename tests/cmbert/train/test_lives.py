@@ -19,12 +19,13 @@ class Lives:
         monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
 
     def begin(self, job: str, max_lives: int = 3) -> str:
-        """Return what the life file says after the run directory."""
+        """Return what the life file says between the run directory and the steps to reach."""
         self.monkeypatch.setenv("SLURM_JOB_ID", job)
-        begin_life(self.run, Launch(0, 16, 0, "n1", 1), self.result, max_lives)
+        begin_life(self.run, Launch(0, 16, 0, "n1", 1), self.result, max_lives, (40, 80))
         run, rest = (self.result / "life").read_text(encoding="utf-8").split("\t", 1)
         assert run == str(self.run)
-        return rest
+        assert rest.endswith("\t40\t80\n")
+        return rest.removesuffix("\t40\t80\n")
 
     def checkpoint(self, step: int) -> None:
         folder = self.run / "checkpoints" / f"step_{step:09d}"
@@ -38,10 +39,10 @@ def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
 
 
 def test_lives_at_the_newest_checkpoint_are_counted(lives: Lives) -> None:
-    assert [lives.begin("7"), lives.begin("7")] == ["-\t1\n", "-\t2\n"]
+    assert [lives.begin("7"), lives.begin("7")] == ["-\t1", "-\t2"]
     lives.checkpoint(40)
-    assert [lives.begin("7"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t2\n"]
-    assert [lives.begin("8"), lives.begin("7")] == ["step_000000040\t1\n", "step_000000040\t1\n"]
+    assert [lives.begin("7"), lives.begin("7")] == ["step_000000040\t1", "step_000000040\t2"]
+    assert [lives.begin("8"), lives.begin("7")] == ["step_000000040\t1", "step_000000040\t1"]
     events = read_events(lives.run)
     assert [(event["kind"], event["step"], event["job"]) for event in events] == [
         ("life", step, job) for step, job in ((0, "7"), (0, "7"), (40, "7"), (40, "7"), (40, "8"), (40, "7"))
@@ -58,7 +59,7 @@ def test_too_many_lives(lives: Lives) -> None:
     assert not (lives.result / "life").exists()
     assert len(read_events(lives.run)) == 2
     lives.checkpoint(4)
-    assert lives.begin("7", max_lives=1) == "step_000000004\t1\n"
+    assert lives.begin("7", max_lives=1) == "step_000000004\t1"
 
 
 def test_a_torn_line_of_events_does_not_stop_a_life(lives: Lives) -> None:
@@ -66,6 +67,6 @@ def test_a_torn_line_of_events_does_not_stop_a_life(lives: Lives) -> None:
     path = lives.run / EVENTS_FILE
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"kind": "spike", "step": 3, "te')
-    assert lives.begin("7") == "-\t2\n"
+    assert lives.begin("7") == "-\t2"
     assert path.read_bytes().startswith(whole + b'{"time": ')
     assert [event["kind"] for event in read_events(lives.run)] == ["life", "life"]

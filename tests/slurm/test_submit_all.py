@@ -1,0 +1,82 @@
+"""submit_all.sh asks Slurm about each kind of job before it submits one; Slurm's programs are stand-ins."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHAIN = """#!/bin/bash
+printf 'root\\truns\\ntokenizer\\ttokenizer\\nshards\\ta\\tshards/a\\ttext/a\\tmissing\\nheldout\\tshards/a\\n'
+printf 'stage1\\tstage1.toml\\truns/stage1\\tnew\\nstage2\\tstage2.toml\\truns/stage2\\tnew\\n'
+"""
+SBATCH = """#!/bin/bash
+echo "sbatch $*" >> calls
+if [[ -n ${FAKE_REFUSES:-} && $* == *--test-only*$FAKE_REFUSES* ]]; then
+    echo "allocation failure: $FAKE_SAYS" >&2
+    exit 1
+fi
+[[ $* == *--test-only* ]] || wc -l < calls
+"""
+SINFO = """#!/bin/bash
+case "$*" in
+    *--format=%P*) printf 'other\\nmain*\\n' ;;
+    *--partition=main*) echo "${FAKE_LIMIT:-infinite}" ;;
+    *) exit 1 ;;
+esac
+"""
+SCONTROL = """#!/bin/bash
+echo "MaxArraySize            = 1001"
+"""
+KINDS = ["--array=0-3 slurm/preprocess.sh", "slurm/preprocess.sh", "slurm/run.sh", "slurm/stage1.sh", "slurm/stage2.sh",
+         "slurm/evaluate.sh"]  # fmt: skip
+
+
+def submit_all(directory: Path, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Return how it ended, and the calls of sbatch."""
+    tools = directory / "tools"
+    tools.mkdir()
+    programs = {"python": CHAIN, "sbatch": SBATCH, "sinfo": SINFO, "scontrol": SCONTROL, "squeue": "#!/bin/bash\n"}
+    for name, text in programs.items():
+        (tools / name).write_text(text, encoding="utf-8")
+        (tools / name).chmod(0o755)
+    (directory / "slurm").symlink_to(ROOT / "slurm")
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "CMBERT_PYTHON": "python", **variables}
+    done = subprocess.run(
+        ["bash", "slurm/submit_all.sh", "recipes", "text", "4"], env=environment, cwd=directory, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    return done, (directory / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def test_every_kind_is_tried_once_before_the_first_job(tmp_path: Path) -> None:
+    done, calls = submit_all(tmp_path)
+    assert done.returncode == 0, done.stderr
+    tried = [call for call in calls if "--test-only" in call]
+    assert calls[: len(KINDS)] == tried
+    assert all(call.startswith(f"sbatch --test-only {kind} ") for call, kind in zip(tried, KINDS, strict=True))
+    assert len(calls) - len(tried) == len(done.stdout.splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FAKE_REFUSES": "--array", "FAKE_SAYS": "Invalid job array specification"},
+         "slurm/preprocess.sh: allocation failure: Invalid job array specification; nothing is submitted; MaxArraySize "
+         "here is 1001: give a smaller JOBS: slurm/submit_all.sh recipes text N"),
+        ({"FAKE_REFUSES": "stage2.sh", "FAKE_SAYS": "Requested node configuration is not available"},
+         "stage2.sh: allocation failure: Requested node configuration is not available; nothing is submitted; set "
+         "CMBERT_STAGE_OPTIONS in slurm/env.sh to what your nodes have"),
+        ({"FAKE_REFUSES": "run.sh", "FAKE_SAYS": "Invalid account"}, "an option in CMBERT_CPU_OPTIONS"),
+        ({"FAKE_LIMIT": "12:00:00"}, "--time=24:00:00, and partition main gives 12:00:00; nothing is submitted; set "
+         "--time=12:00:00 in CMBERT_CPU_OPTIONS"),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(variables: dict, message: str, tmp_path: Path) -> None:
+    done, calls = submit_all(tmp_path, **variables)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert all("--test-only" in call for call in calls)
+    assert not (tmp_path / "runs").exists()
