@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,16 @@ def keep_beginning(path: Path, num_bytes: int) -> None:
         kept.flush()
         os.fsync(kept.fileno())
     rename(aside, path)
+
+
+def file_size(path: Path) -> int | None:
+    """Return a file's bytes, or None if there is none. Unlike Path.is_file, does not take every error for that."""
+    try:
+        with doing("stat", path):
+            found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def new_digest() -> hashlib.blake2b:

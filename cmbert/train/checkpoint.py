@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmbert.errors import CheckpointError, may_pass
-from cmbert.files import doing, fsync_path, hash_file, patiently, read_bytes, write_text
+from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -66,12 +66,13 @@ class Retention(NamedTuple):
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the complete checkpoints under `root`, oldest first."""
-    if not root.is_dir():
+    try:
+        with doing("list", root):
+            names = os.listdir(root)  # a glob would pass over what cannot be read
+    except FileNotFoundError:
         return []
-    with doing("list", root):
-        names = os.listdir(root)  # a glob would pass over what cannot be read
     found = [root / name for name in names if re.fullmatch(r"step_\d+", name)]
-    return sorted(path for path in found if (path / MANIFEST_FILE).is_file())
+    return sorted(path for path in found if file_size(path / MANIFEST_FILE) is not None)
 
 
 def aside_of(final: Path, lease: int) -> Path:
@@ -115,7 +116,7 @@ def resume_candidates(run: Path) -> list[Path]:
 
     `latest` is not asked: a run that was killed before it wrote the name has a newer one.
     """
-    return list_checkpoints(run / CHECKPOINTS)[::-1]
+    return patiently(partial(list_checkpoints, run / CHECKPOINTS))[::-1]
 
 
 def require_checkpoint(path: Path) -> Path:
@@ -180,10 +181,11 @@ def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list
     found = []
     for name, expected in sorted(manifest.items())[share::num_shares]:
         path = checkpoint / name
-        if not path.is_file():
+        size = patiently(partial(file_size, path))
+        if size is None:
             found.append(f"{path}: missing, the manifest lists it")
-        elif path.stat().st_size != expected["bytes"]:
-            found.append(f"{path}: has {path.stat().st_size:,} bytes of {expected['bytes']:,}: truncated")
+        elif size != expected["bytes"]:
+            found.append(f"{path}: has {size:,} bytes of {expected['bytes']:,}: truncated")
         elif patiently(partial(hash_file, path)) != expected["blake2b"]:
             found.append(f"{path}: does not match its hash: changed")
     return found

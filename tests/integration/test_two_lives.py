@@ -55,7 +55,7 @@ def test_a_second_start_is_refused_and_harms_nothing(
     pid = lease_of(run)["pid"]
     assert f"{run}: is written by job 71, life 0 on {lease_of(run)['host']} (process {pid}, since " in refused
     assert "stop that, or give this run another run_directory" in refused
-    assert "Traceback" not in refused
+    assert refused.count("Traceback") == (ranks > 1)  # torchrun's own
     assert contents(run) == before
     (run / "go").touch()
     output, _ = first.communicate(timeout=240)
@@ -89,7 +89,7 @@ def test_an_older_life_that_wakes_up_ends_without_touching_anything(
     assert older.returncode == (EXIT_LEASE_LOST if ranks == 1 else 1), output
     assert f"{run}: job 71, life 1 on " in output
     assert "has taken it over; this run ends here and leaves all of it as it is" in output
-    assert "Traceback" not in output.partition("ChildFailedError")[0].partition("Traceback (most recent call last)")[0]
+    assert output.count("Traceback") == (ranks > 1)  # torchrun's own
     assert f"exitcode  : {EXIT_LEASE_LOST}" in output or ranks == 1
     assert contents(run) == before
     assert trace(run) == expected[: begun + 7]
