@@ -1,11 +1,17 @@
-"""Errors a user can cause, and how a command line ends on them: one clear line, exit code 2, no traceback."""
+"""Errors that are not our bugs, and how a command line ends on them: one clear line and a code, no traceback.
 
+Exit code 2 is for what stays until somebody mends it; 74 for what may be gone when the same command runs again.
+"""
+
+import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
-EXIT_TRANSIENT = 74  # EX_IOERR of sysexits.h: what stood in the way may pass, run the same command again
+EXIT_LEASE_LOST = 73  # sysexits.h's EX_CANTCREAT, "cannot create the output": it is another run's now. Never restart it
+EXIT_TRANSIENT = 74  # sysexits.h's EX_IOERR: what stood in the way may pass, run the same command again
 EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT: 128 + 2
 EXIT_BROKEN_PIPE = 141  # likewise for SIGPIPE: 128 + 13
 EXTRA_OF = {  # what is imported without a word of its own when it is missing -> the extra it comes with
@@ -23,12 +29,44 @@ EXTRA_OF = {  # what is imported without a word of its own when it is missing ->
     "wandb": "wandb",
     "mpi4py": "mpi",
 }
+# What the system says of disks, networks and machines that are well again in a minute, or on another node. Everything
+# else (missing, forbidden, full, read-only, a file descriptor too many) is as it was when the same command comes again.
+PASSING_ERRNOS = frozenset(
+    {
+        errno.EIO,  # what a disk, a file server or Lustre after an eviction says; if the disk is broken, another node's
+        errno.ESTALE,  # NFS: the file was renamed or the server restarted; the next open finds what is there now
+        errno.ESHUTDOWN,  # Lustre: the client was evicted and reconnects
+        errno.ENOTCONN,  # the same of Lustre and FUSE ("Transport endpoint is not connected")
+        errno.EREMOTEIO,  # NFS and SCSI: the other side failed
+        errno.ETIMEDOUT,  # a server does not answer
+        errno.ETIME,  # the same of a driver's timer
+        errno.ECONNRESET,  # a server, or a process of this run, ended
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,  # it is not yet up again
+        errno.EPIPE,  # the process that read has ended; of standard output see run_command
+        errno.ENETDOWN,  # a cable, a switch, a card
+        errno.ENETUNREACH,
+        errno.ENETRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENOLINK,  # the link was severed
+        errno.EBUSY,  # something else holds it at this moment
+        errno.EAGAIN,  # no process or lock to be had at this moment
+        errno.EINTR,  # Python repeats a call that a signal broke off; Lustre says it of its own, too
+        errno.ENOLCK,  # a server out of locks
+        errno.ENOMEM,  # the machine is short of memory, often by other processes than ours
+        errno.ENOBUFS,  # the same of the network
+        errno.ENFILE,  # the machine is out of open files; our own limit is EMFILE, which does not pass
+    }
+)
 
 IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
 
 
 class CmbertError(Exception):
-    """Base of every error that is the user's to mend; its text names the file, the key and the remedy."""
+    """Base of every error that is not our bug; its text names the file, the key and the remedy."""
+
+    exit_code = EXIT_USER_ERROR
 
 
 class ConfigError(CmbertError):
@@ -50,34 +88,68 @@ class CheckpointError(CmbertError):
 class TransientError(CmbertError):
     """A disk, network, node or helper process failed in a way that the same command, run again, may not meet."""
 
+    exit_code = EXIT_TRANSIENT
+
+
+class LeaseLostError(CmbertError):
+    """Another run owns the run directory now; this one must not write there any more."""
+
+    exit_code = EXIT_LEASE_LOST
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether an error may be gone when the same is tried again."""
+    return isinstance(error, TransientError) or (isinstance(error, OSError) and error.errno in PASSING_ERRNOS)
+
+
+def describe(error: OSError) -> str:
+    """Return file, operation and what the system said of it."""
+    said = error.strerror or str(error)
+    return f"{error.filename}: {said}" if error.filename else said
+
+
+def advice(passing: bool) -> str:
+    """Return what to do about an error of the system."""
+    return "this may pass: run the same command again" if passing else "mend that and run the same command again"
+
 
 def run_command(program: str, command: Callable[[], int | None]) -> int:
-    """Run `command` and return its exit code; a user's mistake becomes one line on stderr and exit code 2."""
+    """Run `command` and return its exit code; what is not our bug becomes one line on stderr and a code of its own."""
     try:
         code = command() or 0
         sys.stdout.flush()
         return code
     except CmbertError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        return EXIT_TRANSIENT if isinstance(error, TransientError) else EXIT_USER_ERROR
+        return error.exit_code
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA_OF:
             raise
         print(f"{program}: error: {module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'", file=sys.stderr)
         return EXIT_USER_ERROR
-    except BrokenPipeError:  # the reader of our output has left (`| head`): nothing more to say
-        forget_stdout()
-        return EXIT_BROKEN_PIPE
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and is_stdout_broken():
+            forget_stdout()  # the reader of our output has left (`| head`): nothing more to say
+            return EXIT_BROKEN_PIPE
         if error.strerror is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: error: {where}{error.strerror}; mend that and run the same command again", file=sys.stderr)
-        return EXIT_USER_ERROR
+        print(f"{program}: error: {describe(error)}; {advice(may_pass(error))}", file=sys.stderr)
+        return EXIT_TRANSIENT if may_pass(error) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def is_stdout_broken() -> bool:
+    """Return whether nobody reads standard output any more."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except ValueError:  # closed, or not a file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def forget_stdout() -> None:

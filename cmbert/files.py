@@ -1,35 +1,115 @@
-"""Files that are either whole or absent: write aside, fsync, rename. Hashes for manifests."""
+"""Files that are either whole or absent: write aside, fsync, rename. Hashes for manifests.
 
+What goes wrong names the file and the operation, which Python does not say of a write or an fsync.
+"""
+
+import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from cmbert.errors import describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+RETRY_SECONDS = (1, 3, 8, 18)  # ours: half a minute, in which a file server or Lustre's client is back; then a new life
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def doing(operation: str, path: Path | str) -> Iterator[None]:
+    """Let an OSError of what is done inside name the file and the operation, as "FILE: Input/output error (fsync)".
+
+    operation: open, stat, list, read, write, fsync, rename, link or remove. An error that says so already stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or getattr(error, "operation", None):
+            raise
+        named = OSError(error.errno, f"{os.strerror(error.errno)} ({operation})", str(path))
+        named.operation = operation  # type: ignore[attr-defined]
+        raise named from error
+
+
+def patiently(read: Callable[[], Result]) -> Result:
+    """Return what `read` returns; where its error may pass, try again after each of RETRY_SECONDS and say so.
+
+    Raises the last OSError. A page of a memory map that cannot be read is no exception but a signal (SIGBUS), which
+    ends the process: that can only be retried by a new life.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return read()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            logger.warning("%s; trying again in %d s", describe(error), seconds)
+        time.sleep(seconds)
+    return read()
 
 
 def fsync_path(path: Path) -> None:
     """Force a file's or directory's contents to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with doing("open", path):
+        descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with doing("fsync", path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Let `new` be what `old` was, in one step, also after a power failure."""
+    with doing("rename", new):
+        os.replace(old, new)
+    fsync_path(new.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    fsync_path(path.parent)
+    try:
+        with doing("open", path):
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            write_all(descriptor, data, path)
+            with doing("fsync", path):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        rename(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def write_all(descriptor: int, data: bytes, path: Path) -> None:
+    """Write all of `data` to an open file. path: for the words of an error."""
+    rest = memoryview(data)
+    with doing("write", path):
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the contents of a file."""
+    with doing("open", path):
+        file = open(path, "rb")
+    with file, doing("read", path):
+        return file.read()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,14 +127,16 @@ class PatientFile:
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, b""
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        with doing("open", path):
+            self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, data: bytes) -> int:
         """Append `data` after what waits. Raises OSError for what is not a lack of room."""
         self.waiting += data
         try:
             while self.waiting:
-                self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
+                with doing("write", self.path):
+                    self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -68,8 +150,10 @@ class PatientFile:
         """Put everything on disk. Raises OSError when there is still no room."""
         self.flush()
         if self.waiting:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        os.fsync(self.descriptor)
+            with doing("write", self.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        with doing("fsync", self.path):
+            os.fsync(self.descriptor)
 
     def close(self) -> None:
         """Put everything on disk. Raises OSError when there is still no room."""
@@ -86,19 +170,53 @@ def aside_path(final: Path) -> Path:
 
 def aside_directory(final: Path) -> Path:
     """Return an empty directory beside `final` to build it in; what a killed run left there is removed."""
-    aside = aside_path(final)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+    return make_empty(aside_path(final))
+
+
+def make_empty(folder: Path) -> Path:
+    """Make a folder, and remove what was there. Returns it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with doing("create", folder):
+        folder.mkdir(parents=True)
+    return folder
 
 
 def publish_directory(aside: Path, final: Path) -> None:
     """Make `aside` appear as `final` in one rename, its files on disk first. Raises OSError if `final` is in use."""
-    for path in sorted(aside.rglob("*")):
-        fsync_path(path)
-    fsync_path(aside)
-    os.rename(aside, final)
+    flush_directory(aside)
+    with doing("rename", final):
+        os.rename(aside, final)
     fsync_path(final.parent)
+
+
+def flush_directory(folder: Path) -> None:
+    """Put a folder's files on disk."""
+    for path in sorted(folder.rglob("*")):
+        fsync_path(path)
+    fsync_path(folder)
+
+
+def keep_beginning(path: Path, num_bytes: int) -> None:
+    """Replace a file by its first bytes: whoever has the old one open writes into nothing from here on."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with doing("read", path), open(path, "rb") as whole, doing("write", path), open(aside, "wb") as kept:
+        left = num_bytes
+        while left and (block := whole.read(min(left, HASH_BLOCK_BYTES))):
+            kept.write(block)
+            left -= len(block)
+        kept.flush()
+        os.fsync(kept.fileno())
+    rename(aside, path)
+
+
+def file_size(path: Path) -> int | None:
+    """Return a file's bytes, or None if there is none. Unlike Path.is_file, does not take every error for that."""
+    try:
+        with doing("stat", path):
+            found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def new_digest() -> hashlib.blake2b:
@@ -109,7 +227,9 @@ def new_digest() -> hashlib.blake2b:
 def hash_file(path: Path) -> str:
     """Return the BLAKE2b-256 hash of a file, in hex."""
     digest = new_digest()
-    with open(path, "rb") as file:
+    with doing("open", path):
+        file = open(path, "rb")
+    with file, doing("read", path):
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -7,14 +7,14 @@ pieces of the whole step, over all ranks, ordered by document and deflated: a fe
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from cmbert.errors import CheckpointError
-from cmbert.files import PatientFile
+from cmbert.files import PatientFile, doing, keep_beginning
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
@@ -66,17 +66,25 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
 class LedgerWriter:
     """Append records. Only rank 0 has one."""
 
-    def __init__(self, run: Path, first_step: int):
-        """Forget the records from `first_step` on, which an earlier life of the run has written."""
-        self.folder = run / LEDGER_FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, run: Path, first_step: int, may_open: Callable[[], object] = lambda: None):
+        """Forget the records from `first_step` on, which an earlier life of the run has written.
+
+        may_open: called before another file is begun; raises if the run is no longer ours.
+        """
+        self.folder, self.may_open = run / LEDGER_FOLDER, may_open
+        with doing("create", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         current = _file_of(self.folder, first_step)
         for path in self.folder.glob("*.bin"):
             if path > current:
-                path.unlink()
+                with doing("remove", path):
+                    path.unlink()
         if current.is_file():
-            with open(current, "r+b") as file:
-                file.truncate(_end_of(file, first_step))
+            with doing("open", current):
+                file = open(current, "rb")
+            with doing("read", current), file:
+                end = _end_of(file, first_step)
+            keep_beginning(current, end)  # another file: an earlier life that still runs keeps the old one
         self.path = current
         self.file = PatientFile(current)
 
@@ -85,6 +93,7 @@ class LedgerWriter:
         path = _file_of(self.folder, step)
         if path != self.path:
             self.close()
+            self.may_open()
             self.path, self.file = path, PatientFile(path)
         self.file.write(record)
 

@@ -9,13 +9,14 @@ import struct
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cmbert.data.integrity import BlockGuard, hash_blocks
 from cmbert.errors import ShardError
-from cmbert.files import hash_file, write_json
+from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, write_json
 
 FORMAT_NAME = "cmbert-shards"
 FORMAT_VERSION = 1
@@ -112,12 +113,12 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 def read_manifest(directory: Path) -> dict:
     """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
     path = directory / MANIFEST_FILE
-    if not path.is_file():
+    if patiently(partial(file_size, path)) is None:
         raise ShardError(
             f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(patiently(partial(read_bytes, path)).decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: not valid JSON ({error}); preprocess again") from error
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
@@ -153,7 +154,9 @@ def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
 class ShardSet:
     """A directory of shards, opened lazily, read by document. `path` may also be a Megatron-Core prefix (PREFIX.idx).
 
-    Raises ShardError when the set has no manifest, a file is missing or its size is not the manifest's.
+    Raises ShardError when the set has no manifest, a file is missing or its size is not the manifest's. Opening a file
+    is tried again for half a minute where that may help (files.patiently). Once it is mapped, a page that cannot be
+    read ends the process with SIGBUS, which nothing here can catch or retry: the next life of the run reads it anew.
     """
 
     def __init__(self, path: str | Path, mmap: bool = True):
@@ -194,7 +197,7 @@ class ShardSet:
         self.prefixes, self.has_words = [self.path], False
         shard = self._shard(0)
         self.shard_documents, self.shard_tokens = [len(shard.lengths)], [len(shard.tokens)]
-        self.fingerprint = hash_file(self.path.with_name(self.path.name + ".idx"))
+        self.fingerprint = patiently(partial(hash_file, self.path.with_name(self.path.name + ".idx")))
 
     def _shard(self, index: int) -> _Shard:
         if index in self._open:
@@ -204,7 +207,7 @@ class ShardSet:
         file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
         if index not in self._guards:
             self._guards[index] = self._guard(index)
-        lengths, pointers, dtype = map_idx(file["idx"])
+        lengths, pointers, dtype = patiently(partial(map_idx, file["idx"]))
         words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else np.zeros(0, np.uint8)
         shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, pointers=pointers, words=words)
         self._open[index] = shard
@@ -218,7 +221,7 @@ class ShardSet:
             return {}
         entry, prefix = self.manifest["shards"][index], self.prefixes[index]
         path = prefix.with_name(f"{prefix.name}.idx")
-        if "crc32" in entry and hash_file(path) != entry["blake2b"]["idx"]:
+        if "crc32" in entry and patiently(partial(hash_file, path)) != entry["blake2b"]["idx"]:
             raise ShardError(f"{path}: its hash is not the manifest's: damaged or another set's; preprocess again")
         return {
             suffix: BlockGuard(prefix.with_name(f"{prefix.name}.{suffix}"), checksums)
@@ -243,11 +246,12 @@ class ShardSet:
             first = end
 
     def _map(self, path: Path, dtype: np.dtype) -> np.ndarray:
-        if not path.is_file():
+        size = patiently(partial(file_size, path))
+        if size is None:
             raise ShardError(f"{path}: missing; preprocess again")
-        if path.stat().st_size == 0:
+        if size == 0:
             return np.zeros(0, dtype)
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if self.mmap else np.fromfile(path, dtype=dtype)
+        return patiently(partial(map_file if self.mmap else load_file, path, dtype))
 
     @property
     def token_dtype(self) -> np.dtype:
@@ -339,7 +343,7 @@ class ShardSet:
 
 def check_size(path: Path, expected_bytes: int) -> None:
     """Raise ShardError unless `path` exists with exactly `expected_bytes`."""
-    found = path.stat().st_size if path.is_file() else None
+    found = patiently(partial(file_size, path))
     if found is None:
         raise ShardError(f"{path}: missing, the manifest lists it; preprocess again")
     if found != expected_bytes:
@@ -348,22 +352,33 @@ def check_size(path: Path, expected_bytes: int) -> None:
         )
 
 
+def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
+    """Return a file as an array that is read when it is used."""
+    with doing("map", path):
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+
+
+def load_file(path: Path, dtype: np.dtype) -> np.ndarray:
+    """Return a file as an array, read at once."""
+    return np.frombuffer(read_bytes(path), dtype)
+
+
 def map_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     """Map a Megatron-Core index: (document lengths in tokens, first bytes, id dtype), shape (documents,) each.
 
     Documents of several sequences (Megatron's sentence splitting) are joined. Raises ShardError on a torn file.
     """
-    size = path.stat().st_size if path.is_file() else 0
+    size = file_size(path) or 0
     if size < IDX_HEADER.size:
         raise ShardError(f"{path}: {size} bytes, too short for a header: truncated; preprocess again")
-    with open(path, "rb") as file:
+    with doing("read", path), open(path, "rb") as file:
         magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack(file.read(IDX_HEADER.size))
     if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE:
         raise ShardError(f"{path}: not a Megatron-Core index of 16- or 32-bit ids")
     expected = IDX_HEADER.size + 12 * num_sequences + 8 * num_bounds
     if size != expected:
         raise ShardError(f"{path}: {size} bytes, its header says {expected}: truncated; preprocess again")
-    raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    raw = map_file(path, np.dtype(np.uint8))
     lengths = np.frombuffer(raw, "<i4", num_sequences, IDX_HEADER.size)
     pointers = np.frombuffer(raw, "<i8", num_sequences, IDX_HEADER.size + 4 * num_sequences)
     if num_bounds and num_bounds != num_sequences + 1:

@@ -9,7 +9,7 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from cmbert.files import PatientFile
+from cmbert.files import PatientFile, doing
 
 
 class Board:
@@ -17,7 +17,8 @@ class Board:
 
     def __init__(self, folder: Path, first_step: int):
         """first_step: TensorBoard forgets what an earlier life of the run has shown from there on."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with doing("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = PatientFile(folder / name)
         self.records = RecordWriter(self.file)

@@ -1,20 +1,25 @@
 """Checkpoints on disk: whole or absent, proved before they are used, and how many stay. checkpoint_writer.py writes.
 
 checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.json (size and BLAKE2b of every file)
-checkpoints/latest            name of the newest
+checkpoints/latest            name of the newest, for people and other programs: nothing here reads it
+
+A run that was told to go back to an older one (--resume PATH) renames those that it left, when it publishes its first:
+whoever looks for the newest finds that of the last run.
 """
 
-import contextlib
+import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmbert.errors import CheckpointError
-from cmbert.files import hash_file, write_text
+from cmbert.errors import CheckpointError, may_pass
+from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +28,9 @@ CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "MANIFEST.json"
-UNREADABLE = (ValueError, TypeError, OSError)  # what a torn or changed JSON file raises
+UNREADABLE = (ValueError, TypeError, OSError)  # what a torn, changed or missing JSON file raises
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
+LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
 
@@ -60,14 +66,24 @@ class Retention(NamedTuple):
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the complete checkpoints under `root`, oldest first."""
-    found = [path.parent for path in root.glob(f"step_*/{MANIFEST_FILE}")]
-    return sorted(path for path in found if re.fullmatch(r"step_\d+", path.name))
+    try:
+        with doing("list", root):
+            names = os.listdir(root)  # a glob would pass over what cannot be read
+    except FileNotFoundError:
+        return []
+    found = [root / name for name in names if re.fullmatch(r"step_\d+", name)]
+    return sorted(path for path in found if file_size(path / MANIFEST_FILE) is not None)
 
 
-def prune(root: Path, retention: Retention, step: int) -> None:
+def aside_of(final: Path, lease: int) -> Path:
+    """Return where the owner of a lease builds a checkpoint: no two owners ever write into one folder."""
+    return final.with_name(f".{final.name}.{lease}.partial")
+
+
+def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
     """Remove checkpoints up to `step`, the newest, that need not stay, and what killed runs have left.
 
-    Later ones belong to another life of the run, which somebody left by --resume PATH; that is theirs to remove.
+    lease: number of who asks; what owners of higher ones build is theirs.
     """
     states = {path: state for path, state in readable_states(list_checkpoints(root)).items() if state.step <= step}
     lasting = [path for path, state in states.items() if not state.rolling]
@@ -78,36 +94,29 @@ def prune(root: Path, retention: Retention, step: int) -> None:
             first_of.setdefault(states[path].tokens // retention.keep_every_tokens, path)
         keep |= {path for multiple, path in first_of.items() if multiple > 0}
     for path in states.keys() - keep:
-        (path / MANIFEST_FILE).unlink()  # first: from here on it is no checkpoint
-        shutil.rmtree(path)
+        with doing("remove", path):
+            (path / MANIFEST_FILE).unlink()  # first: from here on it is no checkpoint
+            shutil.rmtree(path)
     for left in [*root.glob(".step_*.partial"), *root.glob(f".step_*{UNIVERSAL_SUFFIX}")]:
-        shutil.rmtree(left)
+        owner = re.fullmatch(r"\.step_\d+\.(\d+)\.partial", left.name)
+        if owner is None or int(owner[1]) <= lease:
+            with doing("remove", left):
+                shutil.rmtree(left)
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """Return the checkpoint that `path` means: itself, or the latest of a run, or None if it has none."""
+    """Return the checkpoint that `path` means: itself, or the newest of a run, or None if it has none."""
     if (path / MANIFEST_FILE).is_file():
         return path
-    latest = path / CHECKPOINTS / LATEST_FILE
-    if not latest.is_file():
-        return None
-    checkpoint = path / CHECKPOINTS / latest.read_text(encoding="utf-8").strip()
-    if not (checkpoint / MANIFEST_FILE).is_file():
-        raise CheckpointError(
-            f"{latest}: names {checkpoint.name}, which is missing; write the name of another checkpoint there"
-        )
-    return checkpoint
+    return next(iter(resume_candidates(path)), None)
 
 
 def resume_candidates(run: Path) -> list[Path]:
-    """Return the checkpoints that a resume may use, best first: the one that `latest` names, then the older ones.
+    """Return the checkpoints that a resume may use, best first: the newest, then the older ones.
 
-    Without a `latest` that names one that is there: all, newest first.
+    `latest` is not asked: a run that was killed before it wrote the name has a newer one.
     """
-    found, latest = list_checkpoints(run / CHECKPOINTS)[::-1], run / CHECKPOINTS / LATEST_FILE
-    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    names = [path.name for path in found]
-    return found[names.index(named) :] if named in names else found
+    return patiently(partial(list_checkpoints, run / CHECKPOINTS))[::-1]
 
 
 def require_checkpoint(path: Path) -> Path:
@@ -130,28 +139,54 @@ def name_latest(checkpoint: Path) -> None:
     write_text(checkpoint.parent / LATEST_FILE, checkpoint.name + "\n")
 
 
-def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that nothing takes it for one; what is in it stays for whoever can mend it."""
-    target = checkpoint.with_name(checkpoint.name + DAMAGED_SUFFIX)
-    if not target.exists():
+def name_newest(run: Path) -> None:
+    """Let `latest` name the newest checkpoint of a run, if it has one."""
+    for newest in list_checkpoints(run / CHECKPOINTS)[-1:]:
+        name_latest(newest)
+
+
+def set_aside(checkpoint: Path, suffix: str) -> Path:
+    """Rename a checkpoint so that nothing takes it for one, and return its new path; nothing in it is lost.
+
+    suffix: DAMAGED_SUFFIX or LEFT_SUFFIX; a number follows where that name is taken.
+    """
+    names = (checkpoint.name + suffix + (f".{number}" if number > 1 else "") for number in itertools.count(1))
+    target = next(path for path in map(checkpoint.with_name, names) if not path.exists())
+    with doing("rename", target):
         checkpoint.rename(target)
+    fsync_path(target.parent)
+    return target
+
+
+def leave_behind(root: Path, step: int) -> list[Path]:
+    """Set aside what is not older than the checkpoint of `step` that is about to appear; return the new paths.
+
+    Whoever publishes it went back to an older one before, or is redoing what another life of the run did.
+    """
+    return [set_aside(path, LEFT_SUFFIX) for path in list_checkpoints(root) if int(path.name.split("_")[1]) >= step]
 
 
 def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list[str]:
-    """Return what is wrong with `checkpoint`, one line each; of its files only every num_shares-th from `share` on."""
+    """Return what is wrong with `checkpoint`, one line each; of its files only every num_shares-th from `share` on.
+
+    Raises OSError where reading fails in a way that may pass, after some tries: that says nothing about the files.
+    """
     try:
-        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = json.loads(patiently(lambda: read_bytes(checkpoint / MANIFEST_FILE)))
         read_state(checkpoint)
     except UNREADABLE as error:
+        if may_pass(error):
+            raise
         return [f"{checkpoint}: {MANIFEST_FILE} or {STATE_FILE} cannot be read: {error}"]
     found = []
     for name, expected in sorted(manifest.items())[share::num_shares]:
         path = checkpoint / name
-        if not path.is_file():
+        size = patiently(partial(file_size, path))
+        if size is None:
             found.append(f"{path}: missing, the manifest lists it")
-        elif path.stat().st_size != expected["bytes"]:
-            found.append(f"{path}: has {path.stat().st_size:,} bytes of {expected['bytes']:,}: truncated")
-        elif hash_file(path) != expected["blake2b"]:
+        elif size != expected["bytes"]:
+            found.append(f"{path}: has {size:,} bytes of {expected['bytes']:,}: truncated")
+        elif patiently(partial(hash_file, path)) != expected["blake2b"]:
             found.append(f"{path}: does not match its hash: changed")
     return found
 
@@ -165,15 +200,18 @@ def check_files(checkpoint: Path) -> None:
 
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint."""
-    return TrainState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+    return TrainState(**json.loads(patiently(lambda: read_bytes(checkpoint / STATE_FILE))))
 
 
 def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
     """Return the states of those checkpoints whose state can be read; their files are not proved."""
     found = {}
     for path in checkpoints:
-        with contextlib.suppress(*UNREADABLE):
+        try:
             found[path] = read_state(path)
+        except UNREADABLE as error:
+            if may_pass(error):
+                raise
     return found
 
 

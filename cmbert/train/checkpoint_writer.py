@@ -1,7 +1,8 @@
 """Checkpoints written while training goes on: the state is copied, a thread writes and hashes it, all ranks agree.
 
 `begin` copies this rank's ZeRO state into host memory and returns; `finish` makes the whole appear in one rename, or,
-if a rank could not write, removes what is there and counts the failure. Nobody else's files are touched.
+if a rank could not write, removes what is there and counts the failure. Nobody else's files are touched: before each
+step that changes something, rank 0 looks whether the run directory is still its own (lease.py).
 """
 
 import logging
@@ -17,21 +18,24 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 import torch.distributed
 
-from cmbert.errors import CheckpointError
-from cmbert.files import aside_directory, aside_path, new_digest, publish_directory, write_json
+from cmbert.errors import CheckpointError, TransientError, describe, may_pass
+from cmbert.files import doing, flush_directory, make_empty, new_digest, rename, write_json
 from cmbert.train.checkpoint import (
     CHECKPOINTS,
     MANIFEST_FILE,
     STATE_FILE,
     Retention,
     TrainState,
+    aside_of,
     describe_file,
+    leave_behind,
     name_latest,
     prune,
 )
 from cmbert.train.distributed import gather_from_ranks, on_first_rank
 from cmbert.train.engine import save_engine
 from cmbert.train.host_copy import HostCopy
+from cmbert.train.lease import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,12 @@ class SaveReport(NamedTuple):
     path: Path
     error: str | None
     """Why it was not written; None when it is there."""
+    may_pass: bool
+    """Whether all of that may be gone at the next try."""
+    untidy: str | None
+    """What could not be done once it was there: to name it or to remove what need not stay."""
+    left: list[Path]
+    """Where checkpoints are now that this run left behind when it went back; only rank 0 knows."""
     copy_seconds: float
     """How long training stood still for it: the copy, and the wait for an earlier one."""
     write_seconds: float
@@ -73,8 +83,9 @@ class _HashingFile:
 class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time. Every rank has one and calls its methods alike."""
 
-    def __init__(self, run: Path, engine: Any, retention: Retention, max_failures: int):
-        self.root, self.engine, self.retention, self.max_failures = run / CHECKPOINTS, engine, retention, max_failures
+    def __init__(self, lease: Lease, engine: Any, retention: Retention, max_failures: int):
+        self.lease, self.root, self.engine = lease, lease.run / CHECKPOINTS, engine
+        self.retention, self.max_failures = retention, max_failures
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.host = HostCopy(engine.device)
         self.state: TrainState | None = None
@@ -83,14 +94,14 @@ class CheckpointWriter:
         """In a row."""
 
     def begin(self, state: TrainState, prepare: Callable[[], None]) -> None:
-        """Copy the engine's state and let the thread write it. None may be on its way.
+        """Copy the engine's state and let the thread write it. None may be on its way. Raises LeaseLostError.
 
         prepare: what rank 0 must have on disk before there may be a checkpoint; may raise OSError.
         """
         assert self.state is None
         started = time.perf_counter()
         self.state, self.final = state, self.root / f"step_{state.step:09d}"
-        self.aside = aside_path(self.final)
+        self.aside = aside_of(self.final, self.lease.number)
         tables: list[tuple[str, Any]] = []
         self.begin_error = on_first_rank(lambda: self._make_directory(prepare))
         if self.begin_error is None:
@@ -104,60 +115,87 @@ class CheckpointWriter:
         self.host.hold()
 
     def _make_directory(self, prepare: Callable[[], None]) -> None:
+        self.lease.check()
         prepare()
-        aside_directory(self.final)
+        make_empty(self.aside)
 
     def is_writing(self) -> bool:
         """Return whether this rank's thread still writes."""
         return self.state is not None and not self.written.done()
 
     def finish(self) -> SaveReport:
-        """Wait for the files of all ranks and publish them. Raises CheckpointError after max_failures + 1 in a row."""
+        """Wait for the files of all ranks and publish them.
+
+        Raises LeaseLostError, and CheckpointError or TransientError after max_failures + 1 in a row.
+        """
         assert self.state is not None
         waited = time.perf_counter()
         files, seconds, error = self._result()
         waited = time.perf_counter() - waited
         results = gather_from_ranks((files, seconds, error))
-        errors = [f"rank {rank}: {text}" for rank, (_, _, text) in enumerate(results) if text]
+        problems = {f"rank {rank}: {describe(found)}": found for rank, (_, _, found) in enumerate(results) if found}
         manifest = {name: entry for found, _, _ in results for name, entry in found.items()}
-        problem = "; ".join(errors) or on_first_rank(lambda: self._publish(manifest))
-        if problem and torch.distributed.get_rank() == 0:
-            shutil.rmtree(self.aside, ignore_errors=True)
+        left: list[Path] = []
+        if unpublished := on_first_rank(lambda: self._publish(manifest, left, bool(problems))):
+            problems = {describe(unpublished): unpublished}
+        untidy = None if problems else on_first_rank(self._tidy)
+        self.num_failures = self.num_failures + 1 if problems else 0
         report = SaveReport(
             self.state.step,
             self.final,
-            problem,
+            "; ".join(problems) or None,
+            all(map(may_pass, problems.values())),
+            describe(untidy) if untidy else None,
+            left,
             self.copy_seconds + waited,
             max(spent for _, spent, _ in results),
             sum(entry["bytes"] for entry in manifest.values()),
         )
         self.state = None
-        self.num_failures = self.num_failures + 1 if problem else 0
         if self.num_failures > self.max_failures:
-            raise CheckpointError(
-                f"{self.root}: {self.num_failures} checkpoints in a row could not be written ({problem}); make room "
-                "there, then run the same command again: it continues from the newest that is whole"
+            raise (TransientError if report.may_pass else CheckpointError)(
+                f"{self.root}: {self.num_failures} checkpoints in a row could not be written ({report.error}); "
+                f"{'this may pass' if report.may_pass else 'make room there'}, then run the same command again: it "
+                "continues from the newest that is whole"
             )
         return report
 
-    def _result(self) -> tuple[dict[str, dict], float, str | None]:
+    def _result(self) -> tuple[dict[str, dict], float, OSError | None]:
         """Return this rank's files, the seconds they took, and what went wrong with the disk."""
         error = self.written.exception()  # waits
         if error is None:
             return *self.written.result(), self.begin_error
         if not isinstance(error, OSError):
             raise error
-        return {}, 0.0, error.strerror or str(error)
+        return {}, 0.0, error
 
-    def _publish(self, manifest: dict[str, dict]) -> None:
+    def _publish(self, manifest: dict[str, dict], left: list[Path], is_broken: bool) -> None:
+        """Let the checkpoint appear, or remove its files where it is broken. Adds to `left` what was left behind."""
         assert self.state is not None
-        write_json(self.aside / STATE_FILE, asdict(self.state))
-        manifest[STATE_FILE] = describe_file(self.aside / STATE_FILE)
-        write_json(self.aside / MANIFEST_FILE, dict(sorted(manifest.items())))
-        shutil.rmtree(self.final, ignore_errors=True)  # an earlier life of the run may have come this far
-        publish_directory(self.aside, self.final)
+        self.lease.check()
+        if is_broken:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            return
+        try:
+            write_json(self.aside / STATE_FILE, asdict(self.state))
+            manifest[STATE_FILE] = describe_file(self.aside / STATE_FILE)
+            write_json(self.aside / MANIFEST_FILE, dict(sorted(manifest.items())))
+            flush_directory(self.aside)  # which takes long
+            self.lease.check()
+            left += leave_behind(self.root, self.state.step)
+            shutil.rmtree(self.final, ignore_errors=True)  # what is still there has no manifest: it was half removed
+            rename(self.aside, self.final)
+        except OSError:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            raise
+
+    def _tidy(self) -> None:
+        """Name the new checkpoint, and remove what need not stay."""
+        assert self.state is not None
+        self.lease.check()
         name_latest(self.final)
-        prune(self.root, self.retention, self.state.step)
+        self.lease.check()
+        prune(self.root, self.retention, self.state.step, self.lease.number)
 
     def close(self) -> None:
         """Wait for the thread. What it has written without `finish` is no checkpoint."""
@@ -170,18 +208,25 @@ def _write_all(copies: list[tuple[str, Any]], directory: Path, host: HostCopy) -
     host.wait()
     files = {}
     for path, table in copies:
-        with open(path, "wb") as file:
+        with doing("open", path):
+            file = open(path, "wb")
+        with doing("write", path), file:
             hashing = _HashingFile(file)
-            try:
-                torch.save(table, hashing)  # type: ignore[arg-type]
-            except RuntimeError:  # what torch's zip writer makes of the error below it
-                if hashing.error is None:
-                    raise
-                raise hashing.error from None
+            _save(table, hashing)
             file.flush()
-            os.fsync(file.fileno())
+            with doing("fsync", path):
+                os.fsync(file.fileno())
         files[str(Path(path).relative_to(directory))] = {
             "bytes": hashing.num_bytes,
             "blake2b": hashing.digest.hexdigest(),
         }
     return files, time.perf_counter() - started
+
+
+def _save(table: Any, file: _HashingFile) -> None:
+    try:
+        torch.save(table, file)  # type: ignore[arg-type]
+    except RuntimeError:  # what torch's zip writer makes of the error below it
+        if file.error is None:
+            raise
+        raise file.error from None

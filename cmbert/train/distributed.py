@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed
 
-from cmbert.errors import ConfigError
+from cmbert.errors import CmbertError, ConfigError
 
 # (rank, world size, rank on this node, ranks on this node) as each launcher names them. Slurm sets some of its own in
 # sbatch's and salloc's shells, too, where nobody else runs: SLURM_STEP_NUM_TASKS, unlike SLURM_NTASKS, counts who does.
@@ -138,16 +138,37 @@ def gather_from_ranks(value: Any) -> list[Any]:
     return found
 
 
-def on_first_rank(action: Callable[[], object]) -> str | None:
-    """Let rank 0 do `action` while the others wait; every rank returns what went wrong with the disk, or None."""
-    outcome: list[str | None] = [None]
+def from_first_rank(action: Callable[[], Any]) -> Any:
+    """Let rank 0 do `action` while the others wait; return its result, pickled, on every rank.
+
+    What it raises of OSError and CmbertError, every rank raises.
+    """
+    outcome: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:
         try:
-            action()
-        except OSError as error:
-            outcome = [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
+            outcome[0] = action()
+        except (OSError, CmbertError) as error:
+            outcome[1] = error.with_traceback(None)
     torch.distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
     return outcome[0]
+
+
+def on_first_rank(action: Callable[[], object]) -> OSError | None:
+    """Let rank 0 do `action` while the others wait; every rank returns what went wrong with the disk, or None.
+
+    Raises CmbertError on every rank if rank 0 does.
+    """
+
+    def act() -> None:
+        action()
+
+    try:
+        from_first_rank(act)
+    except OSError as error:
+        return error
+    return None
 
 
 def leave(code: int) -> NoReturn:

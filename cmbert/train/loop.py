@@ -15,18 +15,20 @@ from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
-from cmbert.train.checkpoint import Retention, name_latest, set_aside
+from cmbert.train.checkpoint import DAMAGED_SUFFIX, Retention, name_newest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
-from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, to_device
+from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
 from cmbert.train.guards import Judgement
+from cmbert.train.lease import take_lease
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.run_directory import open_run_directory
+from cmbert.train.run_directory import find_resume, open_run_directory
 from cmbert.train.saving import is_save_due, rewind, save_if_due, settle
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
 from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
+    Resume,
     Start,
     check_start,
     choose_checkpoint,
@@ -94,43 +96,52 @@ def set_up(
     max_steps: int | None,
     skip_steps: tuple[int, int] | None,
 ) -> Run:
-    """Find the checkpoint, build the model, open the run directory. All ranks call this."""
-    resume = choose_checkpoint(start.candidates, launch)
-    left_out = leave_out(resume.left_out, skip_steps, resume.step, recipe)
-    directory = open_run_directory(recipe, start.deepspeed_config, launch.rank)
-    if launch.rank == 0:
-        for source in start.reader.blend.sources:
-            source.keep_plan()
-    engine = open_engine(recipe, start, resume, launch)
-    train = recipe.train
-    retention = Retention(train.keep_checkpoints, train.keep_every_tokens)
-    last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), resume.step + max_steps)
-    device = select_device(launch)
-    run = Run(
-        recipe, directory, launch, device, engine, start.reader, start.tokenizer, start.heldout,
-        CheckpointWriter(directory, engine, retention, train.max_failed_saves), watchdog,
-        guard_of(engine, recipe, resume), None, left_out, resume.step, last_step, time_steps(device),
-    )  # fmt: skip
-    run.reporter = open_reporter(run)
+    """Take the run directory, find the checkpoint, build the model. All ranks call this. Raises CmbertError."""
+    lease = take_lease(Path(recipe.run_directory), launch)
+    try:
+        candidates = from_first_rank(lambda: find_resume(recipe, start.resume))  # now that nobody else writes there
+        resume = choose_checkpoint(candidates, launch)
+        left_out = leave_out(resume.left_out, skip_steps, resume.step, recipe)
+        from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
+        engine = open_engine(recipe, start, resume, launch)
+        train = recipe.train
+        retention = Retention(train.keep_checkpoints, train.keep_every_tokens)
+        last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), resume.step + max_steps)
+        device = select_device(launch)
+        run = Run(
+            recipe, lease.run, launch, device, engine, start.reader, start.tokenizer, start.heldout,
+            CheckpointWriter(lease, engine, retention, train.max_failed_saves), watchdog,
+            guard_of(engine, recipe, resume), None, left_out, resume.step, last_step, time_steps(device),
+        )  # fmt: skip
+        run.reporter = open_reporter(run)
+        note_resume(run, resume)
+    except BaseException:
+        lease.release()
+        raise
     gc.collect()
     gc.freeze()  # what lives as long as the run need not be looked at again
     gc.disable()
     watchdog.start()
+    return run
+
+
+def note_resume(run: Run, resume: Resume) -> None:
+    """Say where the run begins, and leave the checkpoints as those who look for one shall find them."""
+    begins = f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting"
     logger.info(
         "%s: %s on %d x %s, %d steps, %d tokens",
-        recipe.run_directory,
-        f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting",
-        launch.world_size, device.type, num_steps(recipe), recipe.train.total_tokens,
+        run.directory, begins, run.launch.world_size, run.device.type, num_steps(run.recipe),
+        run.recipe.train.total_tokens,
     )  # fmt: skip
-    if resume.checkpoint and resume.passed_over and launch.rank == 0:
-        name_latest(resume.checkpoint)
     for path, lines in resume.passed_over.items():
-        if launch.rank == 0:
-            set_aside(path)
-        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {path}.damaged: {'; '.join(lines)}")
-    if resume.state and resume.state.world_size != launch.world_size:
-        run.event("elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {launch.world_size}")
-    return run
+        aside = from_first_rank(partial(set_aside, path, DAMAGED_SUFFIX))
+        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {aside}: {'; '.join(lines)}")
+    if resume.checkpoint:
+        from_first_rank(partial(name_newest, run.directory))
+    if resume.state and resume.state.world_size != run.launch.world_size:
+        run.event(
+            "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"
+        )
 
 
 def do_steps(run: Run, stop: StopRequest) -> str:

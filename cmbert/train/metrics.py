@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import PatientFile, write_text
+from cmbert.files import PatientFile, doing, patiently, read_bytes, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -29,8 +30,12 @@ def read_events(run: Path) -> list[dict]:
 
 
 def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> None:
-    """Add an event to those of a run that nobody trains at this moment."""
-    events = _continue_lines(run / EVENTS_FILE, read_events(run))
+    """Add an event to a run's, which may be training; a last line cut short by a kill goes first."""
+    path = run / EVENTS_FILE
+    if path.is_file() and (torn := len(read_bytes(path).rpartition(b"\n")[2])):
+        with doing("write", path):
+            os.truncate(path, path.stat().st_size - torn)
+    events = PatientFile(path)
     events.write(_event(kind, step, text, **more))
     events.close()
 
@@ -38,7 +43,7 @@ def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> Non
 def _read_lines(path: Path) -> list[dict]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = patiently(lambda: read_bytes(path)).decode("utf-8").split("\n")
     try:
         return [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:
@@ -46,7 +51,10 @@ def _read_lines(path: Path) -> list[dict]:
 
 
 def _continue_lines(path: Path, kept: list[dict]) -> PatientFile:
-    """Write the lines that stay, and return the file to append the next ones to."""
+    """Write the lines that stay, and return the file to append the next ones to.
+
+    It is another file than before: an earlier life that still runs writes into one that nobody sees.
+    """
     write_text(path, "".join(_line(record) for record in kept))
     return PatientFile(path)
 

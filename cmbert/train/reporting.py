@@ -11,6 +11,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import RowReader, StepFacts
 from cmbert.progress import duration
+from cmbert.train.lease import Lease
 from cmbert.train.metrics import MetricsWriter
 from cmbert.train.rates import compute_rates
 from cmbert.train.schedule import rows_before, step_rows
@@ -26,6 +27,7 @@ class Reporter:
     reader: RowReader
     metrics: MetricsWriter
     ledger: LedgerWriter
+    lease: Lease
     first_step: int
     last_step: int
     world_size: int
@@ -35,7 +37,12 @@ class Reporter:
     """Figures for the next record: what the last checkpoint cost."""
 
     def report(self, record: dict[str, Any], facts: StepFacts) -> None:
-        """Record a step and, now and then, print it with the time left."""
+        """Record a step and, now and then, print it with the time left; say nothing once the lease is lost.
+
+        The files are other ones then, but TensorBoard and W&B would show the steps of both runs.
+        """
+        if self.lease.is_lost:
+            return
         self.ledger.write(record["step"], facts.ledger)
         record |= self.notes
         self.notes.clear()

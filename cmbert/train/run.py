@@ -58,10 +58,13 @@ class Run:
             self.reporter.metrics.record_event(kind, self.step if step is None else step, text)
 
     def close(self) -> None:
-        """End what this rank has running, whether the call ended well or not."""
-        self.writer.close()
-        if self.reporter is not None:
-            self.reporter.close()
+        """End what this rank has running, whether the call ended well or not, and let the next run begin."""
+        try:
+            self.writer.close()
+            if self.reporter is not None:
+                self.reporter.close()
+        finally:
+            self.writer.lease.release()
 
 
 def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
@@ -75,5 +78,9 @@ def open_reporter(run: Run) -> Reporter | None:
     """Rewind metrics and ledger to the run's step and return who continues them; None but on rank 0."""
     if run.launch.rank > 0:
         return None
-    metrics, ledger = MetricsWriter(run.directory, run.step, run.recipe), LedgerWriter(run.directory, run.step)
-    return Reporter(run.recipe, run.reader, metrics, ledger, run.step, run.last_step, run.launch.world_size, run.device)
+    lease = run.writer.lease
+    metrics = MetricsWriter(run.directory, run.step, run.recipe)
+    ledger = LedgerWriter(run.directory, run.step, lease.check)
+    return Reporter(
+        run.recipe, run.reader, metrics, ledger, lease, run.step, run.last_step, run.launch.world_size, run.device
+    )

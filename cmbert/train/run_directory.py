@@ -49,15 +49,14 @@ FREE_KEYS = (
 RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")
 
 
-def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], rank: int) -> Path:
-    """Create the run directory on rank 0 and write the recipe, DeepSpeed config and environment in force."""
+def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader: RowReader) -> None:
+    """Write the recipe, DeepSpeed config, environment and plan of rows in force. Only who has the lease."""
     directory = Path(recipe.run_directory)
-    if rank == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_resolved(recipe, directory / RECIPE_FILE)
-        write_json(directory / "ds_config.json", deepspeed_config)
-        write_json(directory / "environment.json", describe_environment())
-    return directory
+    write_resolved(recipe, directory / RECIPE_FILE)
+    write_json(directory / "ds_config.json", deepspeed_config)
+    write_json(directory / "environment.json", describe_environment())
+    for source in reader.blend.sources:
+        source.keep_plan()
 
 
 def describe_environment() -> dict[str, Any]:

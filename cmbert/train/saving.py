@@ -3,8 +3,10 @@
 import logging
 
 from cmbert.data.loader import data_row
-from cmbert.errors import CheckpointError
+from cmbert.errors import CheckpointError, TransientError, advice
 from cmbert.train.checkpoint import TrainState, resume_candidates
+from cmbert.train.checkpoint_writer import SaveReport
+from cmbert.train.distributed import from_first_rank
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.schedule import rows_before, tokens_before
@@ -36,11 +38,11 @@ def save_if_due(run: Run, stopping: bool) -> None:
             settle(run)
         begin_save(run, rolling=not lasting)
     if is_last:
-        error = settle(run)
-        if error is not None:
-            raise CheckpointError(
+        report = settle(run)
+        if report.error is not None:
+            raise (TransientError if report.may_pass else CheckpointError)(
                 f"{run.directory}: the steps since the newest checkpoint are lost, the last one could not be written: "
-                f"{error}; mend that and run the same command again"
+                f"{report.error}; {advice(report.may_pass)}"
             )
 
 
@@ -61,8 +63,8 @@ def begin_save(run: Run, *, rolling: bool) -> None:
     run.writer.begin(state, run.reporter.sync if run.reporter else lambda: None)
 
 
-def settle(run: Run) -> str | None:
-    """Publish the checkpoint on its way; return why it could not be written, if so. All ranks call this."""
+def settle(run: Run) -> SaveReport:
+    """Publish the checkpoint on its way and say what became of it. All ranks call this."""
     report = run.writer.finish()
     if report.error is not None:
         run.event(
@@ -70,17 +72,21 @@ def settle(run: Run) -> str | None:
             f"checkpoint of step {report.step} could not be written ({report.error}); older ones are intact, failure "
             f"{run.writer.num_failures} of {run.recipe.train.max_failed_saves} in a row that training survives",
         )
-        return report.error
+        return report
     logger.info(
         "checkpoint %s: %.2f GB written in %.1f s; training stood still for %.2f s",
         report.path, report.num_bytes / 1e9, report.write_seconds, report.copy_seconds,
     )  # fmt: skip
+    for path in report.left:
+        run.event("left behind", f"this run went back to an older checkpoint; what came after it is kept as {path}")
+    if report.untidy is not None:
+        run.event("untidy", f"{report.path} is there, but what follows a checkpoint was not all done: {report.untidy}")
     if run.reporter is not None:
         run.reporter.notes |= {
             "checkpoint_stall_seconds": report.copy_seconds,
             "checkpoint_write_seconds": report.write_seconds,
         }
-    return None
+    return report
 
 
 def rewind(run: Run) -> None:
@@ -97,7 +103,8 @@ def rewind(run: Run) -> None:
         )
     if run.writer.state is not None:
         settle(run)
-    resume = choose_checkpoint(resume_candidates(run.directory), run.launch)
+    from_first_rank(run.writer.lease.check)
+    resume = choose_checkpoint(from_first_rank(lambda: resume_candidates(run.directory)), run.launch)
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
     first = max(resume.step, spike + 1 - guards.rewind_steps)

@@ -16,7 +16,7 @@ from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_reader
 from cmbert.data.sources import check_epochs
-from cmbert.errors import CheckpointError, ConfigError
+from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, describe, may_pass
 from cmbert.evaluate.memory import require_memory
 from cmbert.files import aside_directory, publish_directory
 from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
@@ -46,8 +46,10 @@ class Start:
     tokenizer: Tokenizer
     reader: RowReader
     heldout: Heldout | None
+    resume: str
+    """What --resume says."""
     candidates: list[Path]
-    """Checkpoints to continue from, best first."""
+    """Checkpoints to continue from, best first, when this was checked; another run may have written since."""
     is_finished: bool
 
 
@@ -103,7 +105,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
     newest = next(iter(states.values()), None)
     is_finished = newest is not None and newest.step >= num_steps(recipe)
-    return Start(deepspeed_config, tokenizer, reader, heldout, candidates, is_finished)
+    return Start(deepspeed_config, tokenizer, reader, heldout, resume, candidates, is_finished)
 
 
 def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: Launch) -> None:
@@ -137,11 +139,14 @@ def collective_timeout(recipe: Recipe) -> timedelta:
 def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
     """Return the first checkpoint whose files are all whole. Every rank proves its share of them; all ranks call this.
 
-    Raises CheckpointError when there are checkpoints and none is whole: training from the beginning would hide that.
+    Raises CheckpointError when there are checkpoints and none is whole: training from the beginning would hide that;
+    OSError when one cannot be read for a reason that may pass.
     """
     passed_over: dict[Path, list[str]] = {}
     for path in candidates:
-        found = gather_from_ranks(damaged_files(path, launch.rank, launch.world_size))
+        found, errors = zip(*gather_from_ranks(_try_files(path, launch)), strict=True)
+        if error := next(filter(None, errors), None):
+            raise error
         damaged = list(dict.fromkeys(line for lines in found for line in lines))
         if not damaged:
             return Resume(path, read_state(path), passed_over)
@@ -149,6 +154,14 @@ def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
     if candidates:
         raise CheckpointError(f"{passed_over[candidates[0]][0]}; no other checkpoint is whole: restore one from a copy")
     return Resume(None, None, {})
+
+
+def _try_files(checkpoint: Path, launch: Launch) -> tuple[list[str], OSError | None]:
+    """Return what is wrong with this rank's share of a checkpoint, and what kept it from knowing."""
+    try:
+        return damaged_files(checkpoint, launch.rank, launch.world_size), None
+    except OSError as error:
+        return [], error.with_traceback(None)
 
 
 def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int, recipe: Recipe) -> LeftOut:
@@ -182,7 +195,10 @@ def restore(engine: Any, resume: Resume, launch: Launch) -> None:
     universal = resume.checkpoint.with_name(f".{resume.checkpoint.name}{UNIVERSAL_SUFFIX}")
     problem = on_first_rank(partial(_convert, resume.checkpoint, universal))
     if problem:
-        raise CheckpointError(f"{resume.checkpoint}: cannot be converted for {launch.world_size} ranks: {problem}")
+        raise (TransientError if may_pass(problem) else CheckpointError)(
+            f"{resume.checkpoint}: cannot be converted for {launch.world_size} ranks: {describe(problem)}; "
+            f"{advice(may_pass(problem))}"
+        )
     load_engine(engine, universal, universal=True)
 
 

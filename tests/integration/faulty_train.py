@@ -35,6 +35,10 @@ def spoil(run: loop.Run) -> None:
         case "pause":  # until a signal comes
             print(f"paused in step {run.step}", flush=True)
             signal.pause()
+        case "wait":
+            print(f"waiting in step {run.step}", flush=True)
+            while not (run.directory / "go").exists():
+                time.sleep(0.02)
         case "deaf":
             for number in (signal.SIGUSR1, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
@@ -69,7 +73,7 @@ def broken_step(run: loop.Run, data: Any, *more: Any) -> Any:
 
 def broken_write(copies: list, directory: Any, host: Any) -> Any:
     """A fault while the thread writes the checkpoint of STEP."""
-    if MINE and directory.name == f".step_{int(STEP):09d}.partial":
+    if MINE and directory.name.startswith(f".step_{int(STEP):09d}."):
         if KIND == "save_kill":
             path, table = copies[0]
             torch.save(table, path)

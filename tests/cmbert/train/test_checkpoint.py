@@ -1,22 +1,31 @@
-"""Checkpoints: found through `latest`, damage is named, and what must stay stays."""
+"""Checkpoints: the newest whole one is found, damage is named, and what must stay stays."""
 
+import builtins
+import errno
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmbert import files
 from cmbert.errors import CheckpointError
 from cmbert.train.checkpoint import (
+    DAMAGED_SUFFIX,
     Retention,
     TrainState,
+    aside_of,
     check_files,
     damaged_files,
     describe_file,
     find_checkpoint,
+    leave_behind,
     list_checkpoints,
+    name_newest,
     prune,
     read_state,
     require_checkpoint,
@@ -43,7 +52,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_latest_is_found_from_run_or_checkpoint(run: Path) -> None:
+def test_the_newest_is_found_from_run_or_checkpoint(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step_000000004"
     assert find_checkpoint(run) == checkpoint
     assert find_checkpoint(checkpoint) == checkpoint
@@ -72,22 +81,64 @@ def test_damage_is_named(run: Path, name: str, damage: str) -> None:
     assert sum(map(bool, shares)) >= 1  # found by whoever has the file
 
 
-def test_a_latest_that_names_nothing_is_an_error_but_a_resume_finds_the_newest(run: Path) -> None:
+@pytest.mark.parametrize("latest", ["step_000000009", "step_000000004", "", None])
+def test_the_newest_that_is_whole_counts_whatever_latest_says(run: Path, latest: str | None) -> None:
+    """A kill may come between the new checkpoint and its name."""
     make(run, 8)
-    (run / "checkpoints" / "latest").write_text("step_000000009\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="names step_000000009, which is missing"):
-        find_checkpoint(run)
+    torn = make(run, 12)
+    (torn / "MANIFEST.json").unlink()
+    path = run / "checkpoints" / "latest"
+    path.unlink() if latest is None else path.write_text(latest + "\n", encoding="utf-8")
+    assert find_checkpoint(run) == run / "checkpoints" / "step_000000008"
     assert [path.name for path in resume_candidates(run)] == ["step_000000008", "step_000000004"]
+    name_newest(run)
+    assert path.read_text(encoding="utf-8") == "step_000000008\n"
 
 
-def test_a_resume_begins_where_latest_says_and_goes_back_from_there(run: Path) -> None:
-    for step in (8, 12):
+def test_what_is_set_aside_is_no_checkpoint_and_nothing_of_it_is_lost(run: Path) -> None:
+    root = run / "checkpoints"
+    for _ in range(3):
+        make(run, 8)
+        set_aside(root / "step_000000008", DAMAGED_SUFFIX)
+    assert [path.name for path in list_checkpoints(root)] == ["step_000000004"]
+    for suffix in ("", ".2", ".3"):
+        assert (root / f"step_000000008.damaged{suffix}" / "weights.pt").is_file()
+
+
+def test_what_a_run_went_back_from_is_left_behind(run: Path) -> None:
+    root = run / "checkpoints"
+    for step in (6, 8, 12):
         make(run, step)
-    (run / "checkpoints" / "latest").write_text("step_000000008\n", encoding="utf-8")
-    assert [path.name for path in resume_candidates(run)] == ["step_000000008", "step_000000004"]
-    set_aside(run / "checkpoints" / "step_000000008")
-    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step_000000004", "step_000000012"]
-    assert (run / "checkpoints" / "step_000000008.damaged" / "weights.pt").is_file()
+    assert leave_behind(root, 8) == [root / "step_000000008.left", root / "step_000000012.left"]
+    assert [path.name for path in list_checkpoints(root)] == ["step_000000004", "step_000000006"]
+    assert (root / "step_000000012.left" / "weights.pt").is_file()
+    prune(root, Retention(1, 0), 6, lease=1)
+    assert (root / "step_000000012.left" / "weights.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "weights.pt"])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_damaged(
+    run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renaming it would throw work away that another try finds whole."""
+    checkpoint, tries, real = run / "checkpoints" / "step_000000004", [], builtins.open
+
+    def fail(path: Path, *arguments: Any, **more: Any) -> Any:
+        if Path(path).name == name and len(tries) < num_failures:
+            tries.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "open", fail)
+    monkeypatch.setattr(files, "RETRY_SECONDS", (0, 0))
+    num_failures = 2
+    assert damaged_files(checkpoint) == []
+    assert len(tries) == num_failures
+    tries.clear()
+    num_failures = 3
+    with pytest.raises(OSError, match=re.escape(name)) as raised:
+        damaged_files(checkpoint)
+    assert raised.value.errno == errno.ESTALE
 
 
 @settings(deadline=None, max_examples=30)
@@ -104,7 +155,7 @@ def test_what_must_stay_stays(
     for step, is_rolling in enumerate(rolling, 1):
         make(run, step, rolling=is_rolling)
         lasting += [] if is_rolling else [step]
-        prune(root, Retention(keep, every), step)
+        prune(root, Retention(keep, every), step, lease=1)
         expected = {*lasting[-keep:], step}
         for multiple in range(1, 512 * step // every + 1) if every else ():
             first = next((s for s in lasting if 512 * s // every == multiple), None)
@@ -112,11 +163,11 @@ def test_what_must_stay_stays(
         assert {read_state(path).step for path in list_checkpoints(root)} == expected
 
 
-def test_prune_leaves_the_later_life_of_a_run_and_clears_leftovers(run: Path) -> None:
+def test_prune_clears_what_older_owners_of_the_run_have_left(run: Path) -> None:
     root = run / "checkpoints"
-    make(run, 100)
     make(run, 8)
-    for left in (".step_000000009.partial", ".step_000000004.universal"):
-        (root / left).mkdir()
-    prune(root, Retention(1, 0), 8)
-    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_000000008", "step_000000100"]
+    own, older, newer = (aside_of(root / "step_000000009", lease) for lease in (3, 2, 4))
+    for left in (own, older, newer, root / ".step_000000009.partial", root / ".step_000000004.universal"):
+        left.mkdir()
+    prune(root, Retention(1, 0), 8, lease=3)
+    assert sorted(path.name for path in root.iterdir()) == [newer.name, "latest", "step_000000008"]
