@@ -2,22 +2,25 @@
 
 The input is cut into tasks. A task's output, a part, appears by one rename in `.OUTPUT.parts`; kill anything at any
 moment, and the same command does only what is missing. The last step joins the parts into shards. The same bytes come
-out for any number of workers, MPI ranks or array jobs.
+out for any number of workers, MPI ranks or array jobs, and for the same command at work twice: who is later finds the
+set made, also while the other takes the parts away.
 """
 
+import errno
 import functools
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmbert.data.shards import MANIFEST_FILE, ShardSet, ShardWriter, token_dtype, write_manifest
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import publish_directory
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
@@ -25,7 +28,7 @@ from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
 from data_tools.encode import Encoder, batches
 from data_tools.manifest import Tally, sealed
-from data_tools.outputs import building, describe_inputs, is_done, naming
+from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
 from data_tools.runner import Workers
 from data_tools.segment import Segmenter, segmenter
@@ -87,21 +90,48 @@ def preprocess(
         Work(task, parts_directory / task.identity({**kind, **options}), tokenizer_directory, name, **options)
         for task in plan_tasks(files)
     ]
-    if share:
-        make_parts(work[share.number :: share.num_jobs], workers, output)
-        print(f"{output}: share {share.number} of {share.num_jobs} is done; when all are, run it without --task-index")
-        return
-    made = make_parts(work, workers, output)
-    tally, encoders = sum_parts([item.part for item in work])
-    if not tally.total("documents"):
-        shutil.rmtree(parts_directory)
-        raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
-    with building(output) as aside:
-        entries = assemble([item.part for item in work], aside, shard_tokens, workers)
-        counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
-        write_manifest(aside, sealed({**kind, **counts}))
-    shutil.rmtree(parts_directory)
-    print(f"{output}: {summary(tally, made)}")
+    try:
+        if share:
+            make_parts(work[share.number :: share.num_jobs], workers, output)
+            done = f"share {share.number} of {share.num_jobs} is done"
+            print(f"{output}: {done}; when all are, run it without --task-index")
+            return
+        made = make_parts(work, workers, output)
+        tally, encoders = sum_parts([item.part for item in work])
+        if not tally.total("documents"):
+            shutil.rmtree(parts_directory)
+            raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
+        with assembling(output) as aside:
+            entries = assemble([item.part for item in work], aside, shard_tokens, workers)
+            counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
+            write_manifest(aside, sealed({**kind, **counts}))
+    except (OSError, ShardError):
+        if not is_done(output, MANIFEST_FILE, settings):
+            raise
+        print(f"{output}: made by another job meanwhile, with the same settings")
+    else:
+        print(f"{output}: {summary(tally, made)}")
+    shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
+
+
+@contextmanager
+def assembling(output: Path) -> Iterator[Path]:
+    """Give an empty directory of this process's own to build `output` in; publish it by one rename, or remove it.
+
+    What killed processes of this host have left is removed; once `output` is there, also what others have.
+    """
+    aside = output.with_name(f".{output.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    for left in output.parent.glob(f".{output.name}.{socket.gethostname()}.*.partial"):
+        if left == aside or not Path("/proc", left.suffixes[-2][1:]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        publish_directory(aside, output)
+        for left in output.parent.glob(f".{output.name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
@@ -139,11 +169,21 @@ def make_parts(work: Sequence[Work], workers: Workers, output: Path) -> Made:
             text_bytes += tally.total("text_bytes")
             tokens += tally.total("tokens")
             progress.advance(num_bytes / 1e6, note=f"{tokens:,} tokens")
+            if (output / MANIFEST_FILE).is_file():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
     finally:
         progress.close()
-        if not any(directory.iterdir()):
-            directory.rmdir()
+        remove_if_empty(directory)
     return Made(len(missing), text_bytes, time.monotonic() - started)
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove a directory unless it is gone or in use."""
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def make_part(work: Work) -> tuple[int, Tally]:
@@ -153,7 +193,7 @@ def make_part(work: Work) -> tuple[int, Tally]:
     # A name of this process's own: a job that was thought dead may still be at the same task.
     aside = work.part.with_name(f".{work.part.name}.{socket.gethostname()}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside.mkdir(parents=True)  # another job may have made the set and taken the parts away
     try:
         with naming(work.part.parent):
             writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()

@@ -7,6 +7,7 @@
 # Where jobs go. Default: the cluster's default partition and your default account.
 # export SBATCH_PARTITION=gpu
 # export SBATCH_ACCOUNT=nlp
+# export SBATCH_QOS=long
 
 # What a node must load before Python runs. Default: nothing.
 # module load cuda

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import data_tools.preprocess
 import data_tools.tasks
 from cmbert.data.shards import ShardSet, ShardWriter, read_manifest
 from cmbert.errors import ConfigError, InputError, ShardError
@@ -221,6 +222,48 @@ def test_a_set_is_made_once(
     with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
         preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
     assert hashes(tmp_path / "shards") == before
+
+
+@pytest.mark.usefixtures("small_tasks")
+@pytest.mark.parametrize(
+    ("moment", "call"),
+    [
+        ("make_part", 1),
+        ("make_part", 3),
+        ("publish_directory", 3),
+        ("sum_parts", 1),
+        ("assemble", 1),
+        ("write_manifest", -1),
+        ("publish_directory", -1),
+    ],
+)
+def test_the_same_job_twice_at_once(
+    moment: str, call: int, corpus: Path, tokenizer_directory: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The second does all its work while the first is at `moment` for the call-th time; -1 = for the set itself."""
+    sound, output = getattr(data_tools.preprocess, moment), tmp_path / "shards"
+    calls: list[str] = []
+    others: list[str] = []
+
+    def late(*arguments: object) -> object:
+        calls.append(moment)
+        is_set = str(arguments[0]).endswith(".partial")
+        if not others and (is_set if call < 0 else len(calls) == call):
+            others.append(moment)
+            with monkeypatch.context() as other:  # another process, which lives
+                other.setattr(os, "getpid", os.getppid)
+                preprocess([str(corpus)], tokenizer_directory, output)
+        return sound(*arguments)
+
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
+    monkeypatch.setattr(data_tools.preprocess, moment, late)
+    capsys.readouterr()
+    preprocess([str(corpus)], tokenizer_directory, output)
+    assert others
+    assert hashes(output) == hashes(tmp_path / "alone")
+    assert not list(tmp_path.glob(".*"))
+    assert capsys.readouterr().out.endswith(f"{output}: made by another job meanwhile, with the same settings\n")
 
 
 def test_bad_lines_are_counted_or_stop_it(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:

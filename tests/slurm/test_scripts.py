@@ -100,7 +100,7 @@ def test_srun_starts_one_trainer_per_task(script: Path, tmp_path: Path) -> None:
         done.stdout, re.M,
     )  # fmt: skip
     assert re.search(
-        rf"^srun --cpus-per-task=6 .* -m cmbert train recipes/large/{script.stem}\.toml$", done.stdout, re.M
+        rf"^srun --cpus-per-task=6 .* --wait=8 .*-m cmbert train recipes/large/{script.stem}\.toml$", done.stdout, re.M
     )
     assert "rendezvous 127.0.0.1:20003, 6 threads" in done.stdout
     assert (ROOT / "recipes" / "large" / f"{script.stem}.toml").is_file()
