@@ -3,6 +3,7 @@
 import platform
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.loader import RowReader
 from cmbert.environment import git_commit, installed_versions
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import write_json
+from cmbert.files import file_size, patiently, write_json
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.checkpoint import CHECKPOINTS, TrainState, require_checkpoint, resume_candidates
 
@@ -87,7 +88,7 @@ def run_of(checkpoint: Path) -> Path:
 def check_belongs(recipe: Recipe) -> None:
     """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt."""
     directory = Path(recipe.run_directory)
-    if not (directory / RECIPE_FILE).is_file():
+    if patiently(partial(file_size, directory / RECIPE_FILE)) is None:
         return
     differing = [key for key in differing_keys(read_run_recipe(directory), recipe) if key not in FREE_KEYS]
     if differing:
