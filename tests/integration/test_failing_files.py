@@ -89,7 +89,7 @@ def calls(log: Path) -> list[Call]:
     found = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         operation, path = line.split("\t")
-        path = re.sub(r"(?<=/\.)lease\.[a-z].*|(?<=\.)\d+$|(?<=tfevents\.).*|(?<=plan/).*", "*", path)
+        path = re.sub(r"(?<=\.lease\.)[a-z].*|(?<=\.)\d+$|(?<=tfevents\.).*|(?<=plan/).*", "*", path)
         if not re.search(r"/0000[12]\.|\.step_000000008", path):
             found[operation, path] = Call(operation, path, 1)
     return list(found.values())
