@@ -13,6 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,6 +208,11 @@ def keep_beginning(path: Path, num_bytes: int) -> None:
         kept.flush()
         os.fsync(kept.fileno())
     rename(aside, path)
+
+
+def read_input(path: Path) -> bytes | None:
+    """Return the contents of a file that somebody made, or None if there is none; tried again where that may help."""
+    return None if patiently(partial(file_size, path)) is None else patiently(partial(read_bytes, path))
 
 
 def file_size(path: Path) -> int | None:

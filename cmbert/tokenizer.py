@@ -8,6 +8,7 @@ import numpy as np
 import tokenizers
 
 from cmbert.errors import ConfigError
+from cmbert.files import read_input
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
@@ -81,9 +82,9 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     """
     directory = Path(directory)
     path = directory / TOKENIZER_FILE
-    if not path.is_file():
+    raw = read_input(path)
+    if raw is None:
         raise ConfigError(f"{path}: no such file; make one with `data_tools train-tokenizer --output {directory}`")
-    raw = path.read_bytes()
     try:
         backend = tokenizers.Tokenizer.from_buffer(raw)
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
+from cmbert.files import read_input
 
 # Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
 # ignores a key it does not know, so a typing mistake there would silently train something else.
@@ -42,10 +43,11 @@ REFUSED_KEYS = {
 def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     """Read and check a DeepSpeed file. Raises ConfigError for unknown top-level keys and for what the recipe owns."""
     path = Path(path)
-    if not path.is_file():
+    raw = read_input(path)
+    if raw is None:
         raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it; {IN_A_CLONE}")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(raw.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(table, dict):

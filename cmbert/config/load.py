@@ -12,7 +12,7 @@ from typing import Any
 from cmbert.config.check import check_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
-from cmbert.files import write_text
+from cmbert.files import read_input, write_text
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -59,10 +59,11 @@ def differing_keys(first: Recipe, second: Recipe) -> list[str]:
 
 def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
     """Read a TOML file, a `kind` of thing. Raises ConfigError when it is missing or malformed."""
-    if not path.is_file():
+    raw = read_input(path)
+    if raw is None:
         raise ConfigError(f"{path}: no such {kind}; {IN_A_CLONE}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from cmbert.errors import CheckpointError
-from cmbert.files import PatientFile, doing, keep_beginning
+from cmbert.files import PatientFile, doing, file_size, keep_beginning
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
@@ -75,11 +75,13 @@ class LedgerWriter:
         with doing("create", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         current = _file_of(self.folder, first_step)
-        for path in self.folder.glob("*.bin"):
+        with doing("list", self.folder):
+            names = os.listdir(self.folder)  # a glob would pass over what it may not read
+        for path in (self.folder / name for name in names if name.endswith(".bin")):
             if path > current:
                 with doing("remove", path):
                     path.unlink()
-        if current.is_file():
+        if file_size(current) is not None:
             with doing("open", current):
                 file = open(current, "rb")
             with doing("read", current), file:

@@ -6,7 +6,7 @@ when a window is first read. An epoch shuffles the windows, and the rows across 
 """
 
 import hashlib
-import os
+import io
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cmbert.data.shards import ShardSet
+from cmbert.files import doing, file_size, read_input, write_bytes
 from cmbert.seeding import generator
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 
@@ -88,12 +89,13 @@ class SourceRows:
     def keep_plan(self) -> None:
         """Write the plan to its place, whole or not at all, for the next run to read."""
         assert self.plan_path is not None
-        if self.plan_path.is_file():
+        if file_size(self.plan_path) is not None:
             return
-        self.plan_path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.plan_path.with_name(f".{os.getpid()}{self.plan_path.name}")
-        np.savez(aside, starts=self.plan.starts, rows=self.plan.rows)
-        os.replace(aside, self.plan_path)
+        with doing("create", self.plan_path.parent):
+            self.plan_path.parent.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()
+        np.savez(packed, starts=self.plan.starts, rows=self.plan.rows)
+        write_bytes(self.plan_path, packed.getvalue())
 
     def row(self, epoch: int, index: int) -> list[tuple[int, int, int]]:
         """Return the pieces (document, start, length) of row `index` (0 <= index < num_rows) of an epoch."""
@@ -190,8 +192,9 @@ def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) ->
 
 def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> Plan:
     """Return the plan kept at `path`, or make it from the lengths of all documents."""
-    if path and path.is_file():
-        with np.load(path) as arrays:
+    packed = read_input(path) if path else None
+    if packed is not None:
+        with np.load(io.BytesIO(packed)) as arrays:
             return Plan(arrays["starts"], arrays["rows"])
     return plan_windows(document_chunks(shards), context, window_rows)
 

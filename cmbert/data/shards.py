@@ -16,7 +16,7 @@ import numpy as np
 
 from cmbert.data.integrity import BlockGuard, hash_blocks
 from cmbert.errors import ShardError
-from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, write_json
+from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, read_input, write_json
 
 FORMAT_NAME = "cmbert-shards"
 FORMAT_VERSION = 1
@@ -113,12 +113,13 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 def read_manifest(directory: Path) -> dict:
     """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
     path = directory / MANIFEST_FILE
-    if patiently(partial(file_size, path)) is None:
+    raw = read_input(path)
+    if raw is None:
         raise ShardError(
             f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
         )
     try:
-        manifest = json.loads(patiently(partial(read_bytes, path)).decode("utf-8"))
+        manifest = json.loads(raw.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: not valid JSON ({error}); preprocess again") from error
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)

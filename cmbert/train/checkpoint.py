@@ -87,7 +87,7 @@ def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
     """
     states = {path: state for path, state in readable_states(list_checkpoints(root)).items() if state.step <= step}
     lasting = [path for path, state in states.items() if not state.rolling]
-    keep = {*lasting[-retention.keep_newest :], max(states, key=lambda path: states[path].step)}
+    keep = {*lasting[-retention.keep_newest :], *sorted(states, key=lambda path: states[path].step)[-1:]}
     if retention.keep_every_tokens:
         first_of: dict[int, Path] = {}
         for path in lasting:

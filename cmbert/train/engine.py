@@ -156,6 +156,7 @@ def find_layout(engine: Any) -> Layout:
 def save_engine(engine: Any, directory: Path, tag: str, write: Callable[[Any, str], None]) -> None:
     """Hand the ZeRO state of this rank to `write(table, path)`, paths under `directory`/`tag`. All ranks call this."""
     engine.checkpoint_engine.save = lambda state_dict, path: write(state_dict, path)
+    engine.checkpoint_engine.makedirs = lambda path, exist_ok: None  # they are there; it would fail on one rank alone
     engine._copy_recovery_script = lambda path: None  # `cmbert export` does what that script does
     client_state = {"universal_checkpoint_info": {"universal_checkpoint_version": UNIVERSAL_VERSION}}
     engine.save_checkpoint(str(directory), tag=tag, client_state=client_state, save_latest=False)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from cmbert.errors import CheckpointError, LeaseLostError
-from cmbert.files import doing, read_bytes, write_bytes, write_json
+from cmbert.files import doing, patiently, read_bytes, write_bytes, write_json
 from cmbert.train.distributed import Launch, from_first_rank
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
@@ -137,15 +137,16 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLostError if another run owns the directory now. Only rank 0; before anything there changes."""
-        try:
-            read_bytes(self.path)  # NFS asks its server at an open, while a listing may be old; a claimant removes it
-            newest = _numbers(self.run)[-1]
+        try:  # NFS asks its server at an open, while a listing may be old; so a claimant removes the older file
+            patiently(partial(read_bytes, self.path))
+            is_there = True
         except FileNotFoundError:
-            newest = max([0, *_numbers(self.run)])
-        if newest == self.number:
+            is_there = False
+        newest = max([0, *patiently(partial(_numbers, self.run))])
+        if newest == self.number and is_there:
             return
         self.is_lost = True
-        now = f"{_read(self.run, newest)} has taken it over" if newest else "somebody removed its lease"
+        now = f"{_read(self.run, newest)} has taken it over" if newest > self.number else "somebody removed its lease"
         raise LeaseLostError(f"{self.run}: {now}; this run ends here and leaves all of it as it is")
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import PatientFile, doing, patiently, read_bytes, write_text
+from cmbert.files import PatientFile, doing, read_bytes, read_input, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -41,9 +41,10 @@ def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> Non
 
 
 def _read_lines(path: Path) -> list[dict]:
-    if not path.is_file():
+    raw = read_input(path)
+    if raw is None:
         return []
-    lines = patiently(lambda: read_bytes(path)).decode("utf-8").split("\n")
+    lines = raw.decode("utf-8").split("\n")
     try:
         return [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:

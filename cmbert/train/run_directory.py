@@ -5,6 +5,7 @@ import json
 import platform
 import socket
 import sys
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.loader import RowReader
 from cmbert.environment import git_commit, installed_versions
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import write_json
+from cmbert.files import file_size, patiently, write_json
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.checkpoint import CHECKPOINTS, TrainState, require_checkpoint, resume_candidates
 
@@ -90,7 +91,7 @@ def run_of(checkpoint: Path) -> Path:
 def check_belongs(recipe: Recipe) -> None:
     """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt."""
     directory = Path(recipe.run_directory)
-    if not (directory / RECIPE_FILE).is_file():
+    if patiently(partial(file_size, directory / RECIPE_FILE)) is None:
         return
     theirs = read_run_recipe(directory)
     differing = [key for key in differing_keys(theirs, recipe) if key not in FREE_KEYS]

@@ -1,12 +1,14 @@
 """How a command line ends: one line and a code for what the user can mend, a traceback for our own bugs."""
 
+import errno
+import os
 import shlex
 import subprocess
 import sys
 
 import pytest
 
-from cmbert.errors import ConfigError, run_command
+from cmbert.errors import PASSING_ERRNOS, ConfigError, LeaseLostError, TransientError, run_command
 
 
 def fail(error: BaseException) -> int:
@@ -19,6 +21,9 @@ def fail(error: BaseException) -> int:
         (ConfigError("a.toml: key: remedy"), 2, "cmbert: error: a.toml: key: remedy\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "cmbert: error: /x: Permission denied; "),
         (OSError(28, "No space left on device"), 2, "cmbert: error: No space left on device; "),
+        (TransientError("rank 3: lost; run again"), 74, "cmbert: error: rank 3: lost; run again\n"),
+        (LeaseLostError("run: another has it"), 73, "cmbert: error: run: another has it\n"),
+        (BrokenPipeError(32, "Broken pipe", "/x"), 74, "cmbert: error: /x: Broken pipe; this may pass: run the same "),
         (KeyboardInterrupt(), 130, "cmbert: interrupted; "),
         (
             ModuleNotFoundError("No module named 'sentence_transformers.x'", name="sentence_transformers.x"),
@@ -32,6 +37,18 @@ def test_one_line_and_a_code(error: BaseException, code: int, line: str, capsys:
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
+
+
+STAYING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE,
+           errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [*sorted(PASSING_ERRNOS), *STAYING], ids=errno.errorcode.get)
+def test_each_error_of_the_system_says_whether_it_may_pass(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    passing = number not in STAYING
+    assert run_command("cmbert", lambda: fail(OSError(number, os.strerror(number), "/x"))) == (74 if passing else 2)
+    advice = "this may pass: run the same command again" if passing else "mend that and run the same command again"
+    assert capsys.readouterr().err == f"cmbert: error: /x: {os.strerror(number)}; {advice}\n"
 
 
 def test_our_own_bugs_keep_their_traceback() -> None:

@@ -82,7 +82,7 @@ def test_a_full_disk_costs_checkpoints_not_training(recipe_file: Path, tmp_path:
     setting = settings("train.checkpoint_every_steps=2", "train.max_failed_saves=3")
     output = train(recipe_file, *setting, code=2, limit_file_bytes=60_000)
     assert "4 checkpoints in a row could not be written (rank 0: " in output
-    assert "_optim_states.pt: File too large (write)); make room there, then run the same command again" in output
+    assert "_states.pt: File too large (write)); make room there, then run the same command again" in output
     # saves of steps 6, 8, 10 failed and training went on; that of 12 ended it, as soon as its thread had said so
     assert 12 <= len(read_metrics(run)) <= 14
     assert kinds(run) == ["failed save"] * 3
