@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+EXIT_TRANSIENT = 74  # EX_IOERR of sysexits.h: what stood in the way may pass, run the same command again
 EXIT_INTERRUPTED = 130  # the shell's convention for SIGINT: 128 + 2
 EXIT_BROKEN_PIPE = 141  # likewise for SIGPIPE: 128 + 13
 EXTRA_OF = {  # what is imported without a word of its own when it is missing -> the extra it comes with
@@ -46,6 +47,10 @@ class CheckpointError(CmbertError):
     """A run directory or checkpoint is missing, torn, or belongs to another recipe."""
 
 
+class TransientError(CmbertError):
+    """A disk, network, node or helper process failed in a way that the same command, run again, may not meet."""
+
+
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code; a user's mistake becomes one line on stderr and exit code 2."""
     try:
@@ -54,7 +59,7 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         return code
     except CmbertError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return EXIT_TRANSIENT if isinstance(error, TransientError) else EXIT_USER_ERROR
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA_OF:

@@ -13,7 +13,8 @@ import torch
 
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
+from cmbert.data.loader import BatchGeometry, StepBatches, StepData
+from cmbert.data.loader_processes import iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
 from cmbert.train.checkpoint import Retention, name_latest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
