@@ -51,6 +51,14 @@ def left_of(processes: list[Process], seconds: float) -> list[Process]:
     return alive
 
 
+def catches(pid: int, number: int) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def fork_servers(processes: list[Process]) -> list[Process]:
     """Return the servers that loader processes are forked from."""
     return [one for one in processes if SERVER in one.command and find_parent(one) not in _pids(processes, SERVER)]

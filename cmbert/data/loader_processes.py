@@ -161,6 +161,7 @@ def _signals_are_the_trainers() -> Iterator[None]:
     try:
         resource_tracker.ensure_running()  # Python starts it beside the server, and then takes two from the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, TRAINERS_SIGNALS)
+        forkserver.set_forkserver_preload(["__main__", __name__])  # torch is imported once for all
         forkserver.ensure_running()
         yield
     finally:

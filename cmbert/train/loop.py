@@ -20,6 +20,7 @@ from cmbert.train.checkpoint import Retention, name_latest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
+from cmbert.train.giving_up import give_up
 from cmbert.train.guards import Judgement
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
@@ -68,19 +69,23 @@ def train(
         return 0
     start_distributed(launch, select_device(launch), collective_timeout(recipe))
     watchdog = Watchdog(Path(recipe.run_directory) / LOGS_FOLDER, launch, recipe.guards.hang_seconds)
+    watchdog.listener.start()
     run = None
     try:
         run = set_up(recipe, launch, start, watchdog, max_steps, skip_steps)
         while (outcome := do_steps(run, stop)) == "rewind":
             rewind(run)
-        return finish(run, stop.reason() if outcome == "stop" else None)
+        code = finish(run, stop.reason() if outcome == "stop" else None)
+        watchdog.stop()
+        run.close()
+        stop_distributed()
+        return code
+    except Exception as error:
+        give_up(error, watchdog, run)
+        raise
     finally:
         gc.enable()
         gc.unfreeze()
-        watchdog.stop()
-        if run is not None:
-            run.close()
-        stop_distributed()
 
 
 def set_up(
