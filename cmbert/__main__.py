@@ -1,6 +1,17 @@
 import sys
 
-from cmbert.cli import main
+from cmbert.train.preemption import StopRequest
+
+
+def main() -> int:
+    """Run one command; a training hears signals before anything that takes time is imported."""
+    stop = StopRequest()
+    if sys.argv[1:2] == ["train"]:
+        stop.listen()
+    from cmbert.cli import main
+
+    return main(stop=stop)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,9 @@ from cmbert.cli_values import positive_number, share, step_range, words
 from cmbert.errors import run_command
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
+from cmbert.train.preemption import StopRequest
 
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # as train/distributed.py has them
 PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
     ("gpu_memory_gb", "memory of one GPU, 1e9 bytes"),
     ("mfu", "share of the GPU's peak that training reaches, 0 to 1"),
@@ -26,12 +28,24 @@ PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for a user's mistake, 75 for a training run that was asked to stop (70: hung)."""
+def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:
+    """Run one command; return 0, 2 for a user's mistake, 74 for what may pass. Commands of ranks end the process.
+
+    They do so with 75, too, for a training run that was asked to stop (70: hung; 1: this or another rank failed).
+    stop: listens to signals already, if it is a training that runs.
+    """
     options = build_parser().parse_args(arguments)
+    options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")
-    rank = os.environ.get("RANK", "0")
-    return run_command("cmbert" if rank == "0" else f"cmbert (rank {rank})", lambda: options.command(options))
+    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    program = "cmbert" if rank == "0" else f"cmbert (rank {rank})"
+    if options.command in (_train, _preflight):
+        from cmbert.train.ending import end, leave_when_asked
+
+        if options.command == _preflight:
+            leave_when_asked(program)  # there is nothing to save
+        end(program, lambda: options.command(options))
+    return run_command(program, lambda: options.command(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -175,10 +189,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _preflight(options: argparse.Namespace) -> int:
     from cmbert.config.load import load_recipe
-    from cmbert.train.distributed import leave, read_launch
+    from cmbert.train.distributed import read_launch
     from cmbert.train.preflight import preflight
 
-    code = preflight(
+    return preflight(
         load_recipe(options.recipe, options.overrides),
         read_launch(os.environ),
         result=options.result,
@@ -189,29 +203,25 @@ def _preflight(options: argparse.Namespace) -> int:
         max_steps=options.max_steps,
         allow_unfinished=options.allow_unfinished,
     )
-    leave(code)  # a communicator that hangs must not hold up the end
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cmbert.train.preemption import StopRequest
-
-    stop = StopRequest(options.stop_after_seconds)
-    stop.listen()  # before the imports that take seconds: a signal then, too, ends in an orderly way
+    options.stop.listen()  # before the imports that take seconds: a signal then, too, ends in an orderly way
+    options.stop.limit(options.stop_after_seconds)
     from cmbert.config.load import load_recipe
-    from cmbert.train.distributed import leave, read_launch
+    from cmbert.train.distributed import is_launched
     from cmbert.train.loop import train
 
-    code = train(
+    if is_launched(os.environ):
+        options.stop.follow_launcher()
+    return train(
         load_recipe(options.recipe, options.overrides),
         resume=options.resume,
         max_steps=options.max_steps,
-        stop=stop,
+        stop=options.stop,
         skip_steps=options.skip_steps,
         allow_unfinished=options.allow_unfinished,
     )
-    if read_launch(os.environ).world_size > 1:
-        leave(code)
-    return code
 
 
 def _export(options: argparse.Namespace) -> int:

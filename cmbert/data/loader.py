@@ -1,15 +1,13 @@
 """Rows -> micro-batches. Step s holds the same rows and masks at any world size, micro-batch size and worker count."""
 
 import heapq
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from cmbert.config.schema import DataConfig, MaskConfig
 from cmbert.data.blend import Blend, RowAddress
@@ -21,7 +19,6 @@ from cmbert.data.sources import open_blend
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_PIECE, Tokenizer
 
 UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
-PREFETCH_STEPS = 2  # steps each loader process keeps ready
 
 
 class PackedBatch(NamedTuple):
@@ -46,6 +43,10 @@ class PackedBatch(NamedTuple):
 
         ids, bounds, masked, targets, positions, longest = self
         return PackedBatch(move(ids), move(bounds), move(masked), move(targets), move(positions), longest)
+
+    def pin(self) -> "PackedBatch":
+        """Copy every tensor into memory from which a GPU takes it while the host goes on."""
+        return PackedBatch._make([*(tensor.pin_memory() for tensor in self[:-1]), self.longest])
 
 
 class StepFacts(NamedTuple):
@@ -80,6 +81,11 @@ class StepData(NamedTuple):
             [sources.to(device, non_blocking=True) for sources in self.row_sources],
             self.facts,
         )
+
+    def pin(self) -> "StepData":
+        """Copy every tensor into pinned memory."""
+        row_sources = [sources.pin_memory() for sources in self.row_sources]
+        return StepData([batch.pin() for batch in self.micro_batches], row_sources, self.facts)
 
 
 class FoundRow(NamedTuple):
@@ -270,7 +276,7 @@ class RowReader:
         )
 
 
-class StepBatches(Dataset):
+class StepBatches:
     """Item s is this rank's part of step s. `mask_rate` maps a step to its rate."""
 
     def __init__(self, reader: RowReader, geometry: BatchGeometry, mask_rate: Callable[[int], float]):
@@ -294,28 +300,6 @@ class StepBatches(Dataset):
         )
         row_sources = [torch.tensor([address.source for address in part.addresses]) for part in assembled]
         return StepData([reader.mask_rows(part, rate) for part in assembled], row_sources, facts)
-
-
-def iterate_steps(batches: StepBatches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[StepData]:
-    """Yield this rank's part of each step in order, prepared ahead by `num_workers` processes (0 = in this one)."""
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=steps,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            prefetch_factor=PREFETCH_STEPS if num_workers else None,
-            worker_init_fn=_ignore_signals,
-            multiprocessing_context="forkserver" if num_workers else None,
-        )
-    )
-
-
-def _ignore_signals(worker: int) -> None:
-    """A signal meant for the trainer must not kill its loader: the trainer still needs data to reach its checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def open_reader(

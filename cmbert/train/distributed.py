@@ -1,12 +1,9 @@
 """Who am I among the ranks, and how do we decide together. Under torchrun, deepspeed, srun, mpirun, or alone."""
 
-import logging
-import os
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed
@@ -171,14 +168,7 @@ def on_first_rank(action: Callable[[], object]) -> OSError | None:
     return None
 
 
-def leave(code: int) -> NoReturn:
-    """End a rank with `code`, without Python's finalisation.
-
-    During it one rank of a finished ZeRO-3 run aborted ("terminate called without an active exception") in 1 of 25 runs
-    on two loaded cores, and the run counted as failed. That is what a C++ thread does which asks for the GIL of a dying
-    interpreter; the process group's threads are the likely ones. Left this way: 0 of 39.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher started this process, one rank or many, and so ends when its work is to end."""
+    under_srun = "SLURM_STEP_ID" in environment
+    return any(rank in environment and (under_srun or rank != "SLURM_PROCID") for rank, *_ in LAUNCHER_VARIABLES)

@@ -13,12 +13,14 @@ import torch
 
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import BatchGeometry, StepBatches, StepData, iterate_steps
+from cmbert.data.loader import BatchGeometry, StepBatches, StepData
+from cmbert.data.loader_processes import iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
 from cmbert.train.checkpoint import DAMAGED_SUFFIX, Retention, name_newest, set_aside
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
+from cmbert.train.giving_up import give_up
 from cmbert.train.guards import Judgement
 from cmbert.train.lease import take_lease
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
@@ -73,19 +75,23 @@ def train(
         logger.info("%s: stopped before all ranks were there (%s); start them again", recipe.run_directory, why)
         return EXIT_STOPPED
     watchdog = Watchdog(Path(recipe.run_directory) / LOGS_FOLDER, launch, recipe.guards.hang_seconds)
+    watchdog.listener.start()
     run = None
     try:
         run = set_up(recipe, launch, start, watchdog, max_steps, skip_steps)
         while (outcome := do_steps(run, stop)) == "rewind":
             rewind(run)
-        return finish(run, stop.reason() if outcome == "stop" else None)
+        code = finish(run, stop.reason() if outcome == "stop" else None)
+        watchdog.stop()
+        run.close()
+        stop_distributed()
+        return code
+    except Exception as error:
+        give_up(error, watchdog, run)
+        raise
     finally:
         gc.enable()
         gc.unfreeze()
-        watchdog.stop()
-        if run is not None:
-            run.close()
-        stop_distributed()
 
 
 def set_up(

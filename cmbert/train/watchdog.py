@@ -1,7 +1,7 @@
 """The watchdog: a rank without progress ends the run, with every rank's stack, rather than hang a cluster.
 
-Ranks talk through the store that they met in. All is well: each waits there for one key, and nothing is sent. A rank
-whose clock ran out sets the key of every rank; each then writes its stacks, publishes where it is and leaves.
+Ranks talk through the store that they met in, see cmbert/train/listener.py. A rank whose clock ran out sets the key of
+every rank; each then writes its stacks, publishes where it is and leaves.
 """
 
 import faulthandler
@@ -11,28 +11,25 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed
 from torch.distributed import DistError, DistStoreError, Store
-from torch.distributed.distributed_c10d import _get_default_store
 
 from cmbert.train.distributed import Launch
+from cmbert.train.ending import claim
+from cmbert.train.listener import ALARM, KEY, PARTING_SECONDS, Listener, background, connection_to, key
 
 EXIT_HUNG = 70  # EX_SOFTWARE of sysexits.h
-KEY = "cmbert_watchdog"
 STDERR = 2  # written to directly: a hung main thread may hold the lock of sys.stderr
 # Ours. A limit is noticed within a twentieth of it; a look costs one short-lived thread (80 us), hence 5 s at most.
 LOOKS_PER_LIMIT, LONGEST_LOOK_SECONDS = 20, 5.0
 # Ours. An answer takes milliseconds; 10 s also cover 1,000 ranks that connect at once and a machine that swaps.
 GRACE_SECONDS = 10.0
 WRITE_SECONDS = 5.0  # ours: for a stacks file (tens of kB) or a line; what takes longer does not come back
-PARTING_SECONDS = 1.0  # ours: for all to read the last key, so that nobody's peers or store leave much earlier
 HOSTS_NAMED = 4  # ours: a place with more hosts is not the fault of one
-LISTEN = timedelta(days=1)  # of one wait for the key; torch hands milliseconds to poll as a C int (24 days)
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +72,14 @@ class Watchdog:
         self._beat = _Beat("set-up", 0, 0, limited=False)
         self._wake = threading.Event()
         self._stopped = self._told = False
-        self._store: Store | None = None
-        self._threads: list[threading.Thread] = []
+        self.listener = Listener(launch, self._hear)
+        self._thread: threading.Thread | None = None
         self._stacks = -1  # file descriptors, opened while the file systems still answer
         self._scratch = -1
 
     def start(self) -> None:
         """Start watching; after start_distributed, and without a limit until the first `enter`. Raises OSError."""
+        self.listener.start()
         if self.limit <= 0:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +87,7 @@ class Watchdog:
         self._scratch = os.memfd_create(KEY)
         # A child forked while the timer is wound up waits at its exit for a thread that it does not have.
         os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
-        if torch.distributed.is_initialized() and self.launch.world_size > 1:
-            self._store = _get_default_store()
-            self._threads.append(_background(self._listen, self._store))
-        self._threads.append(_background(self._watch))
+        self._thread = background(self._watch)
 
     def enter(self, phase: str, step: int) -> None:
         """Say that the main thread has got to `phase` of `step`: a beat, 1 us."""
@@ -104,45 +99,26 @@ class Watchdog:
 
     def stop(self) -> None:
         """End the watch, also after an error; before stop_distributed. Does not return after an alarm."""
-        if not self._threads:
-            return
         self._stopped = True
+        self.listener.stop(WRITE_SECONDS)
+        if self._thread is None:
+            return
         self._wake.set()
-        if self._store is not None:  # a listener that wakes in a dying interpreter would abort it
-            _background(_quietly, self._store.set, self._key("wake", self.launch.rank), "stop").join(WRITE_SECONDS)
-        for thread in self._threads:
-            thread.join(WRITE_SECONDS)
-        if self._threads[-1].is_alive():  # the alarm is given, and gloo raised in the main thread as a peer had left
+        self._thread.join(WRITE_SECONDS)
+        if self._thread.is_alive():  # the alarm is given, and gloo raised in the main thread as a peer had left
             time.sleep(_ending_seconds())  # that thread ends the process, and with its code
         faulthandler.cancel_dump_traceback_later()
-        self._threads, self._store = [], None
+        self._thread = None
         empty = os.fstat(self._stacks).st_size == 0
         os.close(self._stacks)
         os.close(self._scratch)
         if empty:
             self.path.unlink(missing_ok=True)
 
-    def _key(self, name: str, rank: int | None = None) -> str:
-        return f"{KEY}/{name}" if rank is None else f"{KEY}/{name}/{rank}"
-
-    def _listen(self, store: Store) -> None:
-        """Wait until another rank gives the alarm, or `stop`; on a connection of its own, as a wait holds it."""
-        key = self._key("wake", self.launch.rank)
-        try:
-            client = _connection(store)
-            while not self._stopped:
-                try:
-                    client.wait([key], LISTEN)
-                except DistStoreError:  # a day without alarm
-                    continue
-                if self._stopped:
-                    client.delete_key(key)  # another watchdog of this process group may follow
-                else:
-                    self._told = True
-                    self._wake.set()
-                return
-        except DistError as error:  # the store's host has left; this rank's own clock goes on
-            logger.debug("watchdog: the ranks' store is gone: %s", error)
+    def _hear(self) -> None:
+        """Called in the listener's thread at another rank's alarm."""
+        self._told = True
+        self._wake.set()
 
     def _watch(self) -> None:
         """Count the seconds since the last beat, and give the alarm at the limit or when told."""
@@ -160,7 +136,9 @@ class Watchdog:
                 idle += min(now - looked, 2 * self._look)
             looked = now
             if not self._stopped and (self._told or (seen.limited and idle >= self.limit)):
-                self._end(seen, idle)
+                if claim():  # else this rank is ending already
+                    self._end(seen, idle)
+                return
 
     def _end(self, beat: _Beat, idle: float) -> None:
         """Write the stacks, tell the others, and leave. No step of it waits without limit."""
@@ -173,8 +151,8 @@ class Watchdog:
         why = "another rank made no progress" if self._told else "no progress"
         where = f"rank {rank} on {host}: step {beat.step}, phase {beat.phase!r}, {idle:.0f} s in it; {why}"
         header = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {where}\n"
-        telling = _background(self._tell, Place(rank, host, beat.step, beat.phase, beat.count), idle)
-        writing = _background(_write, self._stacks, header.encode() + _contents(self._scratch) + b"\n")
+        telling = background(self._tell, Place(rank, host, beat.step, beat.phase, beat.count), idle)
+        writing = background(_write, self._stacks, header.encode() + _contents(self._scratch) + b"\n")
         writing.join(WRITE_SECONDS)
         stacks = f"the file system of {self.path} does not answer" if writing.is_alive() else f"stacks in {self.path}"
         self._say(f"{where}; {stacks}")
@@ -187,23 +165,24 @@ class Watchdog:
         os._exit(EXIT_HUNG)  # a collective that hangs cannot be unwound
 
     def _say(self, line: str) -> None:
-        _background(_write, STDERR, f"cmbert: watchdog: {line}\n".encode()).join(WRITE_SECONDS)
+        background(_write, STDERR, f"cmbert: watchdog: {line}\n".encode()).join(WRITE_SECONDS)
 
     def _tell(self, place: Place, idle: float) -> None:
         """Publish where this rank is. The first rank of all collects the places; the others wait until it has."""
-        if self._store is None:
+        store = self.listener.store
+        if store is None:
             return
         try:
-            client = _connection(self._store)
-            is_first = client.add(self._key("alarms"), 1) == 1
-            client.set(self._key("place", place.rank), json.dumps(vars(place)))
+            client = connection_to(store)
+            is_first = client.add(key("alarms"), 1) == 1
+            client.set(key("place", place.rank), json.dumps(vars(place)))
             if is_first:  # electing the lowest rank instead would have every rank read
                 for rank in range(self.launch.world_size):
-                    client.set(self._key("wake", rank), "alarm")
+                    client.set(key("wake", rank), ALARM)
                 self._say(summarise(self._collect(client), self.launch.world_size, idle))
-                client.set(self._key("done"), "")
+                client.set(key("done"), "")
             else:  # a launcher kills the others at the first exit: none before the report is out
-                client.wait([self._key("done")], timedelta(seconds=2 * GRACE_SECONDS))
+                client.wait([key("done")], timedelta(seconds=2 * GRACE_SECONDS))
             time.sleep(PARTING_SECONDS)
         except DistError as error:
             reason = str(error).partition("\n")[0]
@@ -211,19 +190,12 @@ class Watchdog:
 
     def _collect(self, client: Store) -> Mapping[int, Place]:
         """Return the places of the ranks that answer within GRACE_SECONDS."""
-        keys = {rank: self._key("place", rank) for rank in range(self.launch.world_size)}
+        keys = {rank: key("place", rank) for rank in range(self.launch.world_size)}
         try:
             client.wait(list(keys.values()), timedelta(seconds=GRACE_SECONDS))
         except DistStoreError:
             keys = {rank: key for rank, key in keys.items() if client.check([key])}
         return {rank: Place(**json.loads(client.get(key))) for rank, key in keys.items()}
-
-
-def _background(work: Callable[..., object], *arguments: object) -> threading.Thread:
-    """Start `work` in a daemon thread, so that whoever needs it can stop waiting for it."""
-    thread = threading.Thread(target=work, args=arguments, name=KEY, daemon=True)
-    thread.start()
-    return thread
 
 
 def _telling_seconds() -> float:
@@ -232,18 +204,6 @@ def _telling_seconds() -> float:
 
 def _ending_seconds() -> float:
     return _telling_seconds() + 4 * WRITE_SECONDS  # and for the stacks and three lines
-
-
-def _connection(store: Store) -> Store:
-    """Return another connection to the same store: one that a main thread is stuck in serves nobody else."""
-    return store.clone()  # type: ignore[attr-defined]  # there since torch 2.9, but not in its stub
-
-
-def _quietly(work: Callable[..., object], *arguments: object) -> None:
-    try:
-        work(*arguments)
-    except DistError as error:
-        logger.debug("watchdog: %s", error)
 
 
 def _contents(descriptor: int) -> bytes:

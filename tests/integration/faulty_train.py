@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from cmbert.cli import main
+from cmbert.data.loader import StepBatches, StepData
+from cmbert.errors import ShardError
 from cmbert.train import checkpoint_writer, loop
 
 KIND, STEP, RANK = os.environ["FAULT"].split(":")
@@ -44,6 +46,8 @@ def spoil(run: loop.Run) -> None:
                 signal.signal(number, signal.SIG_IGN)
             print(f"deaf in step {run.step}", flush=True)
             time.sleep(600)
+        case "raise":
+            raise RuntimeError("the world is broken\nin more than one line")
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "kill":
@@ -79,6 +83,8 @@ def broken_write(copies: list, directory: Any, host: Any) -> Any:
             torch.save(table, path)
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+        if KIND == "save_raise":
+            raise ValueError("the thread is broken")
         if KIND == "save_term":
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -109,6 +115,23 @@ def broken_batches(run: loop.Run) -> Any:
         yield data
 
 
+class BrokenBatches(StepBatches):
+    """What a loader process meets in STEP."""
+
+    def __getitem__(self, step: int) -> StepData:
+        if MINE and step == int(STEP):
+            match KIND:
+                case "data_raise":
+                    raise RuntimeError("the loader is broken")
+                case "data_shard":
+                    raise ShardError("a shard is damaged; copy it again")
+                case "data_kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(step)
+
+
+if KIND in ("data_raise", "data_shard", "data_kill"):
+    loop.StepBatches = BrokenBatches
 sound_evaluate, loop.evaluate = loop.evaluate, broken_evaluate
 sound_batches, loop.batches = loop.batches, broken_batches
 sound_step, loop.train_step = loop.train_step, broken_step

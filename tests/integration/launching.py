@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,23 @@ def start(
     ranks: int = 1,
     fault: str = "",
     limit_file_bytes: int = 0,
+    environment: Mapping[str, str] | None = None,
     popen: type[subprocess.Popen] = forking.Popen,
 ) -> subprocess.Popen:
     """Start a training without a cold start, unless `popen` is subprocess.Popen.
 
     fault: kind:step:rank of faulty_train.py. limit_file_bytes: writing more fails, as on a full disk.
+    environment: beside this process's own.
     """
     launcher = torchrun(ranks) if ranks > 1 else []
     program = [str(Path(__file__).with_name("faulty_train.py"))] if fault else ["-m", "cmbert", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd()), "FAULT": fault}
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path.cwd()),
+        "FAULT": fault,
+        **(environment or {}),
+    }
     if limit_file_bytes:
         program = ["-c", LIMITED.format(limit_file_bytes), "train"]
     return popen(
@@ -45,7 +54,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env=variables,
     )
 
 

@@ -1,7 +1,5 @@
 """Batches: step s is the same at any world size, micro-batch size and worker count; pieces are framed and isolated."""
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import (
@@ -20,10 +17,10 @@ from cmbert.data.loader import (
     StepBatches,
     StepData,
     data_row,
-    iterate_steps,
     merge_ranges,
     open_reader,
 )
+from cmbert.data.loader_processes import iterate_steps
 from cmbert.data.sources import check_epochs
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
@@ -138,7 +135,7 @@ def test_every_tensor_is_pinned_and_moved_once(
         return tensor.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    copied = pin_memory(step)  # as the DataLoader's thread does it
+    copied = step.pin()
     assert sorted(map(id, pinned)) == sorted(map(id, held))
     assert isinstance(copied, StepData)
     assert all(isinstance(batch, PackedBatch) for batch in copied.micro_batches)
@@ -150,20 +147,6 @@ def test_every_tensor_is_pinned_and_moved_once(
         META
     }
     assert [batch.longest for batch in moved.micro_batches] == [64] * 3
-
-
-def test_workers_outlive_a_signal_meant_for_the_trainer(data: DataConfig, tokenizer: Tokenizer) -> None:
-    dataset = batches(data, tokenizer, 0, 1, 8)
-    steps = iterate_steps(dataset, range(30), num_workers=2, pin_memory=False)
-    first = next(steps)
-    workers = [worker.pid for worker in steps._workers]  # type: ignore[attr-defined]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        for pid in workers:
-            os.kill(pid, number)
-    rest = list(steps)
-    assert len(rest) == 29
-    for step, data_of_step in enumerate([first, *rest]):
-        assert data_of_step.facts.first_row == step * ROWS_PER_STEP
 
 
 def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
