@@ -25,6 +25,7 @@ from cmbert.errors import TransientError
 PREFETCH_STEPS = 2  # steps of each process that lie ready, beside the one that it has in hand
 TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PARTING_SECONDS = 5.0  # ours: for a killed process to be gone; what the kernel holds longer is not waited for
+SERVER_GONE = 255  # multiprocessing's exit code of a process whose server was killed; it may well live and work
 CAUSES = {  # of a process's death, by signal: what it most often means
     signal.SIGKILL: "most often the system does that when memory runs short: lower data.num_workers, or ask for more",
     signal.SIGBUS: "a shard in use could not be read: its file system failed, or the file was cut short",
@@ -137,7 +138,7 @@ class LoaderProcesses:
                 assert isinstance(sentinel, int)
                 process = at_work.pop(sentinel)
                 process.join(0)
-                if process.exitcode != 0:  # 0: it had sent all of its steps
+                if process.exitcode not in (0, SERVER_GONE):  # 0: it had sent all of its steps
                     raise _death(process)
 
 
@@ -145,7 +146,7 @@ def _death(process: multiprocessing.process.BaseProcess) -> TransientError:
     process.join(PARTING_SECONDS)  # until its exit code is known
     code = process.exitcode
     if code is None or code >= 0:
-        return TransientError(f"a loader process (pid {process.pid}), or the server that started it, has ended")
+        return TransientError(f"a loader process (pid {process.pid}) has ended; run the same command again")
     name = signal.Signals(-code).name
     why = CAUSES.get(signal.Signals(-code), "run the same command again")
     return TransientError(f"a loader process (pid {process.pid}) was killed by {name}; {why}")

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmbert.config.load import load_recipe
 from cmbert.model import encoder
 from cmbert.train import loop
-from cmbert.train.distributed import leave
+from cmbert.train.ending import leave
 from cmbert.train.preemption import StopRequest
 from tests.cmbert.fused import FUSED
 

@@ -23,7 +23,8 @@ from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.train.distributed import gather_from_ranks, leave, read_launch
+from cmbert.train.distributed import gather_from_ranks, read_launch
+from cmbert.train.ending import leave
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.optim import build_optimizer
 from tests.cmbert.fused import FUSED

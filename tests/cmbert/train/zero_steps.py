@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cmbert.train.distributed import leave, read_launch
+from cmbert.train.distributed import read_launch
+from cmbert.train.ending import leave
 from cmbert.train.engine import build_engine, start_distributed, stop_distributed
 from cmbert.train.optim import AdamW
 
