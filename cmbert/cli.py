@@ -208,6 +208,7 @@ def _preflight(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     options.stop.listen()  # before the imports that take seconds: a signal then, too, ends in an orderly way
     options.stop.limit(options.stop_after_seconds)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost peer is 25 lines of C++ frames on every rank
     from cmbert.config.load import load_recipe
     from cmbert.train.distributed import is_launched
     from cmbert.train.loop import train

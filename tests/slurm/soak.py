@@ -104,6 +104,7 @@ class Fault:
     at_start: bool = False
     """Whether it may come in the first seconds, before the loader processes are there."""
     num_nodes: Sequence[int] = (1, 2)
+    needs: Callable[[Life], object] = Life.ranks
 
 
 def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
@@ -145,9 +146,15 @@ STOPPED, REQUEUED = "were asked to stop; requeued", "(?<!asked to stop); requeue
 FAULTS = (
     Fault("kill -9 of a rank", lambda life, choice: kill([choice.choice(life.ranks())]), REQUEUED, at_start=True),
     Fault("kill -9 of all ranks", lambda life, _: kill(life.ranks()), REQUEUED, at_start=True),
-    Fault("kill -9 of a loader process", lambda life, choice: kill([choice.choice(life.loaders())]), REQUEUED),
-    Fault("kill -9 of a fork server", lambda life, choice: kill([choice.choice(life.servers())]), REQUEUED),
-    Fault("kill -9 of a resource tracker", lambda life, choice: kill([choice.choice(life.trackers())]), "", ends=False),
+    Fault(
+        "kill -9 of a loader process", lambda life, choice: kill([choice.choice(life.loaders())]), REQUEUED, needs=Life.loaders,
+    ),
+    Fault(
+        "kill -9 of a fork server", lambda life, choice: kill([choice.choice(life.servers())]), "", ends=False, needs=Life.servers,
+    ),
+    Fault(
+        "kill -9 of a resource tracker", lambda life, choice: kill([choice.choice(life.trackers())]), "", ends=False, needs=Life.trackers,
+    ),
     Fault("TERM to a rank", lambda life, choice: kill([choice.choice(life.ranks())], signal.SIGTERM), STOPPED),
     Fault("USR1 to all processes", lambda life, _: cancel(life, "USR1"), STOPPED, at_start=True),
     Fault("USR1 three times to all", lambda life, _: cancel(life, "USR1", "USR1", "USR1"), STOPPED, at_start=True),
@@ -198,10 +205,10 @@ class Soak:
         is_early = self.choice.random() < 0.25
         fault = self.choice.choice([f for f in FAULTS if num_nodes in f.num_nodes and (f.at_start or not is_early)])
         begun = self.size()
-        ready = life.ranks if is_early else lambda: self.size() > begun and life.loaders() and life.trackers()
+        ready = life.ranks if is_early else lambda: self.size() > begun
         desk.wait(job, lambda: ready() or desk.slurm.state(job) in DONE, f"a moment for {fault.name}")
         time.sleep(self.choice.uniform(0, 2))
-        if len(life.ranks()) < 2 or (not is_early and not (life.loaders() and life.trackers())):
+        if len(life.ranks()) < 2 or not fault.needs(life):
             return desk.slurm.state(job) not in DONE
         restarts, newest = desk.restarts[job], self.newest()
         said = len(desk.output(job))
@@ -230,7 +237,7 @@ class Soak:
         """Wait until no process of a life is left; return the seconds. Raises AssertionError beyond the bound."""
         wait_until(lambda: not any(map(is_alive, life.pids)), f"the end of all processes after {fault.name}")
         seconds = time.monotonic() - since
-        assert seconds <= fault.seconds, f"{fault.name}: {seconds:.1f} s\n{self.desk.output(life.job)}"
+        assert seconds <= fault.seconds, f"{fault.name}: {seconds:.1f} s\n{self.desk.output(life.job)[-3000:]}"
         return seconds
 
     def note(self, key: tuple[str, str], seconds: float) -> None:
