@@ -38,7 +38,9 @@ def doing(operation: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or getattr(error, "operation", None):
             raise
-        named = OSError(error.errno, f"{os.strerror(error.errno)} ({operation})", str(path))
+        below = str(error.filename or "").startswith(f"{path}/")  # a folder was named, and this is the file in it
+        name = str(error.filename if below else path)
+        named = OSError(error.errno, f"{os.strerror(error.errno)} ({operation})", name)
         named.operation = operation  # type: ignore[attr-defined]
         raise named from error
 
