@@ -38,7 +38,9 @@ def doing(operation: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or getattr(error, "operation", None):
             raise
-        named = OSError(error.errno, f"{os.strerror(error.errno)} ({operation})", str(path))
+        below = str(error.filename or "").startswith(f"{path}/")  # a folder was named, and this is the file in it
+        name = str(error.filename if below else path)
+        named = OSError(error.errno, f"{os.strerror(error.errno)} ({operation})", name)
         named.operation = operation  # type: ignore[attr-defined]
         raise named from error
 
@@ -200,13 +202,20 @@ def flush_directory(folder: Path) -> None:
 def keep_beginning(path: Path, num_bytes: int) -> None:
     """Replace a file by its first bytes: whoever has the old one open writes into nothing from here on."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with doing("read", path), open(path, "rb") as whole, doing("write", path), open(aside, "wb") as kept:
+    with doing("open", path):
+        whole, kept = open(path, "rb"), open(aside, "wb")
+    with doing("write", path), whole, kept:
         left = num_bytes
-        while left and (block := whole.read(min(left, HASH_BLOCK_BYTES))):
+        while left:
+            with doing("read", path):
+                block = whole.read(min(left, HASH_BLOCK_BYTES))
+            if not block:
+                break
             kept.write(block)
             left -= len(block)
         kept.flush()
-        os.fsync(kept.fileno())
+        with doing("fsync", path):
+            os.fsync(kept.fileno())
     rename(aside, path)
 
 

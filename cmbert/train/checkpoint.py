@@ -7,6 +7,7 @@ A run that was told to go back to an older one (--resume PATH) renames those tha
 whoever looks for the newest finds that of the last run.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cmbert.errors import CheckpointError, may_pass
+from cmbert.errors import CheckpointError
 from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, write_text
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "MANIFEST.json"
-UNREADABLE = (ValueError, TypeError, OSError)  # what a torn, changed or missing JSON file raises
+DAMAGED = (ValueError, TypeError, FileNotFoundError)  # what a torn, changed or missing JSON file raises
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
 LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
@@ -169,14 +170,12 @@ def leave_behind(root: Path, step: int) -> list[Path]:
 def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list[str]:
     """Return what is wrong with `checkpoint`, one line each; of its files only every num_shares-th from `share` on.
 
-    Raises OSError where reading fails in a way that may pass, after some tries: that says nothing about the files.
+    Raises OSError where they cannot be read (after some tries where that may help): they may be whole.
     """
     try:
         manifest = json.loads(patiently(lambda: read_bytes(checkpoint / MANIFEST_FILE)))
         read_state(checkpoint)
-    except UNREADABLE as error:
-        if may_pass(error):
-            raise
+    except DAMAGED as error:
         return [f"{checkpoint}: {MANIFEST_FILE} or {STATE_FILE} cannot be read: {error}"]
     found = []
     for name, expected in sorted(manifest.items())[share::num_shares]:
@@ -204,14 +203,11 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
-    """Return the states of those checkpoints whose state can be read; their files are not proved."""
+    """Return the states of those checkpoints whose state is whole; their files are not proved. Raises OSError."""
     found = {}
     for path in checkpoints:
-        try:
+        with contextlib.suppress(*DAMAGED):
             found[path] = read_state(path)
-        except UNREADABLE as error:
-            if may_pass(error):
-                raise
     return found
 
 

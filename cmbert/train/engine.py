@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-from cmbert.errors import CheckpointError, ConfigError
+from cmbert.errors import CheckpointError, ConfigError, TransientError, advice
+from cmbert.files import doing
 from cmbert.train.distributed import Launch
 from cmbert.train.optim import AdamW, Layout, Segment
 from cmbert.train.rendezvous import meet
@@ -171,8 +172,17 @@ def load_engine(engine: Any, checkpoint: Path, *, universal: bool = False) -> No
     engine._config.load_universal_checkpoint = universal
     optimizer = engine.basic_optimizer
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    with contextlib.redirect_stdout(io.StringIO()):
-        path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    with doing("list", checkpoint):
+        os.listdir(checkpoint)  # DeepSpeed takes what it cannot list for empty
+    try:
+        with doing("read", checkpoint), contextlib.redirect_stdout(io.StringIO()):
+            path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what torch's zip reader makes of a read that fails; it does not say of which file
+        raise TransientError(
+            f"{checkpoint}: its files are whole, and reading them failed (read): {error}; {advice(passing=True)}"
+        ) from error
     if path is None:
         raise CheckpointError(f"{checkpoint}: DeepSpeed found no checkpoint of this world size and ZeRO stage there")
     # DeepSpeed 0.19 loads the universal form at ZeRO 3 with one step counter for all sub-groups, and gives every group

@@ -160,10 +160,9 @@ class Lease:
             self.check()
             owner = _read(self.run, self.number)
             write_json(self.path, {**asdict(owner), "released": True})
-        except (
-            LeaseLostError,
-            OSError,
-        ) as error:  # the next run watches it for a while
+        except LeaseLostError:
+            return
+        except OSError as error:  # the next run watches it for a while
             logger.warning("%s: not released: %s", self.path, error)
 
 

@@ -37,12 +37,20 @@ class Reporter:
     """Figures for the next record: what the last checkpoint cost."""
 
     def report(self, record: dict[str, Any], facts: StepFacts) -> None:
-        """Record a step and, now and then, print it with the time left; say nothing once the lease is lost.
+        """Record a step and, now and then, print it with the time left; nothing once the lease is lost.
 
-        The files are other ones then, but TensorBoard and W&B would show the steps of both runs.
+        The files are other ones then, but TensorBoard and W&B would show the steps of both runs. Raises LeaseLostError
+        rather than the OSError that comes of it: NFS calls a file stale that another machine has replaced.
         """
         if self.lease.is_lost:
             return
+        try:
+            self._record(record, facts)
+        except OSError:
+            self.lease.check()
+            raise
+
+    def _record(self, record: dict[str, Any], facts: StepFacts) -> None:
         self.ledger.write(record["step"], facts.ledger)
         record |= self.notes
         self.notes.clear()

@@ -63,6 +63,9 @@ class Run:
             self.writer.close()
             if self.reporter is not None:
                 self.reporter.close()
+        except OSError:
+            if not self.writer.lease.is_lost:  # else the files were replaced, which NFS calls stale
+                raise
         finally:
             self.writer.lease.release()
 

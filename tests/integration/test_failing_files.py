@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -84,14 +85,19 @@ def world(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory, monkeypat
 def calls(log: Path) -> list[Call]:
     """Return the calls of a run to let fail: the first of each operation on each kind of file, and of each checkpoint.
 
-    Of the shards, one file of each kind is enough, and one checkpoint of those that are written between others.
+    Of the shards, one file of each kind is enough, and one checkpoint of those that are written between others. A
+    checkpoint that is read is proved first: the last call is DeepSpeed's.
     """
-    found = {}
+    found: dict[tuple[str, ...], Call] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     for line in log.read_text(encoding="utf-8").splitlines():
         operation, path = line.split("\t")
         path = re.sub(r"(?<=\.lease\.)[a-z].*|(?<=\.)\d+$|(?<=tfevents\.).*|(?<=plan/).*", "*", path)
         if not re.search(r"/0000[12]\.|\.step_000000008", path):
             found[operation, path] = Call(operation, path, 1)
+            counts[operation, path] += 1
+            if re.search(r"/step_\d+/.*\.pt$", path) and operation in ("open", "read"):
+                found[operation, path, "last"] = Call(operation, path, counts[operation, path])
     return list(found.values())
 
 
@@ -99,7 +105,10 @@ def check_end(call: Call, number: int, code: int, output: str) -> None:
     """It survived and said so, or ended with the right code and one line that names the file and the operation."""
     shown = f"{call}, error {number}, exit code {code}:\n{output}"
     assert "Traceback" not in output, shown
-    name = Path(call.pattern).name.strip(".*").removesuffix(".")
+    place = Path(call.pattern)
+    if place.suffix == ".pt" and call.at > 1:
+        place = place.parent  # DeepSpeed reads it, and torch does not say which file
+    name = place.name.strip(".*").removesuffix(".")
     operation = "(map|open|read)" if call.operation in ("map", "open", "read") else call.operation
     told = [line for line in output.splitlines() if name in line and re.search(rf"\({operation}\)", line)]
     if code == 0:  # a file that is only looked for may be passed over in silence
@@ -164,7 +173,7 @@ def test_each_call_of_a_run(
         set_aside = [
             path.name for path in (world.run / "checkpoints").iterdir() if path.suffix in (".damaged", ".left")
         ]
-        assert not set_aside or number == errno.EACCES, call
+        assert not set_aside, call
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import builtins
 import errno
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -116,9 +117,10 @@ def test_what_a_run_went_back_from_is_left_behind(run: Path) -> None:
     assert (root / "step_000000012.left" / "weights.pt").is_file()
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
 @pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "weights.pt"])
-def test_a_checkpoint_that_cannot_be_read_just_now_is_not_damaged(
-    run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
+    run: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Renaming it would throw work away that another try finds whole."""
     checkpoint, tries, real = run / "checkpoints" / "step_000000004", [], builtins.open
@@ -126,19 +128,19 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_damaged(
     def fail(path: Path, *arguments: Any, **more: Any) -> Any:
         if Path(path).name == name and len(tries) < num_failures:
             tries.append(path)
-            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return real(path, *arguments, **more)
 
     monkeypatch.setattr(builtins, "open", fail)
     monkeypatch.setattr(files, "RETRY_SECONDS", (0, 0))
-    num_failures = 2
+    num_failures = 2 if number == errno.ESTALE else 0
     assert damaged_files(checkpoint) == []
     assert len(tries) == num_failures
     tries.clear()
-    num_failures = 3
+    num_failures += 1
     with pytest.raises(OSError, match=re.escape(name)) as raised:
         damaged_files(checkpoint)
-    assert raised.value.errno == errno.ESTALE
+    assert raised.value.errno == number
 
 
 @settings(deadline=None, max_examples=30)
