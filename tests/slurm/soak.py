@@ -91,12 +91,15 @@ def parent(pid: int) -> int:
         return 0
 
 
+Strike = Callable[[Life, random.Random], object]
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is done to a life, and how it must end."""
 
     name: str
-    strike: Callable[[Life, random.Random], object]
+    strike: Strike
     says: str
     """Pattern of the job's last line about the life; empty if the life may go on or ends without a word."""
     seconds: float = END_SECONDS
@@ -113,10 +116,23 @@ def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
             os.kill(pid, number)
 
 
-def cancel(life: Life, *signals: str) -> None:
-    """Send signals to all processes of the job's steps, as Slurm does."""
-    for name in signals:
-        life.desk.slurm.call("scancel", f"--signal={name}", life.job, code=None)
+def one_of(find: Callable[[Life], list[int]], number: int = signal.SIGKILL) -> Strike:
+    """Return what sends a signal to one process of a kind."""
+    return lambda life, choice: kill([choice.choice(find(life))], number)
+
+
+def cancel(*signals: str) -> Strike:
+    """Return what sends signals to all processes of the job's steps, as Slurm does."""
+
+    def strike(life: Life, _: random.Random) -> None:
+        for name in signals:
+            life.desk.slurm.call("scancel", f"--signal={name}", life.job, code=None)
+
+    return strike
+
+
+def requeue(life: Life, _: random.Random) -> None:
+    life.desk.slurm.call("scontrol", "requeue", life.job)
 
 
 def lose_node(life: Life, choice: random.Random) -> None:
@@ -143,34 +159,23 @@ def start_again(life: Life, _: random.Random) -> None:
 
 
 STOPPED, REQUEUED = "were asked to stop; requeued", "(?<!asked to stop); requeued"
+LOADER, SERVER, TRACKER = Life.loaders, Life.servers, Life.trackers
 FAULTS = (
-    Fault("kill -9 of a rank", lambda life, choice: kill([choice.choice(life.ranks())]), REQUEUED, at_start=True),
+    Fault("kill -9 of a rank", one_of(Life.ranks), REQUEUED, at_start=True),
     Fault("kill -9 of all ranks", lambda life, _: kill(life.ranks()), REQUEUED, at_start=True),
-    Fault(
-        "kill -9 of a loader process", lambda life, choice: kill([choice.choice(life.loaders())]), REQUEUED, needs=Life.loaders,
-    ),
-    Fault(
-        "kill -9 of a fork server", lambda life, choice: kill([choice.choice(life.servers())]), "", ends=False, needs=Life.servers,
-    ),
-    Fault(
-        "kill -9 of a resource tracker", lambda life, choice: kill([choice.choice(life.trackers())]), "", ends=False, needs=Life.trackers,
-    ),
-    Fault("TERM to a rank", lambda life, choice: kill([choice.choice(life.ranks())], signal.SIGTERM), STOPPED),
-    Fault("USR1 to all processes", lambda life, _: cancel(life, "USR1"), STOPPED, at_start=True),
-    Fault("USR1 three times to all", lambda life, _: cancel(life, "USR1", "USR1", "USR1"), STOPPED, at_start=True),
-    Fault("TERM, then INT to all", lambda life, _: cancel(life, "TERM", "INT"), STOPPED, at_start=True),
-    Fault(
-        "SIGSTOP of a rank", lambda life, choice: kill([choice.choice(life.ranks())], signal.SIGSTOP), REQUEUED,
-        HUNG_SECONDS,
-    ),
-    Fault(
-        "scontrol requeue", lambda life, _: life.desk.slurm.call("scontrol", "requeue", life.job), "outside",
-        at_start=True,
-    ),
+    Fault("kill -9 of a loader process", one_of(LOADER), REQUEUED, needs=LOADER),
+    Fault("kill -9 of a fork server", one_of(SERVER), "", ends=False, needs=SERVER),
+    Fault("kill -9 of a resource tracker", one_of(TRACKER), "", ends=False, needs=TRACKER),
+    Fault("TERM to a rank", one_of(Life.ranks, signal.SIGTERM), STOPPED),
+    Fault("USR1 to all processes", cancel("USR1"), STOPPED, at_start=True),
+    Fault("USR1 three times to all", cancel("USR1", "USR1", "USR1"), STOPPED, at_start=True),
+    Fault("TERM, then INT to all", cancel("TERM", "INT"), STOPPED, at_start=True),
+    Fault("SIGSTOP of a rank", one_of(Life.ranks, signal.SIGSTOP), REQUEUED, HUNG_SECONDS),
+    Fault("scontrol requeue", requeue, "outside", at_start=True),
     Fault("a node is lost", lose_node, "", at_start=True),
     Fault("a slurmd is lost, its ranks go on", lose_daemon, "", STRAY_SECONDS, num_nodes=(1,)),
     Fault("the same training by hand", start_again, "", ends=False),
-)  # fmt: skip
+)
 
 
 class Soak:
