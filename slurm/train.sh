@@ -9,6 +9,7 @@ MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably n
 train_stage() {
     local recipe=$1 run newest lives reach last
     local -a nodes
+    refuse_what_is_said_once "$@"
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # The address by which Slurm itself reaches the first node; its name need not resolve.
     MASTER_ADDR=$(scontrol show node "${nodes[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -56,8 +57,8 @@ warn_of_time() {
 # srun's 0 is not enough: it has come after a node was lost. The newest checkpoint says whether the stage is finished.
 check_end() {
     local step
-    step=$(cat "$run/checkpoints/latest" 2>/dev/null || echo 0)
-    step=$((10#${step##*_}))
+    step=$(newest_checkpoint)
+    step=$((10#0${step##*[_-]}))
     if ((step >= last)); then
         say "finished"
         exit 0
@@ -68,6 +69,29 @@ check_end() {
         exit "$code"
     fi
     go_on "srun returned 0 at step $step of $last"
+}
+
+# The name of the run's newest whole checkpoint; - for none.
+newest_checkpoint() {
+    local path
+    path=$(printf '%s\n' "${run:-}"/checkpoints/step_*/MANIFEST.json | grep -E '/step_[0-9]+/MANIFEST' | sort | tail -n 1) || true
+    path=${path%/MANIFEST.json}
+    path=${path##*/}
+    echo "${path:--}"
+}
+
+# What is said to every life must be true of every life: the second would go back again, or refuse what the first has done.
+refuse_what_is_said_once() {
+    local word previous=
+    [[ $(job_field Requeue) == 1 ]] || return 0
+    for word in "$@"; do
+        [[ $previous == --resume ]] && word="--resume=$word"
+        if [[ $word == --skip-steps* || ($word == --resume=* && $word != --resume=auto) ]]; then
+            say "error: ${word%%=*} would be repeated when the job is requeued; give it to a job of its own: sbatch --no-requeue"
+            exit 2
+        fi
+        previous=$word
+    done
 }
 
 # Let the nodes be checked; sets run, newest, lives, reach, last. An unfit node is not used again by this job.
@@ -109,7 +133,7 @@ stopped() {
 # Requeue, unless this and the lives before it have left no newer checkpoint.
 go_on() {
     local now
-    now=$(cat "${run:-}/checkpoints/latest" 2>/dev/null || echo -)
+    now=$(newest_checkpoint)
     if [[ $now == "${newest:--}" ]] && ((${lives:-0} >= MAX_LIVES)); then
         say "$1; not requeued: $lives lives in a row (CMBERT_MAX_LIVES) left no checkpoint newer than $now"
         exit "$code"

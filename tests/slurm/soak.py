@@ -29,7 +29,7 @@ from tests.integration.soak import make_recipe
 from tests.slurm.cluster import Cluster, is_alive, processes, wait_until, works_in
 from tests.slurm.desk import DONE, ONE_NODE, TWO_NODES, Desk
 
-HANG_SECONDS = 8
+HANG_SECONDS = 20  # a busy machine takes ten to start loader processes
 SETTINGS = (
     "train.total_tokens=307200",  # 600 steps: so long that a stray life is not done before the next one begins
     "train.checkpoint_every_steps=50",

@@ -31,8 +31,8 @@ echo "allocator ${PYTORCH_ALLOC_CONF:-} ${PYTORCH_CUDA_ALLOC_CONF:-}"
 if [[ $* != *" preflight "* ]]; then
     echo "rendezvous $MASTER_ADDR:$MASTER_PORT, $OMP_NUM_THREADS threads"
     if [[ -z ${FAKE_TRAIN:-} ]]; then
-        mkdir -p run/checkpoints
-        echo "step_${FAKE_STEP:-000000018}" > run/checkpoints/latest
+        mkdir -p "run/checkpoints/step_${FAKE_STEP:-000000018}"
+        touch "run/checkpoints/step_${FAKE_STEP:-000000018}/MANIFEST.json"
     fi
     exit "${FAKE_TRAIN:-0}"
 fi
@@ -177,8 +177,10 @@ def test_what_follows_a_life(variables: dict, code: int, said: str, requeued: bo
 
 def test_progress_is_the_newest_checkpoint(tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "latest").write_text("step_000000040\n", encoding="utf-8")
+    for name in ("step_000000040", "step_000000050.damaged", ".step_000000060.3.partial"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "MANIFEST.json").touch()
+    (checkpoints / "step_000000070").mkdir()  # half removed
     life = {"FAKE_TRAIN": "1", "FAKE_LIFE": "run\tstep_000000040\t3"}
     done = run_in_job(STAGES[0], tmp_path, **life)
     assert "left no checkpoint newer than step_000000040" in done.stdout
@@ -275,3 +277,20 @@ def test_kernels_are_refused_in_one_line(tmp_path: Path, names: tuple[str, ...],
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize("option", [("--resume", "runs/a"), ("--resume=never",), ("--skip-steps", "3:5")])
+def test_what_holds_for_one_life_is_refused_where_there_may_be_more(tmp_path: Path, option: tuple[str, ...]) -> None:
+    done = run_in_job(STAGES[0], tmp_path, "recipe.toml", *option)
+    assert done.returncode == 2
+    assert f"error: {option[0].partition('=')[0]} would be repeated when the job is requeued" in done.stdout
+    assert "srun" not in done.stdout
+
+
+@pytest.mark.parametrize("option", [("--resume", "auto"), ("--resume=auto",), ("--set", "a=--resume")])
+def test_what_holds_for_every_life_is_taken(tmp_path: Path, option: tuple[str, ...]) -> None:
+    assert run_in_job(STAGES[0], tmp_path, "recipe.toml", *option).returncode == 0
+
+
+def test_a_job_of_one_life_may_go_back(tmp_path: Path) -> None:
+    assert run_in_job(STAGES[0], tmp_path, "recipe.toml", "--resume", "runs/a", FAKE_REQUEUE="0").returncode == 0
