@@ -68,7 +68,6 @@ DOMAINS_SCORED = (
 # document says in words beside it ("once per corpus"), or smaller. {} stands for the command itself.
 INSTEAD: dict[str, tuple[str, ...]] = {
     "sbatch slurm/stage1.sh": (TRAIN.format("large/stage1"),),
-    "sbatch slurm/stage2.sh": (TRAIN.format("large/stage2"),),
     "sbatch --dependency=afterok:JOB slurm/stage2.sh": (TRAIN.format("large/stage2"),),
     CLEAN.format("cci3_hq"): tuple(CLEAN.format(name) for name in CORPORA),
     SHARDS.format("cci3_hq"): tuple(SHARDS.format(name) for name in CORPORA),
