@@ -20,13 +20,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cmbert.train.checkpoint import CHECKPOINTS, list_checkpoints, read_state
 from cmbert.train.metrics import read_events
 from tests.integration.launching import settings, trace, train
 from tests.integration.soak import make_recipe
-from tests.slurm.cluster import Cluster, is_alive, processes, wait_until, works_in
+from tests.processes import SERVER, TRACKER, Process, find, fork_servers, left_of, loaders, resource_trackers
+from tests.slurm.cluster import WAIT_SECONDS, Cluster, is_alive, processes, wait_until, works_in
 from tests.slurm.desk import DONE, ONE_NODE, TWO_NODES, Desk
 
 HANG_SECONDS = 20  # a busy machine takes ten to start loader processes
@@ -48,7 +50,7 @@ STRAY_SECONDS = (
     30.0  # likewise of a life whose slurmd is gone: Slurm begins the next, and it learns so at its next save
 )
 
-RANK, HELPER = r"-m cmbert train ", r"from multiprocessing\.(forkserver|resource_tracker|spawn)"
+OF_A_LIFE = rf"-m cmbert train|{SERVER}|{TRACKER}"  # in command lines
 
 
 @dataclass
@@ -57,41 +59,25 @@ class Life:
 
     desk: Desk
     job: str
-    pids: set[int] = field(default_factory=set)
+    seen: set[Process] = field(default_factory=set)
 
-    def look(self) -> dict[int, str]:
-        """Return the command lines of its processes: ranks and what they have started."""
-        found = {pid: " ".join(words) for pid, words in processes().items() if works_in(pid, self.desk.directory)}
-        found = {pid: line for pid, line in found.items() if re.search(RANK, line) or re.search(HELPER, line)}
-        found = {pid: line for pid, line in found.items() if "srun" not in line.split()[0]}
-        self.pids |= found.keys()
+    def look(self) -> list[Process]:
+        """Return its processes that live: ranks and what they have started."""
+        here = [find(pid) for pid in processes() if works_in(pid, self.desk.directory)]
+        found = [
+            one for one, _ in filter(None, here) if re.search(OF_A_LIFE, one.command) and "srun" not in one.command
+        ]
+        self.seen |= set(found)
         return found
 
     def ranks(self) -> list[int]:
-        return [pid for pid, line in self.look().items() if re.search(RANK, line)]
+        return [one.pid for one in self.look() if "-m cmbert train" in one.command]
 
-    def trackers(self) -> list[int]:
-        return [pid for pid, line in self.look().items() if "resource_tracker" in line]
-
-    def servers(self) -> list[int]:
-        """Return the fork servers: of what carries their command line, the parents."""
-        family = [pid for pid, line in self.look().items() if "forkserver" in line]
-        return [pid for pid in family if parent(pid) not in family]
-
-    def loaders(self) -> list[int]:
-        servers = self.servers()
-        return [pid for pid, line in self.look().items() if "forkserver" in line and parent(pid) in servers]
+    def helpers(self, kind: Callable[[list[Process]], list[Process]]) -> list[int]:
+        return [one.pid for one in kind(self.look())]
 
     def node_of(self, rank: int) -> str:
         return re.findall(rb"SLURMD_NODENAME=(\w+)", Path(f"/proc/{rank}/environ").read_bytes())[0].decode()
-
-
-def parent(pid: int) -> int:
-    """Return a process's parent; 0 if it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 Strike = Callable[[Life, random.Random], object]
@@ -162,13 +148,13 @@ def start_again(life: Life, _: random.Random) -> None:
 
 
 STOPPED, REQUEUED = "were asked to stop; requeued", "(?<!asked to stop); requeued"
-LOADER, SERVER, TRACKER = Life.loaders, Life.servers, Life.trackers
+LOADERS, SERVERS, TRACKERS = (partial(Life.helpers, kind=kind) for kind in (loaders, fork_servers, resource_trackers))
 FAULTS = (
     Fault("kill -9 of a rank", one_of(Life.ranks), REQUEUED, at_start=True),
     Fault("kill -9 of all ranks", lambda life, _: kill(life.ranks()), REQUEUED, at_start=True),
-    Fault("kill -9 of a loader process", one_of(LOADER), REQUEUED, needs=LOADER),
-    Fault("kill -9 of a fork server", one_of(SERVER), "", ends=False, needs=SERVER),
-    Fault("kill -9 of a resource tracker", one_of(TRACKER), "", ends=False, needs=TRACKER),
+    Fault("kill -9 of a loader process", one_of(LOADERS), REQUEUED, needs=LOADERS),
+    Fault("kill -9 of a fork server", one_of(SERVERS), "", ends=False, needs=SERVERS),
+    Fault("kill -9 of a resource tracker", one_of(TRACKERS), "", ends=False, needs=TRACKERS),
     Fault("TERM to a rank", one_of(Life.ranks, signal.SIGTERM), STOPPED),
     Fault("USR1 to all processes", cancel("USR1"), STOPPED, at_start=True),
     Fault("USR1 three times to all", cancel("USR1", "USR1", "USR1"), STOPPED, at_start=True),
@@ -245,7 +231,8 @@ class Soak:
 
     def end_of(self, life: Life, since: float, fault: Fault) -> float:
         """Wait until no process of a life is left; return the seconds."""
-        wait_until(lambda: not any(map(is_alive, life.pids)), f"the end of all processes after {fault.name}")
+        left = left_of(list(life.seen), WAIT_SECONDS)
+        assert not left, (fault.name, left)
         seconds = time.monotonic() - since
         if seconds > fault.seconds:
             self.late.append(f"{fault.name}: {seconds:.1f} s\n{self.desk.output(life.job)[-3000:]}")
@@ -297,7 +284,8 @@ def main() -> None:
         print(f"| {fault} | {moment} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
     print(
         f"{sum(map(len, soak.seconds.values()))} faults in {soak.num_lives} lives of {soak.num_runs} runs of "
-        f"{len(expected)} steps on 2 ranks, {len(soak.late)} beyond its bound: every trace equal bit for bit ({(time.monotonic() - started) / 60:.0f} min)"
+        f"{len(expected)} steps on 2 ranks, {len(soak.late)} beyond their bounds: every trace equal bit for bit "
+        f"({(time.monotonic() - started) / 60:.0f} min)"
     )
 
 
