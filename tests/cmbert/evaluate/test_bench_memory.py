@@ -186,12 +186,10 @@ def test_a_control_group_counts(
     assert memory.free_host_bytes() == free
 
 
-def test_training_that_the_system_would_kill(
-    recipe_file: Path, have, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_that_the_system_would_kill(recipe_file: Path, have, monkeypatch: pytest.MonkeyPatch) -> None:
     from cmbert.config.deepspeed import resolve_deepspeed
     from cmbert.train.distributed import Launch
-    from cmbert.train.start import check_host_memory
+    from cmbert.train.start import check_host_memory, check_start
 
     monkeypatch.chdir(ROOT)
     recipe, launch = load_recipe(LARGE), Launch(0, 1, 0, "n1", 1)
@@ -203,5 +201,5 @@ def test_training_that_the_system_would_kill(
     smaller = load_recipe(LARGE, ["train.micro_batch_rows=1"])
     check_host_memory(smaller, resolve_deepspeed(smaller, 1), launch)
     have(0.0005)
-    assert main(["train", str(recipe_file)]) == 2
-    assert "lower train.micro_batch_rows, of which 2 are taken" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="lower train.micro_batch_rows, of which 2 are taken"):
+        check_start(load_recipe(recipe_file), "auto", launch)  # what `cmbert train` begins with
