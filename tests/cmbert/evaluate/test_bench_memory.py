@@ -201,5 +201,5 @@ def test_training_that_the_system_would_kill(recipe_file: Path, have, monkeypatc
     smaller = load_recipe(LARGE, ["train.micro_batch_rows=1"])
     check_host_memory(smaller, resolve_deepspeed(smaller, 1), launch)
     have(0.0005)
-    with pytest.raises(ConfigError, match="lower train.micro_batch_rows, of which 2 are taken"):
+    with pytest.raises(ConfigError, match=r"lower train\.micro_batch_rows, of which 2 are taken"):
         check_start(load_recipe(recipe_file), "auto", launch)  # what `cmbert train` begins with
