@@ -107,7 +107,7 @@ def kill(pids: Sequence[int], number: int = signal.SIGKILL) -> None:
 
 def one_of(find: Callable[[Life], list[int]], number: int = signal.SIGKILL) -> Strike:
     """Return what sends a signal to one process of a kind."""
-    return lambda life, choice: kill([choice.choice(find(life))], number)
+    return lambda life, choice: kill(choice.sample(find(life), 1), number)
 
 
 def cancel(*signals: str) -> Strike:
@@ -121,7 +121,7 @@ def cancel(*signals: str) -> Strike:
 
 
 def requeue(life: Life, _: random.Random) -> None:
-    life.desk.slurm.call("scontrol", "requeue", life.job)
+    life.desk.slurm.call("scontrol", "requeue", life.job, code=None)
 
 
 def lose_node(life: Life, choice: random.Random) -> None:
@@ -143,6 +143,8 @@ def start_again(life: Life, _: random.Random) -> None:
     done = subprocess.run(
         command, cwd=life.desk.directory, capture_output=True, text=True, check=False, env=life.desk.slurm.environment
     )
+    if "already finished" in done.stdout:  # it took the last steps meanwhile
+        return
     assert done.returncode == 2, done
     assert f"job {life.job}" in done.stderr, done.stderr
 
@@ -209,7 +211,10 @@ class Soak:
         restarts, newest = desk.restarts[job], self.newest()
         said = len(desk.output(job))
         struck = time.monotonic()
-        fault.strike(life, self.choice)
+        try:
+            fault.strike(life, self.choice)
+        except (ValueError, IndexError, FileNotFoundError):  # nobody is there to strike: it has just ended
+            return True
         key = (fault.name, "while starting" if is_early else "in steps")
         if not fault.ends:
             self.note(key, 0.0)
