@@ -161,7 +161,7 @@ FAULTS = (
     Fault("USR1 to all processes", cancel("USR1"), STOPPED, at_start=True),
     Fault("USR1 three times to all", cancel("USR1", "USR1", "USR1"), STOPPED, at_start=True),
     Fault("TERM, then INT to all", cancel("TERM", "INT"), STOPPED, at_start=True),
-    Fault("SIGSTOP of a rank", one_of(Life.ranks, signal.SIGSTOP), REQUEUED, HUNG_SECONDS),
+    Fault("SIGSTOP of a rank", one_of(Life.ranks, signal.SIGSTOP), REQUEUED, HUNG_SECONDS, needs=LOADERS),
     Fault("scontrol requeue", requeue, "outside", at_start=True),
     Fault("a node is lost", lose_node, "", at_start=True),
     Fault("a slurmd is lost, its ranks go on", lose_daemon, "", STRAY_SECONDS, num_nodes=(1,)),
