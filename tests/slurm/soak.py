@@ -143,7 +143,7 @@ def start_again(life: Life, _: random.Random) -> None:
     done = subprocess.run(
         command, cwd=life.desk.directory, capture_output=True, text=True, check=False, env=life.desk.slurm.environment
     )
-    if "already finished" in done.stdout:  # it took the last steps meanwhile
+    if "finished" in done.stdout:  # the first has taken the last steps meanwhile, and left
         return
     assert done.returncode == 2, done
     assert f"job {life.job}" in done.stderr, done.stderr
