@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import NoReturn
 
 from cmbert.errors import run_command
@@ -69,6 +70,9 @@ def leave(code: int) -> NoReturn:
     last.start()
     for child in multiprocessing.active_children():
         child.kill()
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # busy importing, it notices late
+    if server is not None:
+        os.kill(server, signal.SIGKILL)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:

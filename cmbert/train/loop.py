@@ -71,8 +71,10 @@ def train(
         logger.info("%s: already finished, %d steps", recipe.run_directory, num_steps(recipe))
         return 0
     if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
-        why = stop.reason()
-        logger.info("%s: stopped before all ranks were there (%s); start them again", recipe.run_directory, why)
+        begun = "all ranks were there" if launch.world_size > 1 else "it began"
+        logger.info(
+            "%s: stopped before %s (%s); the same command starts it", recipe.run_directory, begun, stop.reason()
+        )
         return EXIT_STOPPED
     watchdog = Watchdog(Path(recipe.run_directory) / LOGS_FOLDER, launch, recipe.guards.hang_seconds)
     watchdog.listener.start()

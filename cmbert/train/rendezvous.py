@@ -94,9 +94,11 @@ class _Meeting:
     def lead(self, store: Store) -> str:
         """Rank 0: wait for all, then let them go; return MET or STOPPED, which all others get, too."""
         store.add(JOINED, 1)
-        while store.add(JOINED, 0) < self.launch.world_size:
+        while True:
             if self.is_asked_to_stop() or store.check([STOP]):
                 return self.dismiss(store)
+            if store.add(JOINED, 0) == self.launch.world_size:
+                break
             self.keep_waiting(lambda: self._missing(store))
             time.sleep(POLL_SECONDS)
         store.set(OUTCOME, MET)
@@ -114,9 +116,12 @@ class _Meeting:
         """Any other rank: be counted, and learn the outcome from rank 0."""
         store.set(f"{JOINED}/{self.launch.rank}", self.me)
         store.add(JOINED, 1)
+        stop_by: float | None = None
         while not store.check([OUTCOME]):
-            if self.is_asked_to_stop():
-                store.set(STOP, "")
+            if self.is_asked_to_stop() and stop_by is None:
+                store.set(STOP, "")  # and rank 0 decides: it may let the ranks go at this moment
+                stop_by = time.monotonic() + PARTING_SECONDS
+            if stop_by is not None and time.monotonic() > stop_by:  # rank 0 is not there
                 return STOPPED
             if self.seconds() > JOIN_SECONDS + SAY_SECONDS:  # rank 0 says who is missing
                 raise TransientError(f"{self.me}: {self.place} has not let the ranks go in {self.seconds():.0f} s")

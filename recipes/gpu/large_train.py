@@ -15,16 +15,16 @@ import torch
 from measuring import quick_weights
 
 from cmbert.cli import main
-from cmbert.train import start
+from cmbert.train import loop, start
 
 WAITS = "synchroniz"  # in the warning of torch.cuda.set_sync_debug_mode
 
 
 def run(notes: Path, arguments: list[str]) -> int:
-    """Run the command and write the notes; return its exit code."""
+    """Run the command, write the notes, and end the process as the command does."""
     waits: list[tuple[float, str]] = []
     loads: list[float] = []
-    show, load = warnings.showwarning, start.load_engine
+    show, load, train = warnings.showwarning, start.load_engine, loop.train
 
     def note(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
         if WAITS in str(message):
@@ -37,16 +37,20 @@ def run(notes: Path, arguments: list[str]) -> int:
         load(*given, **named)
         loads.append(time.perf_counter() - started)
 
+    def noted_train(*given: Any, **named: Any) -> int:
+        try:
+            return train(*given, **named)
+        finally:
+            notes.write_text(json.dumps({"waits": waits, "loads": loads}), encoding="utf-8")
+
     quick_weights()
     warnings.simplefilter("always")
     warnings.showwarning = note  # type: ignore[assignment]
     start.load_engine = timed_load
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("warn")
-    try:
-        return main(arguments)
-    finally:
-        notes.write_text(json.dumps({"waits": waits, "loads": loads}), encoding="utf-8")
+    loop.train = noted_train
+    return main(arguments)  # ends the process
 
 
 if __name__ == "__main__":

@@ -213,7 +213,8 @@ def test_signals_to_every_process(recipe_file: Path, ranks: int, when: str, numb
                 os.kill(process.pid, number)
         time.sleep(0.05)
     assert life.end_within(SECONDS, list(known)) == [EXIT_STOPPED] * ranks, life.said
-    assert "stopped at step" in life.last_line(0)
+    moments = ("at step",) if when == "in steps" else ("at step", "before all ranks were there", "before it began")
+    assert any(f": stopped {moment}" in life.last_line(0) for moment in moments)
     assert [complaints(said) for said in life.said] == [[]] * len(life.ranks)
 
 
