@@ -119,7 +119,7 @@ class Desk:
                 return False
             if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
                 # slurmd refuses a job that starts in the second in which it was told to end the last life
-                self.slurm.call("scontrol", "update", f"jobid={job}", *changes, "StartTime=now+1")
+                self.slurm.call("scontrol", "update", f"jobid={job}", *changes, "StartTime=now+1", code=None)
             return shown["JobState"] not in ("PENDING", "COMPLETING")
 
         self.wait(job, has_begun, f"the start of life {self.restarts[job]}")
