@@ -14,9 +14,9 @@ from cmbert.cli_values import positive_number, share, step_range, words
 from cmbert.errors import run_command
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
+from cmbert.train.launchers import LAUNCHER_VARIABLES, is_launched
 from cmbert.train.preemption import StopRequest
 
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # as train/distributed.py has them
 PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
     ("gpu_memory_gb", "memory of one GPU, 1e9 bytes"),
     ("mfu", "share of the GPU's peak that training reaches, 0 to 1"),
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     options = build_parser().parse_args(arguments)
     options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")
-    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    rank = next((os.environ[name] for name, *_ in LAUNCHER_VARIABLES if name in os.environ), "0")
     program = "cmbert" if rank == "0" else f"cmbert (rank {rank})"
     if options.command in (_train, _preflight):
         from cmbert.train.ending import end, leave_when_asked
@@ -210,7 +210,6 @@ def _train(options: argparse.Namespace) -> int:
     options.stop.limit(options.stop_after_seconds)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost peer is 25 lines of C++ frames on every rank
     from cmbert.config.load import load_recipe
-    from cmbert.train.distributed import is_launched
     from cmbert.train.loop import train
 
     if is_launched(os.environ):

@@ -108,6 +108,11 @@ def describe(error: OSError) -> str:
     return f"{error.filename}: {said}" if error.filename else said
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the C++ frames and the like that follow."""
+    return str(error).partition("\n")[0]
+
+
 def advice(passing: bool) -> str:
     """Return what to do about an error of the system."""
     return "this may pass: run the same command again" if passing else "mend that and run the same command again"

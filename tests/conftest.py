@@ -1,5 +1,6 @@
 """Fixtures of several rooms: a tiny tokenizer, tiny shard sets, tiny recipes, unbroken runs, all made here."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,8 +12,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from cmbert.config.load import write_resolved
+from cmbert.config.schema import Recipe
 from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import TrainState
 from tests.scheduling import (  # noqa: F401  pytest finds them here
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
@@ -66,6 +70,19 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_directory: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_directory)
+
+
+def leave_run(recipe: Recipe, step: int) -> Path:
+    """Make a run directory whose newest checkpoint is of `step`."""
+    run = Path(recipe.run_directory)
+    checkpoint = run / "checkpoints" / f"step_{step:09d}"
+    checkpoint.mkdir(parents=True)
+    write_resolved(recipe, run / "resolved.toml")
+    (checkpoint / "MANIFEST.json").write_text("{}", encoding="utf-8")
+    state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, "", []))
+    (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n", encoding="utf-8")
+    return run
 
 
 def make_shards(

@@ -49,7 +49,7 @@ def end(program: str, command: Callable[[], int | None]) -> NoReturn:
         code = _say(f"{program}: error: another rank has ended: {error}")
     except BaseException as error:  # noqa: BLE001 (whatever it is, the process ends of it)
         traceback.print_exception(error)
-        code = _say(f"{program}: error: {first_line(error)}")
+        code = _say(f"{program}: error: {line_with_kind(error)}")
     leave(code)
 
 
@@ -98,7 +98,7 @@ def _leave_when_asked(program: str) -> None:
         leave(EXIT_STOPPED)
 
 
-def first_line(error: BaseException) -> str:
+def line_with_kind(error: BaseException) -> str:
     """Return an error in one line, with its kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,8 +5,8 @@ import time
 
 from torch.distributed import DistNetworkError
 
-from cmbert.errors import CmbertError
-from cmbert.train.ending import PeerError, first_line
+from cmbert.errors import CmbertError, first_line
+from cmbert.train.ending import PeerError, line_with_kind
 from cmbert.train.listener import background
 from cmbert.train.reporting import Reporter
 from cmbert.train.run import Run
@@ -28,10 +28,8 @@ def give_up(error: Exception, watchdog: Watchdog, run: Run | None) -> None:
     """
     if watchdog.launch.world_size > 1 and is_of_peers(error):
         time.sleep(HEAR_SECONDS)
-        raise PeerError(first_line(error)) from error
-    watchdog.listener.tell_failure(
-        str(error).partition("\n")[0] if isinstance(error, CmbertError) else first_line(error)
-    )
+        raise PeerError(line_with_kind(error)) from error
+    watchdog.listener.tell_failure(first_line(error) if isinstance(error, CmbertError) else line_with_kind(error))
     if run is not None and run.reporter is not None:
         background(_close, run.reporter).join(CLOSE_SECONDS)
 

@@ -16,6 +16,7 @@ import torch.distributed
 from torch.distributed import DistError, DistStoreError, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
+from cmbert.errors import first_line
 from cmbert.train.distributed import Launch
 from cmbert.train.ending import EXIT_FAILED, claim, leave
 
@@ -92,7 +93,7 @@ class Listener:
                 return
         except DistError as error:
             if not self._stopped.wait(STORE_GONE_SECONDS):
-                self._end(f"rank 0, at {self.launch.address}: the ranks' store is gone ({_first_line(error)})")
+                self._end(f"rank 0, at {self.launch.address}: the ranks' store is gone ({first_line(error)})")
 
     def _end(self, text: str) -> None:
         if not claim():
@@ -125,7 +126,3 @@ def quietly(work: Callable[..., object], *arguments: object) -> None:
         work(*arguments)
     except DistError as error:
         logger.debug("listener: %s", error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from cmbert.errors import first_line
 from cmbert.evaluate.memory import free_host_bytes
 
 SLOW_FACTOR = 1.5  # times the median: a node that makes the others wait (ours)
@@ -88,7 +89,7 @@ def examine(rank: int, local_rank: int, folders: Sequence[Path]) -> Findings:
         try:
             seconds = time_matmul(torch.device("cuda", local_rank) if num_gpus else torch.device("cpu"))
         except RuntimeError as error:  # how CUDA reports a broken GPU
-            faults.append(f"GPU {local_rank}: matmul: {_first_line(error)}")
+            faults.append(f"GPU {local_rank}: matmul: {first_line(error)}")
     return Findings(rank, node_name(), faults, num_gpus, free_host_bytes(), seconds)
 
 
@@ -104,7 +105,7 @@ def gpu_faults(local_rank: int, num_gpus: int) -> list[str]:
     try:
         free, total = torch.cuda.mem_get_info(local_rank)
     except RuntimeError as error:
-        return [f"GPU {local_rank}: {_first_line(error)}"]
+        return [f"GPU {local_rank}: {first_line(error)}"]
     if free < FREE_GPU_SHARE * total:
         return [f"GPU {local_rank}: {free / 1e9:.1f} of {total / 1e9:.1f} GB of its memory are free"]
     return []
@@ -202,7 +203,3 @@ def _describe(nodes: tuple[str, str], seconds: float, limit: float) -> str:
     if seconds == float("inf"):
         return f"{what} {where} failed"
     return f"{what} {where} takes {seconds * 1e3:.1f} ms, the median {limit / SLOW_FACTOR * 1e3:.1f}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

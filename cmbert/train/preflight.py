@@ -18,7 +18,7 @@ from pathlib import Path
 from torch.distributed import DistError, Store, TCPStore
 
 from cmbert.config.schema import Recipe
-from cmbert.errors import EXIT_USER_ERROR, CheckpointError, CmbertError
+from cmbert.errors import EXIT_USER_ERROR, CheckpointError, CmbertError, first_line
 from cmbert.evaluate.memory import free_host_bytes
 from cmbert.files import write_text
 from cmbert.train.checkpoint import readable_states, resume_candidates
@@ -112,7 +112,7 @@ def steps_to_reach(recipe: Recipe, resume: str, max_steps: int | None, allow_unf
 
 def _say_lost(error: DistError, launch: Launch, result: Path, nodes: Sequence[str], seconds: float) -> None:
     """Say what a rank without a store knows; blame rank 0's node if that never began."""
-    why = str(error).partition("\n")[0]
+    why = first_line(error)
     if launch.rank == 0:
         where = f"{launch.address}:{launch.port}"
         advice = "if another program has the port, set MASTER_PORT; train.sh finds a free one for the next life"

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStore, Store, TCPStore
 
-from cmbert.errors import ConfigError, TransientError
+from cmbert.errors import ConfigError, TransientError, first_line
 from cmbert.train.distributed import Launch
 
 JOIN_SECONDS = 300.0  # ours: as the preflight; imports on a busy file system take minutes at worst
@@ -18,7 +18,6 @@ POLL_SECONDS = 0.2  # ours: 448 ranks ask 2,240 times a second then, which takes
 CONNECT_SECONDS = 1.0  # of one attempt; a host that does not answer at all holds up a signal for so long
 ANSWER_SECONDS = 60.0  # ours: of one look into a store that is there
 NAMED_RANKS = 8  # ours: more make no line that one can read
-
 PARTING_SECONDS = 3.0  # ours: for the others to read that all are to stop
 
 JOINED, STOP, OUTCOME, READ = "joined", "stop", "outcome", "read"  # keys
@@ -42,7 +41,7 @@ def meet(launch: Launch, is_asked_to_stop: Callable[[], bool]) -> Store | None:
         outcome = meeting.lead(store) if launch.rank == 0 else meeting.follow(store)
     except DistError as error:
         raise TransientError(
-            f"{meeting.me}: {meeting.place} has ended before all ranks were there ({_first_line(error)})"
+            f"{meeting.me}: {meeting.place} has ended before all ranks were there ({first_line(error)})"
         ) from None
     return store if outcome == MET else None
 
@@ -73,9 +72,9 @@ class _Meeting:
             )  # fmt: skip
         except DistNetworkError as error:
             if not is_host:
-                raise TransientError(f"{self.me}: {self.place}: {_first_line(error)}") from None
+                raise TransientError(f"{self.me}: {self.place}: {first_line(error)}") from None
             raise ConfigError(
-                f"{self.me}: cannot listen on port {self.launch.port} ({_first_line(error)}); end the process that has "
+                f"{self.me}: cannot listen on port {self.launch.port} ({first_line(error)}); end the process that has "
                 "it, or set MASTER_PORT to another for all ranks"
             ) from None
         # torchrun keeps its store when it starts the ranks again
@@ -153,7 +152,3 @@ class _Meeting:
             f"for {len(missing)} of {world} ranks: {ranks} {names}; it listens at {self.launch.address}:"
             f"{self.launch.port}. Were they started, and with that address?"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -58,7 +58,7 @@ class Run:
             self.reporter.metrics.record_event(kind, self.step if step is None else step, text)
 
     def close(self) -> None:
-        """End what this rank has running, whether the call ended well or not, and let the next run begin."""
+        """End what this rank has running, after a good end, and let the next run begin."""
         try:
             self.writer.close()
             if self.reporter is not None:

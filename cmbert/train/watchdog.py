@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch.distributed import DistError, DistStoreError, Store
 
+from cmbert.errors import first_line
 from cmbert.train.distributed import Launch
 from cmbert.train.ending import claim
 from cmbert.train.listener import ALARM, KEY, PARTING_SECONDS, Listener, background, connection_to, key
@@ -185,7 +186,7 @@ class Watchdog:
                 client.wait([key("done")], timedelta(seconds=2 * GRACE_SECONDS))
             time.sleep(PARTING_SECONDS)
         except DistError as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             self._say(f"rank {place.rank}: the ranks' store failed ({reason}); it is with rank 0, which may be gone")
 
     def _collect(self, client: Store) -> Mapping[int, Place]:

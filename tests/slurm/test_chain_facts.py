@@ -1,18 +1,16 @@
 """What submit_all.sh is told of recipes and of what they have made, and what is refused before a job is submitted."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from cmbert.config.load import load_recipe, write_resolved
+from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint import TrainState
 from tests import forking
-from tests.conftest import make_shards
+from tests.conftest import leave_run, make_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,17 +29,6 @@ class Recipes:
         path.write_text(text, encoding="utf-8")
         return load_recipe(path)
 
-    def train(self, stage: Recipe, step: int) -> None:
-        """Leave a run whose newest checkpoint is of `step`."""
-        run = Path(stage.run_directory)
-        checkpoint = run / "checkpoints" / f"step_{step:09d}"
-        checkpoint.mkdir(parents=True)
-        write_resolved(stage, run / "resolved.toml")
-        (checkpoint / "MANIFEST.json").write_text("{}", encoding="utf-8")
-        state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, "", []))
-        (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n", encoding="utf-8")
-
     def describe(self, code: int = 0) -> str:
         """Return what chain.py says, on stderr if it refuses."""
         command = [sys.executable, str(ROOT / "slurm" / "chain.py"), str(self.folder), str(self.folder / "text")]
@@ -57,13 +44,13 @@ def recipes(recipe_file: Path) -> Recipes:
 
 def test_progress_of_both_stages(recipes: Recipes) -> None:
     assert [line.split("\t")[-1] for line in recipes.describe().splitlines()[-2:]] == ["new", "new"]
-    recipes.train(recipes.first, 16)
-    recipes.train(recipes.second, 4)
+    leave_run(recipes.first, 16)
+    leave_run(recipes.second, 4)
     assert [line.split("\t")[-1] for line in recipes.describe().splitlines()[-2:]] == ["finished", "begun"]
 
 
 def test_an_edited_recipe_is_refused_with_old_and_new_value(recipes: Recipes) -> None:
-    recipes.train(recipes.first, 16)
+    leave_run(recipes.first, 16)
     edited = recipes.folder / "recipe.toml"
     edited.write_text(edited.read_text(encoding="utf-8").replace("lr_max = 1e-3", "lr_max = 2e-3"), encoding="utf-8")
     said = recipes.describe(code=2)
@@ -75,9 +62,9 @@ def test_an_edited_recipe_is_refused_with_old_and_new_value(recipes: Recipes) ->
 def test_what_was_made_from_an_earlier_stage_is_not_called_done(made: str, recipes: Recipes) -> None:
     root = recipes.folder / "runs"
     if made == "stage2":
-        recipes.train(recipes.second, 16)
+        leave_run(recipes.second, 16)
     else:
-        recipes.train(recipes.first, 16)
+        leave_run(recipes.first, 16)
         (root / made).mkdir()
     source = root / ("stage1" if made == "stage2" else "stage2")
     said = recipes.describe(code=2)

@@ -1,33 +1,17 @@
 """A stage begins from a run that is finished, or as its user says; what it begins from is said."""
 
-import dataclasses
-import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from cmbert.config.load import load_recipe, write_resolved
+from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.train import starting_weights
-from cmbert.train.checkpoint import TrainState
 from cmbert.train.schedule import num_steps
 from cmbert.train.starting_weights import check_starting_weights, starting_model
-
-
-def leave_run(recipe_file: Path, step: int) -> Path:
-    """Make a run directory whose newest checkpoint is of `step`."""
-    recipe = load_recipe(recipe_file)
-    run = Path(recipe.run_directory)
-    checkpoint = run / "checkpoints" / f"step_{step:09d}"
-    checkpoint.mkdir(parents=True)
-    write_resolved(recipe, run / "resolved.toml")
-    (checkpoint / "MANIFEST.json").write_text("{}", encoding="utf-8")
-    state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, "", []))
-    (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n", encoding="utf-8")
-    return run
+from tests.conftest import leave_run
 
 
 def next_stage(recipe_file: Path, start: Path) -> Recipe:
@@ -35,7 +19,7 @@ def next_stage(recipe_file: Path, start: Path) -> Recipe:
 
 
 def test_an_unfinished_run_is_refused_unless_it_is_allowed(recipe_file: Path) -> None:
-    run = leave_run(recipe_file, 6)
+    run = leave_run(load_recipe(recipe_file), 6)
     assert num_steps(load_recipe(recipe_file)) == 16
     with pytest.raises(ConfigError) as refused:
         check_starting_weights(next_stage(recipe_file, run))
@@ -47,11 +31,12 @@ def test_an_unfinished_run_is_refused_unless_it_is_allowed(recipe_file: Path) ->
 
 
 def test_a_checkpoint_that_is_named_is_chosen(recipe_file: Path) -> None:
-    check_starting_weights(next_stage(recipe_file, leave_run(recipe_file, 6) / "checkpoints" / "step_000000006"))
+    run = leave_run(load_recipe(recipe_file), 6)
+    check_starting_weights(next_stage(recipe_file, run / "checkpoints" / "step_000000006"))
 
 
 def test_a_finished_run_is_taken(recipe_file: Path) -> None:
-    check_starting_weights(next_stage(recipe_file, leave_run(recipe_file, 16)))
+    check_starting_weights(next_stage(recipe_file, leave_run(load_recipe(recipe_file), 16)))
 
 
 def test_a_run_without_a_checkpoint_is_refused_also_if_it_may_be_unfinished(recipe_file: Path) -> None:
@@ -62,7 +47,7 @@ def test_a_run_without_a_checkpoint_is_refused_also_if_it_may_be_unfinished(reci
 def test_the_log_names_the_checkpoint_and_its_step(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = leave_run(recipe_file, 6)
+    run = leave_run(load_recipe(recipe_file), 6)
     fresh = starting_model(load_recipe(recipe_file)).state_dict()
     monkeypatch.setattr(starting_weights, "load_weights", lambda checkpoint: fresh)
     with caplog.at_level(logging.INFO, "cmbert"):
