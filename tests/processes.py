@@ -20,10 +20,15 @@ def find(pid: int) -> tuple[Process, int] | None:
     """Return a process that lives, and its parent's pid. A zombie has ended: who should ask for its code is another."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
+        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if status[0] in "ZX" else (Process(pid, int(status[19]), command), int(status[1]))
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie, which its parent has not reaped yet, does not."""
+    return find(pid) is not None
 
 
 def descendants(pid: int) -> list[Process]:

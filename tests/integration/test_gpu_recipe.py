@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import is_alive
+
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "recipes" / "gpu" / "run.py"
 PERFORMANCE = ROOT / "docs" / "performance.md"
@@ -151,12 +153,6 @@ def test_a_part_out_of_time_is_killed_with_its_children(run: Any, tmp_path: Path
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
     pytest.fail("a child of the part outlived it")
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process runs; one that is dead and not waited for does not."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.is_file() and status.read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_part_keeps_what_it_had_when_it_ended_badly(

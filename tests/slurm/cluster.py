@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmbert.train.distributed import NUM_PORTS
-from tests.integration.launching import children
+from tests.processes import descendants, is_alive
 
 NODES = ("n1", "n2")
 WAIT_SECONDS = 180  # most that anything waited for may take on a loaded machine
@@ -98,14 +98,6 @@ def wait_until(is_true: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie, which its parent has not reaped yet, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 class Cluster:
     """munged, slurmctld and two slurmd."""
 
@@ -163,7 +155,7 @@ class Cluster:
         """Kill a node's slurmd and all it had started, as a crash of the machine would, and tell slurmctld."""
         victims = [self._pid(f"slurmd.{node}"), *self._step_daemons(node)]
         for victim in victims:
-            for pid in [victim, *descendants(victim)]:
+            for pid in [victim, *(below.pid for below in descendants(victim))]:
                 _kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(map(is_alive, victims)), f"the end of {node}")
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
@@ -228,11 +220,6 @@ def processes() -> dict[int, list[str]]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes below one."""
-    return [below for child in children(pid) for below in (child, *descendants(child))]
 
 
 def works_in(pid: int, directory: Path) -> bool:

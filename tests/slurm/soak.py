@@ -27,8 +27,8 @@ from cmbert.train.checkpoint import CHECKPOINTS, list_checkpoints, read_state
 from cmbert.train.metrics import read_events
 from tests.integration.launching import settings, trace, train
 from tests.integration.soak import make_recipe
-from tests.processes import SERVER, TRACKER, Process, find, fork_servers, left_of, loaders, resource_trackers
-from tests.slurm.cluster import WAIT_SECONDS, Cluster, is_alive, processes, wait_until, works_in
+from tests.processes import SERVER, TRACKER, Process, find, fork_servers, is_alive, left_of, loaders, resource_trackers
+from tests.slurm.cluster import WAIT_SECONDS, Cluster, processes, wait_until, works_in
 from tests.slurm.desk import DONE, ONE_NODE, TWO_NODES, Desk
 
 HANG_SECONDS = 20  # a busy machine takes ten to start loader processes
