@@ -42,13 +42,12 @@ SETTINGS = (
 SIZES = {1: (*ONE_NODE, "--ntasks-per-node=2"), 2: TWO_NODES}  # two ranks each
 OPTIONS = ("--time=60", "--signal=USR1@90", "--export=ALL,CMBERT_MAX_LIVES=100000,CMBERT_MAX_RESTARTS=100000")
 END_SECONDS = 10.0  # from a fault to the end of every process of the life
-HUNG_SECONDS = (
-    HANG_SECONDS + 45.0
-)  # likewise if only the watchdog can tell: its limit, half a minute for a store that is
-# with the stopped rank, and srun's eight seconds
-STRAY_SECONDS = (
-    30.0  # likewise of a life whose slurmd is gone: Slurm begins the next, and it learns so at its next save
-)
+# Likewise if only the watchdog can tell: its limit, half a minute for a store that is with the stopped rank, and srun's
+# eight seconds.
+HUNG_SECONDS = HANG_SECONDS + 45.0
+# Likewise of a life whose slurmd is gone, from the next life's start: its preflight and start come before the
+# older life's next save, which tells it.
+STRAY_SECONDS = 60.0
 
 OF_A_LIFE = rf"-m cmbert train|{SERVER}|{TRACKER}"  # in command lines
 
