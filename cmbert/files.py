@@ -5,11 +5,13 @@ What goes wrong names the file and the operation, which Python does not say of a
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cmbert.errors import describe, may_pass
+from cmbert.errors import ConfigError, describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -167,13 +169,54 @@ class PatientFile:
 
 
 def aside_path(final: Path) -> Path:
-    """Return where a directory is built before it appears as `final`."""
-    return final.with_name(f".{final.name}.partial")
+    """Return where this process builds what is to appear as `final`; what killed ones of this host left is removed."""
+    of_host = f".{final.name}.{socket.gethostname()}."
+    for left in final.parent.glob(f"{glob.escape(of_host)}*.partial"):
+        pid = left.name.removeprefix(of_host).removesuffix(".partial")
+        if pid.isdigit() and not _lives(int(pid)):  # else it is of another host, whose name begins like this one's
+            remove(left)
+    return final.with_name(f"{of_host}{os.getpid()}.partial")
 
 
-def aside_directory(final: Path) -> Path:
-    """Return an empty directory beside `final` to build it in; what a killed run left there is removed."""
-    return make_empty(aside_path(final))
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def asides(final: Path) -> list[Path]:
+    """Return where any process of any host builds what is to appear as `final`."""
+    return sorted(final.parent.glob(f"{glob.escape(f'.{final.name}.')}*.partial"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that can be done."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def building(final: Path) -> Iterator[Path]:
+    """Give an empty directory to build `final` in; publish it by one rename, or remove it when anything fails.
+
+    Raises ConfigError when another process has made `final` meanwhile.
+    """
+    aside = make_empty(aside_path(final))
+    try:
+        yield aside
+        try:
+            publish_directory(aside, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise ConfigError(f"{final}: another process has made it meanwhile; this one's work is dropped") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
 
 
 def make_empty(folder: Path) -> Path:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json
+from cmbert.files import building, remove, write_json
+from cmbert.lease import alone_in, is_lease
 from cmbert.progress import Progress
 from data_tools.clean_config import CleanConfig
 from data_tools.clean_report import collect, describe_drops, describe_kept, write_report_page
-from data_tools.outputs import building, describe_inputs, is_done, naming
+from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.readers import Piece, input_files
 from data_tools.tasks import plan_tasks
 
@@ -43,7 +44,7 @@ def clean(
 
     heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
     The same report as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError
-    for an output made with other settings.
+    for an output made with other settings, CheckpointError while another process cleans into the same `output`.
     """
     _import_datatrove()
     files = input_files(inputs)
@@ -61,21 +62,18 @@ def clean(
         raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
     tasks = plan_tasks(files)
     work = output.with_name(f".{output.name}.clean")
-    _open_work_folder(work, [task.identity(settings) for task in tasks])
-    passes = Passes(work, [task.pieces for task in tasks], config, num_workers)
-    passes.filter()
-    if config.duplicates.exact:
-        passes.find_equal()
-    if config.duplicates.near:
-        passes.find_similar()
-    with ExitStack() as stack:
-        aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
-        passes.write(aside, stack.enter_context(building(heldout)) if heldout else None)
-        report = {"settings": settings, **collect(work)}
-        if not report["kept"]:
-            raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
-        write_json(aside / REPORT_FILE, report)
-        write_report_page(report, aside / "report.html")
+    with alone_in(work):
+        _open_work_folder(work, [task.identity(settings) for task in tasks])
+        passes = Passes(work, [task.pieces for task in tasks], config, num_workers)
+        passes.find()
+        with ExitStack() as stack:
+            aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
+            passes.write(aside, stack.enter_context(building(heldout)) if heldout else None)
+            report = {"settings": settings, **collect(work)}
+            if not report["kept"]:
+                raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
+            write_json(aside / REPORT_FILE, report)
+            write_report_page(report, aside / "report.html")
     shutil.rmtree(work)
     print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
 
@@ -90,13 +88,14 @@ def _import_datatrove() -> None:
 
 
 def _open_work_folder(work: Path, identities: list[str]) -> None:
-    """Make the work folder, or go on in it if it belongs to the same input and settings."""
+    """Go on in the work folder if it belongs to the same input and settings, else empty it."""
     marker, identity = work / "identity", "\n".join(identities)
-    if work.exists() and not (marker.is_file() and marker.read_text(encoding="utf-8") == identity):
-        logger.info("%s: of another input or configuration: starting over", work)
-        shutil.rmtree(work)
-    if not work.exists():
-        work.mkdir(parents=True)
+    if not (marker.is_file() and marker.read_text(encoding="utf-8") == identity):
+        left = [path for path in work.iterdir() if not is_lease(path)]
+        if left:
+            logger.info("%s: of another input or configuration: starting over", work)
+        for path in left:
+            remove(path)
         marker.write_text(identity, encoding="utf-8")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # signatures of all tasks are merged at once
@@ -109,6 +108,14 @@ class Passes:
         self.work, self.pieces, self.config, self.num_workers = work, pieces, config, num_workers
         suffix = TEXTS.replace("${rank}", "{rank:05d}")
         self.filtered = [[Piece(work / "texts" / suffix.format(rank=rank))] for rank in range(len(pieces))]
+
+    def find(self) -> None:
+        """Do all passes that only say what is kept."""
+        self.filter()
+        if self.config.duplicates.exact:
+            self.find_equal()
+        if self.config.duplicates.near:
+            self.find_similar()
 
     def filter(self) -> None:
         """Input -> normalised texts that are worth keeping."""

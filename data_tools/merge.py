@@ -9,8 +9,9 @@ from typing import Any
 
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, write_manifest
 from cmbert.errors import ShardError
+from cmbert.files import building
 from data_tools.manifest import SEAL, Tally, seal, sealed
-from data_tools.outputs import building, is_done
+from data_tools.outputs import is_done
 
 
 def merge(directories: Sequence[Path], output: Path) -> None:

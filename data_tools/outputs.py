@@ -1,25 +1,12 @@
 """Outputs made once: built aside, published by one rename, recognised when the same command runs again."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cmbert.errors import ConfigError
-from cmbert.files import aside_directory, publish_directory
-
-
-@contextmanager
-def building(final: Path) -> Iterator[Path]:
-    """Give an empty directory to build `final` in; publish it by one rename, or remove it when anything fails."""
-    aside = aside_directory(final)
-    try:
-        yield aside
-        publish_directory(aside, final)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
 
 
 @contextmanager

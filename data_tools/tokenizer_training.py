@@ -11,13 +11,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import write_json
+from cmbert.files import building, write_json
 from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
 from data_tools.bpe import learn_merges
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 from data_tools.document import Document, text_hash
-from data_tools.outputs import building, describe_inputs, is_done
+from data_tools.outputs import describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files
 from data_tools.sample import count, stratified
 from data_tools.segment import segmenter

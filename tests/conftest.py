@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+import cmbert.lease
 from cmbert.config.load import write_resolved
 from cmbert.config.schema import Recipe
 from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
+from cmbert.lease import Lease, claim, myself
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import TrainState
 from tests.scheduling import (  # noqa: F401  pytest finds them here
@@ -70,6 +72,22 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_directory: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_directory)
+
+
+@pytest.fixture
+def occupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Let a process of another machine work in a directory while the test runs."""
+    monkeypatch.setattr(cmbert.lease, "RENEW_SECONDS", 0.05)
+    leases: list[Lease] = []
+
+    def occupy(directory: Path) -> None:
+        owner = dataclasses.replace(myself(), host="n7", machine="another", command="the same command")
+        leases.append(Lease(directory, claim(directory, owner)))
+        leases[-1].hold()
+
+    yield occupy
+    for lease in leases:
+        lease.forget()
 
 
 def leave_run(recipe: Recipe, step: int) -> Path:

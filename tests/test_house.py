@@ -14,6 +14,7 @@ GROUND_FLOOR = (
     "cmbert.errors",
     "cmbert.cli_values",
     "cmbert.files",
+    "cmbert.lease",
     "cmbert.page",
     "cmbert.progress",
     "cmbert.seeding",

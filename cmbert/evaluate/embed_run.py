@@ -25,6 +25,7 @@ from cmbert.evaluate.contamination import (
 from cmbert.evaluate.embed_data import DataPaths, Negatives, TrainingData, hash_files, read_data
 from cmbert.evaluate.embed_train import Recipe
 from cmbert.files import hash_file, write_json
+from cmbert.lease import alone_in, is_lease
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     """Do the run, or what is left of it, and return the contents of results.json.
 
     Leaves in `output`: settings.json, results.json, results.md, the model, what it was trained on; with `scaling` one
-    folder for each size and curve.png. Raises InputError, ConfigError or CheckpointError for what the user can mend.
+    folder for each size and curve.png. Raises InputError, ConfigError or CheckpointError for what the user can mend,
+    another process at the same work among it.
     """
     from cmbert.evaluate.embed_train import check_memory
     from cmbert.evaluate.embedding import open_embedder
@@ -85,8 +87,14 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
     if not is_begun:
         check_memory(open_embedder(run.model, run.max_length))  # what cannot be opened leaves no folder behind
-        run.output.mkdir(parents=True, exist_ok=True)
-        write_json(run.output / SETTINGS_FILE, settings)
+    with alone_in(run.output):
+        if not _is_begun(run.output, settings):
+            write_json(run.output / SETTINGS_FILE, settings)
+        return _train(run, data, settings)
+
+
+def _train(run: EmbeddingRun, data: TrainingData, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train at each size, or those that are left; write and return the results."""
     sizes = run.sizes or (len(data.pairs),)
     started = time.monotonic()
     before = _before(run, data)
@@ -150,7 +158,7 @@ def _is_begun(output: Path, settings: dict[str, Any]) -> bool:
                 f"{new.get(key)}); give those, or another --output"
             )
         return True
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and not all(map(is_lease, output.iterdir())):
         raise CheckpointError(f"{output}: not empty and not made by embed-train; give another --output")
     return False
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from cmbert.evaluate.embed_data import TrainingData
 from cmbert.evaluate.embedding import quiet_libraries
 from cmbert.evaluate.memory import require_memory
 from cmbert.evaluate.pairs import Graded, Pair
-from cmbert.files import aside_directory, publish_directory
+from cmbert.files import building
 from cmbert.model.cost import FP32_BYTES
 from cmbert.progress import Progress
 
@@ -201,11 +200,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def save_embedder(embedder: SentenceTransformer, output: Path, add: Any) -> None:
     """Write the model as a sentence-transformers folder, `add(folder)` puts more beside it; whole or not at all."""
-    aside = aside_directory(output)
-    try:
+    with building(output) as aside:
         with quiet_libraries():
             embedder.save_pretrained(str(aside), create_model_card=False)
         add(aside)
-        publish_directory(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

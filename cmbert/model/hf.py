@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.files import aside_directory, publish_directory, write_json
+from cmbert.files import building, write_json
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import open_onnx, require_onnx, write_onnx
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
@@ -101,8 +101,7 @@ def export_folder(
     if not texts:
         raise InputError("export needs at least one text to compare logits on")
     model = _model_from(state_dict, config, "the checkpoint")
-    aside = aside_directory(output)
-    try:
+    with building(output) as aside:
         _write(aside, model, tokenizer_directory)
         measured = _gate(aside, model, texts, with_onnx=format == "onnx")
         if format == "onnx":
@@ -110,9 +109,6 @@ def export_folder(
         else:
             _write_sentence_transformers(aside, config)
         (aside / CARD_FILE).write_text(card(measured), encoding="utf-8")
-        publish_directory(aside, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return measured
 
 

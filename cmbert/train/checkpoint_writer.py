@@ -20,6 +20,7 @@ import torch.distributed
 
 from cmbert.errors import CheckpointError, TransientError, describe, may_pass
 from cmbert.files import doing, flush_directory, make_empty, new_digest, rename, write_json
+from cmbert.lease import Lease
 from cmbert.train.checkpoint import (
     CHECKPOINTS,
     MANIFEST_FILE,
@@ -35,7 +36,6 @@ from cmbert.train.checkpoint import (
 from cmbert.train.distributed import gather_from_ranks, on_first_rank
 from cmbert.train.engine import save_engine
 from cmbert.train.host_copy import HostCopy
-from cmbert.train.lease import Lease
 
 logger = logging.getLogger(__name__)
 

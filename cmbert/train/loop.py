@@ -22,7 +22,6 @@ from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_lau
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
 from cmbert.train.giving_up import give_up
 from cmbert.train.guards import Judgement
-from cmbert.train.lease import take_lease
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.run_directory import find_resume, open_run_directory
@@ -37,6 +36,7 @@ from cmbert.train.start import (
     collective_timeout,
     leave_out,
     open_engine,
+    take_lease,
 )
 from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
 from cmbert.train.watchdog import Watchdog

@@ -10,8 +10,8 @@ import torch
 from cmbert.config.schema import Recipe
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.loader import RowReader, StepFacts
+from cmbert.lease import Lease
 from cmbert.progress import duration
-from cmbert.train.lease import Lease
 from cmbert.train.metrics import MetricsWriter
 from cmbert.train.rates import compute_rates
 from cmbert.train.schedule import rows_before, step_rows

@@ -18,12 +18,13 @@ from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_
 from cmbert.data.sources import check_epochs
 from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, describe, may_pass
 from cmbert.evaluate.memory import require_memory
-from cmbert.files import aside_directory, publish_directory
+from cmbert.files import building
+from cmbert.lease import Lease, claim, myself
 from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state, readable_states
-from cmbert.train.distributed import Launch, gather_from_ranks, on_first_rank, select_device
+from cmbert.train.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
 from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.metrics import check_wandb
@@ -70,6 +71,18 @@ class Resume:
     @property
     def left_out(self) -> LeftOut:
         return tuple((first, last) for first, last in self.state.left_out) if self.state else ()
+
+
+def take_lease(run: Path, launch: Launch) -> Lease:
+    """Return the lease of a run directory, which is made if there is none. All ranks call this and end alike.
+
+    Raises CheckpointError naming the owner if another run writes there.
+    """
+    number = from_first_rank(partial(claim, run, myself()))
+    lease = Lease(run, number)
+    if launch.rank == 0:
+        lease.hold()
+    return lease
 
 
 def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished: bool = False) -> Start:
@@ -205,6 +218,5 @@ def restore(engine: Any, resume: Resume, launch: Launch) -> None:
 def _convert(checkpoint: Path, universal: Path) -> None:
     if not universal.is_dir():
         logger.info("converting %s for another number of ranks", checkpoint)
-        aside = aside_directory(universal)
-        convert_to_universal(checkpoint, aside)
-        publish_directory(aside, universal)
+        with building(universal) as aside:
+            convert_to_universal(checkpoint, aside)

@@ -4,13 +4,26 @@ import errno
 import os
 import pickle
 import re
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cmbert.files import RETRY_SECONDS, PatientFile, doing, keep_beginning, patiently, write_bytes
+from cmbert.errors import ConfigError
+from cmbert.files import (
+    RETRY_SECONDS,
+    PatientFile,
+    aside_path,
+    asides,
+    building,
+    doing,
+    keep_beginning,
+    patiently,
+    write_bytes,
+)
 
 
 def test_what_finds_no_room_waits_in_order(tmp_path: Path) -> None:
@@ -110,3 +123,44 @@ def test_it_appends(tmp_path: Path) -> None:
         assert file.write(b"ab") == 2
         file.close()
     assert (tmp_path / "log").read_bytes() == b"abab"
+
+
+@pytest.mark.parametrize("name", ["model", "a[1]*"])
+def test_two_processes_build_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    final = tmp_path / name
+    at_once: list[Path] = []
+
+    def build(text: str, meanwhile: Callable[[], object]) -> None:
+        with building(final) as aside:
+            (aside / "file").write_text(text, encoding="utf-8")
+            meanwhile()
+
+    def another() -> None:
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", os.getppid)
+            build("second", meanwhile=lambda: at_once.extend(asides(final)))
+
+    with pytest.raises(ConfigError, match="another process has made it meanwhile"):
+        build("first", meanwhile=another)
+    assert len(at_once) == 2
+    assert (final / "file").read_text(encoding="utf-8") == "second"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_killed_processes_of_this_host_left_is_removed(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host = socket.gethostname()
+    writers = (f"{host}.{os.getpid()}", f"{host}.{process.pid}", f"n7.{process.pid}", f"{host}.org.{process.pid}")
+    mine, dead, *elsewhere = (tmp_path / f".model.{writer}.partial" for writer in writers)
+    for left in (mine, dead, *elsewhere):
+        left.mkdir()
+        (left / "torn").touch()
+    with building(final) as aside:
+        assert aside == mine
+        assert not list(aside.iterdir())
+        assert asides(final) == sorted([mine, *elsewhere])
+    dead.touch()  # as a file
+    assert aside_path(final) == mine
+    assert asides(final) == sorted(elsewhere)

@@ -13,7 +13,7 @@ import pytest
 
 import data_tools.tasks
 from cmbert.config.load import load_recipe
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files import hash_file
 from data_tools.clean_config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
 from data_tools.normalization import normalizer
@@ -206,6 +206,37 @@ def test_shipped_configurations_load(path: Path) -> None:
     assert config.source == path.stem
     large = load_recipe(RECIPES / "large/stage1.toml")
     assert any(Path(source.path).name == config.source for source in large.data.sources)
+
+
+@pytest.mark.parametrize("config", [CleanConfig(), CleanConfig(source="x")])
+def test_the_same_output_at_once_is_refused(
+    corpus: Path, tmp_path: Path, occupy: Callable[[Path], None], config: CleanConfig
+) -> None:
+    """Also with another configuration, which would empty the folder that the first works in."""
+    clean([str(corpus)], tmp_path / "begun", config=CleanConfig())
+    work = tmp_path / ".clean.clean"
+    work.mkdir()
+    (work / "identity").write_text("of the first", encoding="utf-8")
+    occupy(work)
+    before = sorted(work.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"is written by a run on n7 .*; stop that, or choose another directory"):
+        clean([str(corpus)], tmp_path / "clean", config=config)
+    assert sorted(work.rglob("*")) == before
+    assert not (tmp_path / "clean").exists()
+
+
+def test_what_another_configuration_began_is_removed(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = tmp_path / ".clean.clean"
+    (work / "texts").mkdir(parents=True)
+    (work / "texts" / "00000.jsonl.zst").write_bytes(b"torn")
+    (work / "identity").write_text("other", encoding="utf-8")
+    with caplog.at_level("INFO"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    assert caplog.text.count("of another input or configuration: starting over") == 1
+    assert len(texts_of(tmp_path / "clean")) == 40
+    assert not work.exists()
 
 
 def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:

@@ -54,7 +54,7 @@ def test_a_second_start_is_refused_and_harms_nothing(
     refused = train(recipe_file, ranks=ranks, code=2 if ranks == 1 else 1)
     pid = lease_of(run)["pid"]
     assert f"{run}: is written by job 71, life 0 on {lease_of(run)['host']} (process {pid}, since " in refused
-    assert "stop that, or give this run another run_directory" in refused
+    assert "stop that, or choose another directory" in refused
     assert refused.count("Traceback") == (ranks > 1)  # torchrun's own
     assert contents(run) == before
     (run / "go").touch()

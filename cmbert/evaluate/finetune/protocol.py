@@ -26,10 +26,12 @@ from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES
 from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
 from cmbert.evaluate.interval import interval
 from cmbert.files import hash_file, write_json, write_text
+from cmbert.lease import alone_in
 
 logger = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
+IDENTITY_FILE = "identity.json"
 MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
 
 
@@ -48,19 +50,40 @@ def finetune(
 
     settings: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. model_folder: where the
     model lies, if it may hold a record of its fine-tuning. Raises InputError for data that is not as it should be,
-    ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts.
+    ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts;
+    CheckpointError while another process does the same.
     """
     splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
     seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
     max_length = min(task.max_length, backbone.max_length)
     place = output / task.name / model_name
-    _claim(place, _identity(backbone, task, folder, max_length))
+    identity = _identity(backbone, task, folder, max_length)
+    _check(place, identity)  # what is refused leaves no folder behind
+    with alone_in(place):
+        if not _check(place, identity):
+            write_json(place / IDENTITY_FILE, identity)
+        result = _follow(backbone, task, splits, max_length, place, settings, num_seeds)
+        result["share_of_texts_seen"] = seen
+        write_json(place / "result.json", result)
+    return result
+
+
+def _follow(
+    backbone: Backbone,
+    task: Task,
+    splits: dict[str, Split | None],
+    max_length: int,
+    place: Path,
+    settings: Sequence[Setting],
+    num_seeds: int,
+) -> dict[str, Any]:
+    """Do what the protocol asks for, or what is left of it; return what was found."""
     items = {
         name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
     }
     cut = sum(not piece.whole for part in items.values() for item in part for piece in item.pieces)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
-    logger.info("%s, %s: %s examples; %d texts cut to %d tokens", task.name, model_name, counts, cut, max_length)
+    logger.info("%s, %s: %s examples; %d texts cut to %d tokens", task.name, place.name, counts, cut, max_length)
     data = Data(**items)
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
@@ -68,7 +91,7 @@ def finetune(
     trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
     result = {
         "task": task.name,
-        "model": model_name,
+        "model": place.name,
         "scores": list(task.score_names),
         "setting": asdict(best.setting),
         "max_length": max_length,
@@ -76,12 +99,10 @@ def finetune(
         "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
         "train_examples": len(data.train),
         "texts_cut": cut,
-        "share_of_texts_seen": seen,
         "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
         **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
     _write_predictions(task, data.test, max(trials, key=lambda trial: trial.dev[task.score_names[0]]), place)
-    write_json(place / "result.json", result)
     return result
 
 
@@ -147,9 +168,9 @@ def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> 
     }
 
 
-def _claim(place: Path, identity: dict[str, Any]) -> None:
-    """Make the folder of a model and task, or go on in it if it is of the same model, data and task."""
-    path, identity = place / "identity.json", json.loads(json.dumps(identity))
+def _check(place: Path, identity: dict[str, Any]) -> bool:
+    """Return whether the folder is of this model, data and task, False if it is new; ConfigError if of others."""
+    path, identity = place / IDENTITY_FILE, json.loads(json.dumps(identity))
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         differing = [key for key in identity if found.get(key) != identity[key]]
@@ -158,9 +179,7 @@ def _claim(place: Path, identity: dict[str, Any]) -> None:
                 f"{place}: holds results with other {', '.join(differing)}; name another --output or --name, "
                 "or remove that folder"
             )
-        return
-    place.mkdir(parents=True, exist_ok=True)
-    write_json(path, identity)
+    return path.is_file()
 
 
 def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path) -> TrialResult:

@@ -239,6 +239,14 @@ def test_refusals_are_one_line_and_leave_nothing(command, data, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_at_once_is_refused(command, tmp_path, capsys, occupy):
+    occupy(tmp_path / "out")
+    before = sorted((tmp_path / "out").rglob("*"))
+    assert command(tmp_path / "out", "--num-pairs", 16) == 2
+    assert f"{tmp_path}/out: is written by a run on n7" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
 def test_it_says_one_thing_at_a_time(command, tmp_path, capfd):
     assert command(tmp_path / "out", "--num-pairs", 16) == 0
     shown = capfd.readouterr()

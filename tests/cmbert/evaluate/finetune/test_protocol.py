@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmbert.cli import main
-from cmbert.errors import ConfigError
+from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.contamination import TrainingFile, sentence_hashes, write_training_data
 from cmbert.evaluate.finetune import trial as trial_module
 from cmbert.evaluate.finetune.examples import read_split
@@ -133,6 +133,17 @@ def test_results_are_not_mixed(ours, task, review_folder, tmp_path):
     ours.encoder.final_norm.weight.data += 1
     with pytest.raises(ConfigError, match="holds results with other weights, data"):
         run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
+
+
+def test_the_same_at_once_is_refused(ours, task, review_folder, tmp_path, occupy):
+    place = tmp_path / "out" / "reviews" / "mine"
+    occupy(place)
+    before = sorted(place.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"mine: is written by a run on n7 .*`the same command`\); stop that, or"):
+        run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
+    assert sorted(place.rglob("*")) == before
+    run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1, name="other")
+    assert not list(tmp_path.glob("out/*/other/lease.*"))
 
 
 def test_splits_have_columns_of_their_own():

@@ -1,4 +1,4 @@
-"""The lease of a run directory: who may write there. It needs no locks of the kernel, and works on NFS and Lustre.
+"""The lease of a directory: who may write there. It needs no locks of the kernel, and works on NFS and Lustre.
 
 RUN/lease.000012.json says who owns the run: whoever has the highest number. It appears whole by link(), which one of
 two claimants can do. Its number goes into the names of what is built aside. Its owner renews it: sets its time, again
@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from cmbert.errors import CheckpointError, LeaseLostError
 from cmbert.files import doing, patiently, read_bytes, write_bytes, write_json
-from cmbert.train.distributed import Launch, from_first_rank
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
 WATCH_RENEWALS = 6  # ours: half a minute; compiling and importing hold up the thread that renews for some seconds
@@ -149,6 +150,14 @@ class Lease:
         now = f"{_read(self.run, newest)} has taken it over" if newest > self.number else "somebody removed its lease"
         raise LeaseLostError(f"{self.run}: {now}; this run ends here and leaves all of it as it is")
 
+    def forget(self) -> None:
+        """Remove it, where nothing is named by its number."""
+        self.released.set()
+        assert self.renewing is not None
+        self.renewing.join()
+        if not self.is_lost:
+            self.path.unlink(missing_ok=True)
+
     def release(self) -> None:
         """Let the next run begin at once. Its file stays, so that numbers only grow. Nothing on other ranks."""
         self.released.set()
@@ -166,16 +175,24 @@ class Lease:
             logger.warning("%s: not released: %s", self.path, error)
 
 
-def take_lease(run: Path, launch: Launch) -> Lease:
-    """Return the lease of a run directory, which is made if there is none. All ranks call this and end alike.
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Work in a directory, which is made if there is none, as its only process; leave no lease behind.
 
-    Raises CheckpointError naming the owner if another run writes there.
+    Raises CheckpointError naming the owner if another process works there. For programs of one process that keep what
+    is done; they do not ask again, so what stops renewals for half a minute lets another process of another machine in.
     """
-    number = from_first_rank(partial(claim, run, myself()))
-    lease = Lease(run, number)
-    if launch.rank == 0:
-        lease.hold()
-    return lease
+    lease = Lease(directory, claim(directory, myself()))
+    lease.hold()
+    try:
+        yield
+    finally:
+        lease.forget()
+
+
+def is_lease(path: Path) -> bool:
+    """Return whether a file is a lease, which a killed process may leave where it had just begun."""
+    return NAME.fullmatch(path.name) is not None
 
 
 def claim(run: Path, me: Owner) -> int:
@@ -225,7 +242,7 @@ def _why_not_its_own(run: Path, number: int, owner: Owner, me: Owner) -> str | N
         time.sleep(LOOK_SECONDS)
     if now is None or _numbers(run)[-1:] != [number] or _read(run, number).released:
         return None
-    raise CheckpointError(f"{run}: is written by {owner}; stop that, or give this run another run_directory")
+    raise CheckpointError(f"{run}: is written by {owner}; stop that, or choose another directory")
 
 
 def _renewed(run: Path, number: int) -> int | None:

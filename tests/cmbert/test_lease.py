@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from cmbert import lease as module
 from cmbert.errors import CheckpointError, LeaseLostError
-from cmbert.train import lease as module
-from cmbert.train.lease import Lease, Owner, claim, myself
+from cmbert.lease import Lease, Owner, alone_in, claim, myself
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_a_newer_life_of_the_same_job_wins_at_once(held: Lease, monkeypatch: pyt
 
 @pytest.mark.parametrize("me", [elsewhere(host="n8", job="6"), elsewhere(job="", life=3), elsewhere(pid=2)])
 def test_a_live_owner_is_named_and_keeps_it(held: Lease, me: Owner) -> None:
-    with pytest.raises(CheckpointError, match=r"is written by job 5, life 0 on n7 .*`cmbert train a.toml`.*run_direct"):
+    with pytest.raises(CheckpointError, match=r"is written by job 5, life 0 on n7 .*`cmbert train a.toml`.*another"):
         claim(held.run, me)
     held.check()
     assert [path.name for path in held.run.iterdir()] == ["lease.000001.json"]
@@ -161,3 +161,26 @@ def test_a_lease_that_is_not_one(tmp_path: Path) -> None:
     (tmp_path / "lease.000004.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"lease\.000004\.json: not a lease"):
         claim(tmp_path, myself())
+
+
+def test_alone_in_a_directory(tmp_path: Path) -> None:
+    work = tmp_path / "work" / "here"
+    with alone_in(work):
+        assert json.loads((work / "lease.000001.json").read_text(encoding="utf-8"))["pid"] == os.getpid()
+        with pytest.raises(CheckpointError, match=f"{work}: is written by a run on .*; stop that, or choose another"):
+            claim(work, elsewhere())
+    assert not list(work.iterdir())
+    with pytest.raises(KeyError), alone_in(work):
+        raise KeyError
+    assert not list(work.iterdir())
+    claim(work, dead_process())  # as a killed one leaves it
+    with alone_in(work):
+        assert [path.name for path in work.iterdir()] == ["lease.000002.json"]
+    assert not list(work.iterdir())
+
+
+def test_who_lost_a_directory_removes_nobody_elses_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    with alone_in(tmp_path):
+        assert claim(tmp_path, elsewhere(life=1)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.000002.json"]
