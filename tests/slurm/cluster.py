@@ -157,11 +157,7 @@ class Cluster:
 
     def lose_node(self, node: str) -> None:
         """Kill a node's slurmd and all it had started, as a crash of the machine would, and tell slurmctld."""
-        victims = [self._pid(f"slurmd.{node}"), *self._step_daemons(node)]
-        for victim in victims:
-            for pid in [victim, *(below.pid for below in descendants(victim))]:
-                _kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(map(is_alive, victims)), f"the end of {node}")
+        _kill_all([self._pid(f"slurmd.{node}"), *self._step_daemons(node)], f"the end of {node}")
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def _step_daemons(self, node: str) -> list[int]:
@@ -199,9 +195,14 @@ class Cluster:
         return self.show(job)["JobState"]
 
     def revive(self) -> None:
-        """Start the nodes again whose slurmd has died."""
+        """Start the nodes again whose slurmd has died, as machines that have been switched on anew.
+
+        A step that a returning slurmd still had made slurmctld 22.05 forget the newer life's step of that number, which
+        srun then could not end: "job_step_signal: JobId=1 StepId=1 not found".
+        """
         for node in NODES:
             if not is_alive(self._pid(f"slurmd.{node}")):
+                _kill_all(self._step_daemons(node), f"the end of {node}'s steps")
                 self.start_node(node)
 
     def clear(self) -> None:
@@ -252,6 +253,14 @@ def _target(link: Path) -> str:
         return os.readlink(link)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return ""
+
+
+def _kill_all(daemons: list[int], what: str) -> None:
+    """Kill processes and all that they have started."""
+    for daemon in daemons:
+        for pid in [daemon, *(below.pid for below in descendants(daemon))]:
+            _kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, daemons)), what)
 
 
 def _kill(pid: int, number: int) -> None:

@@ -236,7 +236,8 @@ class Soak:
     def end_of(self, life: Life, since: float, fault: Fault) -> float:
         """Wait until no process of a life is left; return the seconds."""
         left = left_of(list(life.seen), WAIT_SECONDS)
-        assert not left, (fault.name, left)
+        states = [(one.pid, Path(f"/proc/{one.pid}/stat").read_text().split()[2], one.command[:200]) for one in left]
+        assert not left, (fault.name, states, self.desk.output(life.job)[-3000:])
         seconds = time.monotonic() - since
         if seconds > fault.seconds:
             self.late.append(f"{fault.name}: {seconds:.1f} s\n{self.desk.output(life.job)[-3000:]}")
@@ -266,22 +267,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     cluster = Cluster()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        recipe = make_recipe(folder)
-        (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
-        train(recipe, *settings(*SETTINGS, f"run_directory={folder}/unbroken"), ranks=2)
-        expected = trace(folder / "unbroken")
-        try:
-            cluster.start()
-            started = time.monotonic()
-            soak = Soak(Desk(cluster, folder), random.Random(options.seed), started + 60 * options.minutes)
-            while time.monotonic() < soak.end:
-                soak.one_run()
-                assert trace(soak.run) == expected, "the run is not the unbroken one"
-        finally:
-            cluster.clear()
-            cluster.stop()
+    folder = Path(tempfile.mkdtemp(prefix="cmbert-soak-"))  # kept if anything does not hold
+    recipe = make_recipe(folder)
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    train(recipe, *settings(*SETTINGS, f"run_directory={folder}/unbroken"), ranks=2)
+    expected = trace(folder / "unbroken")
+    try:
+        cluster.start()
+        started = time.monotonic()
+        soak = Soak(Desk(cluster, folder), random.Random(options.seed), started + 60 * options.minutes)
+        while time.monotonic() < soak.end:
+            soak.one_run()
+            assert trace(soak.run) == expected, "the run is not the unbroken one"
+    finally:
+        cluster.clear()
+        cluster.stop()
+    shutil.rmtree(folder)
     print(*soak.late, sep="\n")
     print("| fault | moment | times | seconds to the end of all processes: median | most |")
     for (fault, moment), seconds in sorted(soak.seconds.items()):
