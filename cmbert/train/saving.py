@@ -102,8 +102,9 @@ def settle(run: Run) -> SaveReport:
 def put_aside(run: Run, resume: Resume) -> None:
     """Rename what the run does not go on from: damaged checkpoints, and those that it goes back from; name the newest.
 
-    All ranks call this.
+    All ranks call this. Raises LeaseLostError.
     """
+    from_first_rank(run.writer.lease.check)
     for path, lines in resume.passed_over.items():
         aside = from_first_rank(partial(set_aside, path, DAMAGED_SUFFIX))
         run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {aside}: {'; '.join(lines)}")
@@ -127,7 +128,6 @@ def rewind(run: Run) -> None:
         )
     if run.writer.state is not None:
         settle(run)
-    from_first_rank(run.writer.lease.check)
     resume = choose_checkpoint(from_first_rank(lambda: resume_candidates(run.directory)), run.launch)
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
