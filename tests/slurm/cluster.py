@@ -15,9 +15,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cmbert.train.distributed import NUM_PORTS
@@ -104,6 +106,8 @@ class Cluster:
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="cmbert-slurm-"))  # short: a socket's path has at most 107 bytes
         self.number, self.claim = _claim()
+        self.num_crashes = 0
+        """Of slurmctld; its 22.05 writes to address 0 now and then when a node is lost while a job begins."""
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(self.root / "slurm.conf"),
@@ -170,10 +174,17 @@ class Cluster:
 
     def call(self, *command: str, directory: Path | None = None, code: int | None = 0) -> str:
         """Run a Slurm command; return its output, and stderr unless `code` is 0. code: how it ends, None = anyhow."""
-        done = subprocess.run(
-            command, env=self.environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=False, timeout=WAIT_SECONDS,
+        run = partial(
+            subprocess.run, command, env=self.environment, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, check=False, timeout=WAIT_SECONDS,
         )  # fmt: skip
+        done = run()
+        if "Unable to contact slurm controller" in done.stderr and not is_alive(self._pid("slurmctld")):
+            self.num_crashes += 1
+            print(f"slurmctld has crashed by itself: started again; logs in {self.root}", file=sys.stderr, flush=True)
+            self._daemon(["slurmctld", "-f", self.environment["SLURM_CONF"]])
+            wait_until(lambda: not run().stderr.startswith("slurm_load"), "slurmctld's answer")
+            done = run()
         assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout if code == 0 else done.stdout + done.stderr
 
