@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmbert.errors import CheckpointError
-from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, write_text
+from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, rename, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -103,12 +103,12 @@ def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
     problems: list[OSError] = []
     for path in sorted(states.keys() - keep):
         if not _is_protected(path):
-            _attempt(partial(path.rename, path.with_name(f".{path.name}{REMOVED_SUFFIX}")), path, problems)
+            _attempt(partial(rename, path, path.with_name(f".{path.name}{REMOVED_SUFFIX}")), problems)
     for suffix in (".partial", UNIVERSAL_SUFFIX, REMOVED_SUFFIX):
         for left in root.glob(f".step_*{suffix}"):
             owner = re.fullmatch(r"\.step_\d+\.(\d+)\.partial", left.name)
             if owner is None or int(owner[1]) <= lease:
-                _attempt(partial(shutil.rmtree, left), left, problems)
+                _attempt(partial(_remove, left), problems)
     if problems:
         raise problems[0]
 
@@ -118,10 +118,14 @@ def _is_protected(path: Path) -> bool:
     return not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK)
 
 
-def _attempt(removal: Callable[[], object], path: Path, problems: list[OSError]) -> None:
+def _remove(path: Path) -> None:
+    with doing("remove", path):
+        shutil.rmtree(path)
+
+
+def _attempt(action: Callable[[], object], problems: list[OSError]) -> None:
     try:
-        with doing("remove", path):
-            removal()
+        action()
     except OSError as error:
         problems.append(error)
 
