@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmbert.errors import CheckpointError
-from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, rename, write_text
+from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, rename, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -178,9 +178,7 @@ def set_aside(checkpoint: Path, suffix: str) -> Path:
     """
     names = (checkpoint.name + suffix + (f".{number}" if number > 1 else "") for number in itertools.count(1))
     target = next(path for path in map(checkpoint.with_name, names) if not path.exists())
-    with doing("rename", target):
-        checkpoint.rename(target)
-    fsync_path(target.parent)
+    rename(checkpoint, target)
     return target
 
 
