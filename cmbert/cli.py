@@ -14,7 +14,7 @@ from cmbert.cli_values import positive_number, share, step_range, words
 from cmbert.errors import run_command
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
-from cmbert.train.launchers import LAUNCHER_VARIABLES, is_launched
+from cmbert.train.launchers import is_launched, variables_in
 from cmbert.train.preemption import StopRequest
 
 PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     options = build_parser().parse_args(arguments)
     options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")
-    rank = next((os.environ[name] for name, *_ in LAUNCHER_VARIABLES if name in os.environ), "0")
+    names = variables_in(os.environ)
+    rank = os.environ[names[0]] if names else "0"
     program = "cmbert" if rank == "0" else f"cmbert (rank {rank})"
     if options.command in (_train, _preflight):
         from cmbert.train.ending import end, leave_when_asked

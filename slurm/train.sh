@@ -9,7 +9,6 @@ MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably n
 train_stage() {
     local recipe=$1 run newest lives reach last
     local -a nodes
-    refuse_what_is_said_once "$@"
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # The address by which Slurm itself reaches the first node; its name need not resolve.
     MASTER_ADDR=$(scontrol show node "${nodes[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -78,20 +77,6 @@ newest_checkpoint() {
     path=${path%/MANIFEST.json}
     path=${path##*/}
     echo "${path:--}"
-}
-
-# What is said to every life must be true of every life: the second would go back again, or refuse what the first has done.
-refuse_what_is_said_once() {
-    local word previous=
-    [[ $(job_field Requeue) == 1 ]] || return 0
-    for word in "$@"; do
-        [[ $previous == --resume ]] && word="--resume=$word"
-        if [[ $word == --skip-steps* || ($word == --resume=* && $word != --resume=auto) ]]; then
-            say "error: ${word%%=*} would be repeated when the job is requeued; give it to a job of its own: sbatch --no-requeue"
-            exit 2
-        fi
-        previous=$word
-    done
 }
 
 # Let the nodes be checked; sets run, newest, lives, reach, last. An unfit node is not used again by this job.

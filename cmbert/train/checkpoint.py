@@ -3,8 +3,8 @@
 checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.json (size and BLAKE2b of every file)
 checkpoints/latest            name of the newest, for people and other programs: nothing here reads it
 
-A run that was told to go back to an older one (--resume PATH) renames those that it left, when it publishes its first:
-whoever looks for the newest finds that of the last run.
+A run that was told to go back to an older one (--resume PATH) renames those that it leaves before its first step:
+whoever looks for the newest, also to go back from a spike, finds one that this run comes from.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmbert.errors import CheckpointError
-from cmbert.files import doing, file_size, fsync_path, hash_file, patiently, read_bytes, write_text
+from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, rename, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ MANIFEST_FILE = "MANIFEST.json"
 DAMAGED = (ValueError, TypeError, FileNotFoundError)  # what a torn, changed or missing JSON file raises
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
 LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
+REMOVED_SUFFIX = ".removed"  # of one that is being removed: a kill meanwhile leaves no half checkpoint
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
 
@@ -55,6 +56,10 @@ class TrainState:
     """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
     guard: dict[str, Any] = field(default_factory=dict)
     """What the guards remember of the steps before."""
+    asked: list[list[int]] = field(default_factory=list)
+    """Steps [first, last) of --skip-steps, as they were said: asked again, they are left out already."""
+    job: str = ""
+    """Slurm's job that wrote it; its later lives have done what --resume asks for."""
 
 
 class Retention(NamedTuple):
@@ -84,7 +89,8 @@ def aside_of(final: Path, lease: int) -> Path:
 def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
     """Remove checkpoints up to `step`, the newest, that need not stay, and what killed runs have left.
 
-    lease: number of who asks; what owners of higher ones build is theirs.
+    lease: number of who asks; what owners of higher ones build is theirs. One that nobody may write to (chmod -R a-w)
+    stays. Raises the first OSError when all else is done.
     """
     states = {path: state for path, state in readable_states(list_checkpoints(root)).items() if state.step <= step}
     lasting = [path for path, state in states.items() if not state.rolling]
@@ -94,15 +100,34 @@ def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
         for path in lasting:
             first_of.setdefault(states[path].tokens // retention.keep_every_tokens, path)
         keep |= {path for multiple, path in first_of.items() if multiple > 0}
-    for path in states.keys() - keep:
-        with doing("remove", path):
-            (path / MANIFEST_FILE).unlink()  # first: from here on it is no checkpoint
-            shutil.rmtree(path)
-    for left in [*root.glob(".step_*.partial"), *root.glob(f".step_*{UNIVERSAL_SUFFIX}")]:
-        owner = re.fullmatch(r"\.step_\d+\.(\d+)\.partial", left.name)
-        if owner is None or int(owner[1]) <= lease:
-            with doing("remove", left):
-                shutil.rmtree(left)
+    problems: list[OSError] = []
+    for path in sorted(states.keys() - keep):
+        if not _is_protected(path):
+            _attempt(partial(rename, path, path.with_name(f".{path.name}{REMOVED_SUFFIX}")), problems)
+    for suffix in (".partial", UNIVERSAL_SUFFIX, REMOVED_SUFFIX):
+        for left in root.glob(f".step_*{suffix}"):
+            owner = re.fullmatch(r"\.step_\d+\.(\d+)\.partial", left.name)
+            if owner is None or int(owner[1]) <= lease:
+                _attempt(partial(_remove, left), problems)
+    if problems:
+        raise problems[0]
+
+
+def _is_protected(path: Path) -> bool:
+    """Return whether somebody took the right to write to a checkpoint away, from everybody or from us."""
+    return not path.stat().st_mode & 0o222 or not os.access(path, os.W_OK)
+
+
+def _remove(path: Path) -> None:
+    with doing("remove", path):
+        shutil.rmtree(path)
+
+
+def _attempt(action: Callable[[], object], problems: list[OSError]) -> None:
+    try:
+        action()
+    except OSError as error:
+        problems.append(error)
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -153,18 +178,19 @@ def set_aside(checkpoint: Path, suffix: str) -> Path:
     """
     names = (checkpoint.name + suffix + (f".{number}" if number > 1 else "") for number in itertools.count(1))
     target = next(path for path in map(checkpoint.with_name, names) if not path.exists())
-    with doing("rename", target):
-        checkpoint.rename(target)
-    fsync_path(target.parent)
+    rename(checkpoint, target)
     return target
 
 
-def leave_behind(root: Path, step: int) -> list[Path]:
-    """Set aside what is not older than the checkpoint of `step` that is about to appear; return the new paths.
+def leave_behind(root: Path, checkpoint: Path) -> list[Path]:
+    """Set aside what a run that goes on from `checkpoint` does not come from; return the new paths.
 
-    Whoever publishes it went back to an older one before, or is redoing what another life of the run did.
+    That is what is newer, or all if `checkpoint` lies elsewhere.
     """
-    return [set_aside(path, LEFT_SUFFIX) for path in list_checkpoints(root) if int(path.name.split("_")[1]) >= step]
+    is_here = checkpoint.parent.resolve() == root.resolve()
+    return [
+        set_aside(path, LEFT_SUFFIX) for path in list_checkpoints(root) if not is_here or path.name > checkpoint.name
+    ]
 
 
 def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list[str]:

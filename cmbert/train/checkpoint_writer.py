@@ -23,15 +23,16 @@ from cmbert.files import doing, flush_directory, make_empty, new_digest, rename,
 from cmbert.lease import Lease
 from cmbert.train.checkpoint import (
     CHECKPOINTS,
+    LEFT_SUFFIX,
     MANIFEST_FILE,
     STATE_FILE,
     Retention,
     TrainState,
     aside_of,
     describe_file,
-    leave_behind,
     name_latest,
     prune,
+    set_aside,
 )
 from cmbert.train.distributed import gather_from_ranks, on_first_rank
 from cmbert.train.engine import save_engine
@@ -51,8 +52,6 @@ class SaveReport(NamedTuple):
     """Whether all of that may be gone at the next try."""
     untidy: str | None
     """What could not be done once it was there: to name it or to remove what need not stay."""
-    left: list[Path]
-    """Where checkpoints are now that this run left behind when it went back; only rank 0 knows."""
     copy_seconds: float
     """How long training stood still for it: the copy, and the wait for an earlier one."""
     write_seconds: float
@@ -135,8 +134,7 @@ class CheckpointWriter:
         results = gather_from_ranks((files, seconds, error))
         problems = {f"rank {rank}: {describe(found)}": found for rank, (_, _, found) in enumerate(results) if found}
         manifest = {name: entry for found, _, _ in results for name, entry in found.items()}
-        left: list[Path] = []
-        if unpublished := on_first_rank(lambda: self._publish(manifest, left, bool(problems))):
+        if unpublished := on_first_rank(lambda: self._publish(manifest, bool(problems))):
             problems = {describe(unpublished): unpublished}
         untidy = None if problems else on_first_rank(self._tidy)
         self.num_failures = self.num_failures + 1 if problems else 0
@@ -146,7 +144,6 @@ class CheckpointWriter:
             "; ".join(problems) or None,
             all(map(may_pass, problems.values())),
             describe(untidy) if untidy else None,
-            left,
             self.copy_seconds + waited,
             max(spent for _, spent, _ in results),
             sum(entry["bytes"] for entry in manifest.values()),
@@ -169,8 +166,8 @@ class CheckpointWriter:
             raise error
         return {}, 0.0, error
 
-    def _publish(self, manifest: dict[str, dict], left: list[Path], is_broken: bool) -> None:
-        """Let the checkpoint appear, or remove its files where it is broken. Adds to `left` what was left behind."""
+    def _publish(self, manifest: dict[str, dict], is_broken: bool) -> None:
+        """Let the checkpoint appear, or remove its files where it is broken."""
         assert self.state is not None
         self.lease.check()
         if is_broken:
@@ -182,8 +179,8 @@ class CheckpointWriter:
             write_json(self.aside / MANIFEST_FILE, dict(sorted(manifest.items())))
             flush_directory(self.aside)  # which takes long
             self.lease.check()
-            left += leave_behind(self.root, self.state.step)
-            shutil.rmtree(self.final, ignore_errors=True)  # what is still there has no manifest: it was half removed
+            if self.final.exists():  # half removed by an older version, or put there by hand
+                set_aside(self.final, LEFT_SUFFIX)
             rename(self.aside, self.final)
         except OSError:
             shutil.rmtree(self.aside, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 
 from cmbert.errors import CmbertError, ConfigError
-from cmbert.train.launchers import LAUNCHER_VARIABLES
+from cmbert.train.launchers import variables_in
 
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # ours: below Linux's ephemeral range, which starts at 32,768
 
@@ -30,22 +30,20 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
     Raises ConfigError for what is no number, no rank of that many, or leaves open where rank 0 is.
     """
-    for names in LAUNCHER_VARIABLES:
-        rank_name, size_name, local_name, local_size_name = names
-        if rank_name in environment and size_name in environment:
-            rank, world_size = _integer(environment, rank_name), _integer(environment, size_name)
-            if not 0 <= rank < world_size:
-                raise ConfigError(f"environment: {rank_name}={rank} of {size_name}={world_size}; check the launcher")
-            if local_name not in environment and environment.get("SLURM_PROCID") == str(rank):
-                local_name = "SLURM_LOCALID"  # srun --mpi=pmi2 names ranks as MPICH does, but no local ones
-            return Launch(
-                rank=rank,
-                world_size=world_size,
-                local_rank=_integer(environment, local_name) if local_name in environment else 0,
-                address=_address(environment, world_size, local_size_name),
-                port=_port(environment),
-            )
-    return Launch(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=_free_port())
+    names = variables_in(environment)
+    if names is None:
+        return Launch(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=_free_port())
+    rank_name, size_name, local_name, local_size_name = names
+    rank, world_size = _integer(environment, rank_name), _integer(environment, size_name)
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"environment: {rank_name}={rank} of {size_name}={world_size}; check the launcher")
+    return Launch(
+        rank=rank,
+        world_size=world_size,
+        local_rank=_integer(environment, local_name) if local_name in environment else 0,
+        address=_address(environment, world_size, local_size_name),
+        port=_port(environment),
+    )
 
 
 def _address(environment: Mapping[str, str], world_size: int, local_size_name: str) -> str:

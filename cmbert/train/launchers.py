@@ -12,6 +12,26 @@ LAUNCHER_VARIABLES = (
 )
 
 
+def variables_in(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the row of LAUNCHER_VARIABLES that counts, None if no launcher has left its rank and world size.
+
+    In a Slurm step of several tasks Slurm's own count: what names fewer ranks than there are tasks was inherited from
+    the shell that called srun, and PMI-2 names as many but no local rank. Only a launcher that each task starts names
+    more, or as many if it is torchrun with one rank a node.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "") if "SLURM_STEP_ID" in environment else ""
+    least = int(tasks) if tasks.isdigit() and int(tasks) > 1 else 0
+    for row in LAUNCHER_VARIABLES:
+        rank, size, *_ = row
+        if rank not in environment or size not in environment:
+            continue
+        if rank == "SLURM_PROCID" or not environment[size].isdigit():  # what is no number is to be named
+            return row
+        if int(environment[size]) + ("TORCHELASTIC_RUN_ID" in environment) > least:
+            return row
+    return None
+
+
 def is_launched(environment: Mapping[str, str]) -> bool:
     """Return whether a launcher started this process, one rank or many, and so ends when its work is to end."""
     under_srun = "SLURM_STEP_ID" in environment

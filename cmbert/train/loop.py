@@ -16,7 +16,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.loader import BatchGeometry, StepBatches, StepData
 from cmbert.data.loader_processes import iterate_steps
 from cmbert.evaluate.memory import peak_memory_bytes
-from cmbert.train.checkpoint import DAMAGED_SUFFIX, Retention, name_newest, set_aside
+from cmbert.train.checkpoint import Retention
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
@@ -25,7 +25,7 @@ from cmbert.train.guards import Judgement
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.run_directory import find_resume, open_run_directory
-from cmbert.train.saving import is_save_due, rewind, save_if_due, settle
+from cmbert.train.saving import is_save_due, put_aside, rewind, save_if_due, settle
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
 from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
@@ -34,7 +34,7 @@ from cmbert.train.start import (
     check_start,
     choose_checkpoint,
     collective_timeout,
-    leave_out,
+    leave_out_once,
     open_engine,
     take_lease,
 )
@@ -109,7 +109,7 @@ def set_up(
     try:
         candidates = from_first_rank(lambda: find_resume(recipe, start.resume))  # now that nobody else writes there
         resume = choose_checkpoint(candidates, launch)
-        left_out = leave_out(resume.left_out, skip_steps, resume.step, recipe)
+        left_out, asked = leave_out_once(resume, skip_steps, recipe)
         from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
         engine = open_engine(recipe, start, resume, launch)
         train = recipe.train
@@ -119,7 +119,7 @@ def set_up(
         run = Run(
             recipe, lease.run, launch, device, engine, start.reader, start.tokenizer, start.heldout,
             CheckpointWriter(lease, engine, retention, train.max_failed_saves), watchdog,
-            guard_of(engine, recipe, resume), None, left_out, resume.step, last_step, time_steps(device),
+            guard_of(engine, recipe, resume), None, left_out, asked, resume.step, last_step, time_steps(device),
         )  # fmt: skip
         run.reporter = open_reporter(run)
         note_resume(run, resume)
@@ -141,11 +141,7 @@ def note_resume(run: Run, resume: Resume) -> None:
         run.directory, begins, run.launch.world_size, run.device.type, num_steps(run.recipe),
         run.recipe.train.total_tokens,
     )  # fmt: skip
-    for path, lines in resume.passed_over.items():
-        aside = from_first_rank(partial(set_aside, path, DAMAGED_SUFFIX))
-        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {aside}: {'; '.join(lines)}")
-    if resume.checkpoint:
-        from_first_rank(partial(name_newest, run.directory))
+    put_aside(run, resume)
     if resume.state and resume.state.world_size != run.launch.world_size:
         run.event(
             "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"

@@ -44,6 +44,8 @@ class Run:
     reporter: Reporter | None
     """Only rank 0 has one."""
     left_out: LeftOut
+    asked: tuple[tuple[int, int], ...]
+    """Steps of --skip-steps, as they were said, of this and earlier calls."""
     step: int
     last_step: int
     timer: StepTimer

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import socket
 import sys
@@ -17,7 +18,7 @@ from cmbert.environment import git_commit, installed_versions
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import file_size, patiently, write_json
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint import CHECKPOINTS, TrainState, require_checkpoint, resume_candidates
+from cmbert.train.checkpoint import CHECKPOINTS, TrainState, readable_states, require_checkpoint, resume_candidates
 
 RECIPE_FILE = "resolved.toml"
 # Keys that may change within a run: they alter speed, memory or bookkeeping, not what is learnt.
@@ -110,17 +111,27 @@ def _value(recipe: Recipe, key: str) -> str:
 def find_resume(recipe: Recipe, resume: str) -> list[Path]:
     """Return the checkpoints to continue from, best first; empty for a fresh start. Nobody has proved their files yet.
 
-    resume: "auto", "never" or a path, which allows no other. Raises ConfigError or CheckpointError when the run
-    directory belongs to another recipe, or holds checkpoints and must not.
+    resume: "auto", "never" or a path, which allows no other; "auto" for lives of a Slurm job after one that has left
+    a checkpoint, which did what was asked. Raises ConfigError or CheckpointError when the run directory belongs to
+    another recipe, or holds checkpoints and must not.
     """
     directory = Path(recipe.run_directory)
     check_belongs(recipe)
+    found = resume_candidates(directory)
+    if resume != "auto" and _is_of_an_earlier_life(found):
+        return found
     if resume not in ("auto", "never"):
         return [require_checkpoint(Path(resume))]
-    found = resume_candidates(directory)
     if resume == "never" and found:
         raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")
     return found
+
+
+def _is_of_an_earlier_life(found: list[Path]) -> bool:
+    """Return whether an earlier life of this Slurm job has written the newest of these checkpoints."""
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
+        return False
+    return any(state.job == os.environ.get("SLURM_JOB_ID") for state in readable_states(found[:1]).values())
 
 
 def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: RowReader) -> None:

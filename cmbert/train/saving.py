@@ -1,16 +1,26 @@
 """When checkpoints are written, what a failed one means, and the way back from a spike."""
 
 import logging
+import os
+from functools import partial
 
 from cmbert.data.loader import data_row
 from cmbert.errors import CheckpointError, TransientError, advice
-from cmbert.train.checkpoint import TrainState, resume_candidates
+from cmbert.train.checkpoint import (
+    CHECKPOINTS,
+    DAMAGED_SUFFIX,
+    TrainState,
+    leave_behind,
+    name_newest,
+    resume_candidates,
+    set_aside,
+)
 from cmbert.train.checkpoint_writer import SaveReport
 from cmbert.train.distributed import from_first_rank
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.schedule import rows_before, tokens_before
-from cmbert.train.start import choose_checkpoint, leave_out, restore
+from cmbert.train.start import Resume, choose_checkpoint, leave_out, restore
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +69,8 @@ def begin_save(run: Run, *, rolling: bool) -> None:
         shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
         rolling=rolling,
         guard=run.guard.memory(),
+        asked=[list(steps) for steps in run.asked],
+        job=os.environ.get("SLURM_JOB_ID", ""),
     )
     run.writer.begin(state, run.reporter.sync if run.reporter else lambda: None)
 
@@ -77,8 +89,6 @@ def settle(run: Run) -> SaveReport:
         "checkpoint %s: %.2f GB written in %.1f s; training stood still for %.2f s",
         report.path, report.num_bytes / 1e9, report.write_seconds, report.copy_seconds,
     )  # fmt: skip
-    for path in report.left:
-        run.event("left behind", f"this run went back to an older checkpoint; what came after it is kept as {path}")
     if report.untidy is not None:
         run.event("untidy", f"{report.path} is there, but what follows a checkpoint was not all done: {report.untidy}")
     if run.reporter is not None:
@@ -87,6 +97,21 @@ def settle(run: Run) -> SaveReport:
             "checkpoint_write_seconds": report.write_seconds,
         }
     return report
+
+
+def put_aside(run: Run, resume: Resume) -> None:
+    """Rename what the run does not go on from: damaged checkpoints, and those that it goes back from; name the newest.
+
+    All ranks call this. Raises LeaseLostError.
+    """
+    from_first_rank(run.writer.lease.check)
+    for path, lines in resume.passed_over.items():
+        aside = from_first_rank(partial(set_aside, path, DAMAGED_SUFFIX))
+        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {aside}: {'; '.join(lines)}")
+    if resume.checkpoint:
+        for path in from_first_rank(partial(leave_behind, run.directory / CHECKPOINTS, resume.checkpoint)):
+            run.event("left behind", f"this run goes on from {resume.checkpoint}; what came after it is kept as {path}")
+        from_first_rank(partial(name_newest, run.directory))
 
 
 def rewind(run: Run) -> None:
@@ -103,10 +128,10 @@ def rewind(run: Run) -> None:
         )
     if run.writer.state is not None:
         settle(run)
-    from_first_rank(run.writer.lease.check)
     resume = choose_checkpoint(from_first_rank(lambda: resume_candidates(run.directory)), run.launch)
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
+    put_aside(run, resume)
     first = max(resume.step, spike + 1 - guards.rewind_steps)
     run.left_out = leave_out(run.left_out, (first, spike + 1), resume.step, run.recipe)
     restore(run.engine, resume, run.launch)

@@ -72,6 +72,10 @@ class Resume:
     def left_out(self) -> LeftOut:
         return tuple((first, last) for first, last in self.state.left_out) if self.state else ()
 
+    @property
+    def asked(self) -> tuple[tuple[int, int], ...]:
+        return tuple((first, last) for first, last in self.state.asked) if self.state else ()
+
 
 def take_lease(run: Path, launch: Launch) -> Lease:
     """Return the lease of a run directory, which is made if there is none. All ranks call this and end alike.
@@ -177,11 +181,24 @@ def _try_files(checkpoint: Path, launch: Launch) -> tuple[list[str], OSError | N
         return [], error.with_traceback(None)
 
 
-def leave_out(before: LeftOut, skip_steps: tuple[int, int] | None, step: int, recipe: Recipe) -> LeftOut:
-    """Add the rows of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+def leave_out_once(
+    resume: Resume, skip_steps: tuple[int, int] | None, recipe: Recipe
+) -> tuple[LeftOut, tuple[tuple[int, int], ...]]:
+    """Return what is left out when --skip-steps says these steps, and all that it has said in this run.
+
+    What was said before is done: a job that is requeued says it in each life. Raises ConfigError for steps done.
+    """
     if skip_steps is None:
-        return before
-    first, last = skip_steps
+        return resume.left_out, resume.asked
+    if skip_steps in resume.asked:
+        logger.info("--skip-steps %d:%d: asked before in this run, and done then", *skip_steps)
+        return resume.left_out, resume.asked
+    return leave_out(resume.left_out, skip_steps, resume.step, recipe), (*resume.asked, skip_steps)
+
+
+def leave_out(before: LeftOut, steps: tuple[int, int], step: int, recipe: Recipe) -> LeftOut:
+    """Add the rows of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+    first, last = steps
     if not step <= first < last:
         raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
     rows = tuple(data_row(rows_before(step, recipe), before) for step in (first, last))

@@ -128,6 +128,17 @@ def test_spikes_are_skipped_or_rewound(recipe_file: Path, tmp_path: Path) -> Non
     assert losses(rewinding) == losses(by_hand)
 
 
+def test_a_rewind_stays_with_the_checkpoints_that_the_run_comes_from(recipe_file: Path, tmp_path: Path) -> None:
+    """A run that was taken back to an older checkpoint must not load what it left behind."""
+    run, spike = tmp_path / "run", LEAST_HISTORY + 3
+    before = run / "checkpoints" / f"step_{spike // 4 * 4:09d}"
+    setting = settings("train.total_tokens=16384", "guards.spike_action=rewind", "train.keep_checkpoints=9")
+    train(recipe_file, *setting, "--max-steps", str(spike + 6))
+    output = train(recipe_file, *setting, "--resume", str(before), "--max-steps", "8", fault=f"spike:{spike}:0")
+    assert f"back to {before}; the batches of steps" in output
+    assert kinds(run)[-2:] == ["spike", "rewind"]
+
+
 # torchrun waits half a minute for a stopped rank before it kills it
 @pytest.mark.parametrize("fault", ["hang", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_hung_rank_ends_the_run(recipe_file: Path, tmp_path: Path, fault: str) -> None:

@@ -104,18 +104,46 @@ def test_a_run_that_goes_back_keeps_what_it_leaves_behind(
     root, setting = run / "checkpoints", settings("train.keep_checkpoints=9")
     train(recipe_file, *setting, "--max-steps", "13")
     train(recipe_file, *setting, "--resume", str(root / "step_000000004"), fault="kill:6:0", code=-signal.SIGKILL)
-    # it has published nothing: what it was to leave is there, and the newest of all is found
-    assert find_checkpoint(run) == root / "step_000000013"
-    assert (root / "latest").read_text(encoding="utf-8") == "step_000000013\n"
-    output = train(recipe_file, *setting, "--resume", str(root / "step_000000004"), "--max-steps", "5")
-    assert "resuming at step 4" in output
+    # it has published nothing, and is not forgotten: the next start goes on from where it went back to
     left = sorted(path.name for path in root.iterdir() if path.suffix == ".left")
     assert left == ["step_000000008.left", "step_000000012.left", "step_000000013.left"]
     assert [event["kind"] for event in read_events(run)] == ["left behind"] * 3
+    assert find_checkpoint(run) == root / "step_000000004"
+    assert (root / "latest").read_text(encoding="utf-8") == "step_000000004\n"
+    output = train(recipe_file, *setting, "--max-steps", "5")
+    assert "resuming at step 4" in output
     assert find_checkpoint(run) == root / "step_000000009"
     assert "resuming at step 9" in train(recipe_file, *setting)
     assert trace(run) == trace(reference(recipe_file))
     assert sorted(path.name for path in root.iterdir() if path.suffix == ".left") == left
+
+
+def test_what_a_job_was_told_its_first_life_does(
+    recipe_file: Path, tmp_path: Path, reference: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm repeats the command line in every life; only a life before any checkpoint of the job's did not do it."""
+    run, setting = tmp_path / "run", settings("train.keep_checkpoints=9")
+    train(recipe_file, *setting, "--max-steps", "8")
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    command = [recipe_file, *setting, "--resume", str(run / "checkpoints" / "step_000000004"), "--skip-steps", "5:7"]
+    train(*command, fault="kill:6:0", code=-signal.SIGKILL)
+    for life, begun, done in ((1, 4, 6), (2, 10, 3), (3, 13, 9)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(life))
+        assert f"resuming at step {begun}" in train(*command, "--max-steps", str(done))
+    assert [record["rows_left_out"] for record in read_metrics(run)] == [0] * 5 + [16] * 11
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert "resuming at step 4" in train(*command, "--max-steps", "1"), "another command goes back again"
+
+
+def test_a_job_that_begins_afresh_does_so_once(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    train(recipe_file, "--resume", "never", "--max-steps", "3")
+    assert "and --resume never was given" in train(recipe_file, "--resume", "never", code=2)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "resuming at step 3" in train(recipe_file, "--resume", "never", "--max-steps", "1")
 
 
 def test_a_kill_before_latest_is_written_loses_nothing(recipe_file: Path, tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ PRINT = (
 TWO = ["--nodes=1", "--ntasks=2", "--cpus-per-task=1", "--quiet"]
 WAYS = {
     "srun": (["srun", *TWO], [[0, 2, 0], [1, 2, 1]]),
+    "srun from a shell of one rank": (
+        ["env", "RANK=0", "WORLD_SIZE=1", "LOCAL_RANK=0", "srun", *TWO],
+        [[0, 2, 0], [1, 2, 1]],
+    ),
+    "srun --mpi=pmi2": (["srun", "--mpi=pmi2", *TWO], [[0, 2, 0], [1, 2, 1]]),
     "srun on two nodes": (["srun", "--nodes=2", "--ntasks=2", "--quiet"], [[0, 2, 0], [1, 2, 0]]),
     "salloc's shell on the login node": (["salloc", *TWO], [[0, 1, 0]]),
     "salloc's shell on a node": (["salloc", *TWO, "srun", "--interactive"], [[0, 1, 0]]),

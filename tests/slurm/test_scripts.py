@@ -277,20 +277,3 @@ def test_kernels_are_refused_in_one_line(tmp_path: Path, names: tuple[str, ...],
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "calls").exists()
-
-
-@pytest.mark.parametrize("option", [("--resume", "runs/a"), ("--resume=never",), ("--skip-steps", "3:5")])
-def test_what_holds_for_one_life_is_refused_where_there_may_be_more(tmp_path: Path, option: tuple[str, ...]) -> None:
-    done = run_in_job(STAGES[0], tmp_path, "recipe.toml", *option)
-    assert done.returncode == 2
-    assert f"error: {option[0].partition('=')[0]} would be repeated when the job is requeued" in done.stdout
-    assert "srun" not in done.stdout
-
-
-@pytest.mark.parametrize("option", [("--resume", "auto"), ("--resume=auto",), ("--set", "a=--resume")])
-def test_what_holds_for_every_life_is_taken(tmp_path: Path, option: tuple[str, ...]) -> None:
-    assert run_in_job(STAGES[0], tmp_path, "recipe.toml", *option).returncode == 0
-
-
-def test_a_job_of_one_life_may_go_back(tmp_path: Path) -> None:
-    assert run_in_job(STAGES[0], tmp_path, "recipe.toml", "--resume", "runs/a", FAKE_REQUEUE="0").returncode == 0

@@ -1,10 +1,13 @@
 """Checkpoints: the newest whole one is found, damage is named, and what must stay stays."""
 
 import builtins
+import contextlib
 import errno
 import json
 import os
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,11 +113,78 @@ def test_what_a_run_went_back_from_is_left_behind(run: Path) -> None:
     root = run / "checkpoints"
     for step in (6, 8, 12):
         make(run, step)
-    assert leave_behind(root, 8) == [root / "step_000000008.left", root / "step_000000012.left"]
+    assert leave_behind(root, root / "step_000000012") == []
+    assert leave_behind(root, root / "step_000000006") == [root / "step_000000008.left", root / "step_000000012.left"]
     assert [path.name for path in list_checkpoints(root)] == ["step_000000004", "step_000000006"]
     assert (root / "step_000000012.left" / "weights.pt").is_file()
     prune(root, Retention(1, 0), 6, lease=1)
     assert (root / "step_000000012.left" / "weights.pt").is_file()
+    assert leave_behind(root, run / "elsewhere" / "step_000000020") == [root / "step_000000006.left"]
+
+
+def test_a_checkpoint_that_nobody_may_write_to_stays(run: Path) -> None:
+    """As people protect one: chmod -R a-w; what else is due goes, and nothing fails."""
+    root = run / "checkpoints"
+    protected = make(run, 6)
+    for path in (*protected.iterdir(), protected):
+        path.chmod(path.stat().st_mode & ~0o222)
+    make(run, 8)
+    make(run, 10)
+    prune(root, Retention(1, 0), 10, lease=1)
+    assert [path.name for path in list_checkpoints(root)] == ["step_000000006", "step_000000010"]
+    protected.chmod(0o755)
+    prune(root, Retention(1, 0), 10, lease=1)
+    assert [path.name for path in list_checkpoints(root)] == ["step_000000010"]
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_kill_while_one_is_removed_leaves_nothing_for_good(
+    run: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = run / "checkpoints"
+    make(run, 6)
+    make(run, 8)
+    calls: list[str] = []
+
+    def killed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any, **more: Any) -> Any:
+            calls.append(real.__name__)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return real(*arguments, **more)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink", "rmdir"):
+            patch.setattr(os, name, killed(getattr(os, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            prune(root, Retention(1, 0), 8, lease=1)
+    whole = [path.name for path in list_checkpoints(root)]
+    assert whole[-1] == "step_000000008"
+    for path in list_checkpoints(root):
+        check_files(path)
+    prune(root, Retention(1, 0), 8, lease=1)
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_000000008"]
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, real = run / "checkpoints", shutil.rmtree
+    for step in (6, 8, 10):
+        make(run, step)
+
+    def fail(path: Path) -> None:
+        if "000006" in path.name:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(OSError, match=r"busy \(remove\).*step_000000006"):
+            prune(root, Retention(1, 0), 10, lease=1)
+    assert sorted(path.name for path in root.iterdir()) == [".step_000000006.removed", "latest", "step_000000010"]
+    prune(root, Retention(1, 0), 10, lease=1)
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_000000010"]
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])

@@ -16,10 +16,17 @@ OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM
 OPEN_MPI |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "MASTER_PORT": "77"}
 PMI2 = SRUN | {"PMI_RANK": "2", "PMI_SIZE": "4"}  # srun --mpi=pmi2
+ONE_A_NODE = TORCHRUN | {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+INHERITED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 TABLE = {
     "torchrun": (TORCHRUN, (3, 8, 1, "n1", 29)),
     "deepspeed": ({**TORCHRUN, "CROSS_RANK": "1"}, (3, 8, 1, "n1", 29)),
     "torchrun under srun": (SRUN | TORCHRUN, (3, 8, 1, "n1", 29)),
+    "torchrun of one rank a node under srun": (SRUN | ONE_A_NODE, (1, 4, 0, "n1", 29)),
+    "deepspeed on each node under srun": (SRUN | TORCHRUN | {"CROSS_RANK": "1"}, (3, 8, 1, "n1", 29)),
+    "srun from a shell of one rank": (SRUN | INHERITED, (2, 4, 1, "10.0.0.1", 20_007)),
+    "srun from a shell of torchrun": (SRUN | INHERITED | {"TORCHELASTIC_RUN_ID": "1"}, (2, 4, 1, "10.0.0.1", 20_007)),
+    "srun from a shell of four ranks": (SRUN | INHERITED | {"WORLD_SIZE": "4"}, (2, 4, 1, "10.0.0.1", 20_007)),
     "srun": (SRUN, (2, 4, 1, "10.0.0.1", 20_007)),
     "srun --mpi=pmi2": (PMI2, (2, 4, 1, "10.0.0.1", 20_007)),
     "srun --mpi=pmix": (SRUN | {"PMIX_RANK": "2"}, (2, 4, 1, "10.0.0.1", 20_007)),
