@@ -60,7 +60,7 @@ def test_a_line_torn_inside_a_character_is_left_out(tmp_path: Path, cut: int) ->
     writer.write({"step": 0, "loss": 1.0})
     writer.record_event("life", 0, "第一个")
     writer.close()
-    torn = '{"step": 1, "note": "'.encode() + "步".encode()[:cut]
+    torn = b'{"step": 1, "note": "' + "步".encode()[:cut]
     for name in (METRICS_FILE, EVENTS_FILE):
         with open(tmp_path / name, "ab") as file:
             file.write(torn)
