@@ -128,17 +128,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class PatientFile:
-    """A file to append to that outlives a full disk: what finds no room waits in memory until there is some."""
+    """A file to append to that outlives a full disk: what finds no room, itself perhaps, waits until there is some."""
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, b""
-        with doing("open", path):
-            self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.descriptor: int | None = None
+        self.flush()
 
     def write(self, data: bytes) -> int:
         """Append `data` after what waits. Raises OSError for what is not a lack of room."""
         self.waiting += data
         try:
+            if self.descriptor is None:
+                with doing("open", self.path):
+                    self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             while self.waiting:
                 with doing("write", self.path):
                     self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
@@ -154,7 +157,7 @@ class PatientFile:
     def sync(self) -> None:
         """Put everything on disk. Raises OSError when there is still no room."""
         self.flush()
-        if self.waiting:
+        if self.waiting or self.descriptor is None:
             with doing("write", self.path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         with doing("fsync", self.path):
@@ -165,7 +168,8 @@ class PatientFile:
         try:
             self.sync()
         finally:
-            os.close(self.descriptor)
+            if self.descriptor is not None:
+                os.close(self.descriptor)
 
 
 def aside_path(final: Path) -> Path:

@@ -15,6 +15,7 @@ fi
 
 MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself (ours)
 MAX_LIVES=${CMBERT_MAX_LIVES:-3}         # of a job in a row that may fail without getting on (ours)
+MAX_WAIT=3600 # seconds for Slurm to answer: a controller that restarts is back in minutes, and a job that waits holds nodes (ours)
 
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 # The number of an array's last job is the array's own, so that scontrol would take all of it.
@@ -26,9 +27,45 @@ say() {
     echo "$(date -Is) job $JOB restart $RESTARTS: $*"
 }
 
+# Run a command again until it succeeds: a controller that restarts or is too busy answers later. Fails after MAX_WAIT.
+patiently() {
+    local pause=1 waited=0
+    until "$@"; do
+        if ((waited >= MAX_WAIT)); then
+            say "no answer from Slurm in $waited s: $*" >&2
+            return 1
+        fi
+        sleep "$pause"
+        waited=$((waited + pause))
+        pause=$((pause < 32 ? 2 * pause : 32))
+    done
+}
+
+# What matches a pattern in the answer to a question, a match a line; without a match it is no answer.
+#   slurm_says PATTERN WORDS OF scontrol
+slurm_says() {
+    patiently matches_of "$@"
+}
+
+matches_of() {
+    local pattern=$1 answer
+    shift
+    answer=$(scontrol "$@") && grep -oE -- "$pattern" <<<"$answer"
+}
+
 # One field of what Slurm knows about this job.
+#   job_field NAME [PATTERN OF ITS VALUE]
 job_field() {
-    scontrol show job "$JOB" | grep -oE "(^|[[:space:]])$1=[^[:space:]]*" | head -n 1 | cut -d= -f2-
+    local found
+    found=$(slurm_says "(^|[[:space:]])$1=${2:-[^[:space:]]+}" show job "$JOB") || return
+    found=${found%%$'\n'*}
+    echo "${found#*=}"
+}
+
+# End the job because Slurm does not say what must be known to go on.
+no_answer() {
+    say "Slurm does not answer, see above; not requeued: submit again to go on"
+    exit "${code:-1}"
 }
 
 # Each life has a log of its own: Slurm appends to one file, from which the last life's part goes to NAME.lifeN.out. A log
@@ -72,8 +109,10 @@ start() {
 
 # Slurm sends TERM to a job's script only when it ends the whole job: the time limit, scancel, a requeue from outside.
 on_term() {
+    local reason
     ended_by_slurm=yes
-    if [[ $(job_field Reason) == TimeLimit ]]; then
+    reason=$(job_field Reason) || no_answer
+    if [[ $reason == TimeLimit ]]; then
         requeue "the time limit came before the ranks had saved"
     else
         say "cancelled or requeued from outside"
@@ -83,16 +122,19 @@ on_term() {
 # Put this job back into the queue, with the same number; or say why not, and end it with $code.
 #   requeue WHY [NODES TO EXCLUDE]
 requeue() {
-    local why=$1 exclude=${2:-}
-    if (($(job_field Restarts) > RESTARTS)); then # a node that was lost has come back, with this script on it
+    local why=$1 exclude=${2:-} restarts state may_requeue
+    restarts=$(job_field Restarts '[0-9]+') || no_answer
+    if ((restarts > RESTARTS)); then # a node that was lost has come back, with this script on it
         say "$why; not requeued: Slurm has begun a newer life of this job"
         exit "$code"
     fi
-    if [[ -z $ended_by_slurm && $(job_field JobState) != RUNNING ]]; then
+    state=$(job_field JobState) || no_answer
+    if [[ -z $ended_by_slurm && $state != RUNNING ]]; then
         say "$why; Slurm is ending the job"
         exit "$code"
     fi
-    if [[ $(job_field Requeue) != 1 ]]; then
+    may_requeue=$(job_field Requeue '[0-9]+') || no_answer
+    if ((may_requeue != 1)); then
         say "$why; not requeued: the job has Requeue=0"
         exit "$code"
     fi
@@ -102,13 +144,9 @@ requeue() {
     fi
     say "$why; requeued${exclude:+ without $exclude}"
     trap '' TERM # Slurm ends this script now, which has one thing left to do
-    until scontrol requeue "$JOB"; do
-        sleep 10 # a controller that restarts
-    done
+    patiently scontrol requeue "$JOB" || no_answer
     if [[ -n $exclude ]]; then
-        until scontrol update "jobid=$JOB" "ExcNodeList=$exclude"; do
-            sleep 1
-        done
+        patiently scontrol update "jobid=$JOB" "ExcNodeList=$exclude" || say "$exclude may be used again"
     fi
     exit "$code"
 }

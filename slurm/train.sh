@@ -7,12 +7,13 @@ source slurm/job.sh
 MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably not the nodes (ours)
 
 train_stage() {
-    local recipe=$1 run newest lives reach last
+    local recipe=$1 run newest lives reach last found
     local -a nodes
-    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    found=$(slurm_says '.+' show hostnames "$SLURM_JOB_NODELIST") || no_answer
+    mapfile -t nodes <<<"$found"
     # The address by which Slurm itself reaches the first node; its name need not resolve.
-    MASTER_ADDR=$(scontrol show node "${nodes[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-    export MASTER_ADDR
+    found=$(slurm_says 'NodeAddr=[^[:space:]]+' show node "${nodes[0]}") || no_answer
+    export MASTER_ADDR=${found#*=}
     MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000)) # two jobs that share a node must not meet
     while is_taken "$MASTER_PORT"; do
         say "port $MASTER_PORT is another program's"
@@ -45,9 +46,9 @@ is_taken() {
 # Slurm's request to save must not come at the beginning of a life, where it ends it.
 warn_of_time() {
     local limit lead
-    limit=$(job_field TimeLimit)
+    limit=$(job_field TimeLimit) || no_answer
     lead=$(sed -n 's/^#SBATCH --signal=.*@//p' "$0")
-    if (($(seconds_of "${limit:-none}") <= lead + 60)); then # it may come a minute earlier
+    if (($(seconds_of "$limit") <= lead + 60)); then # it may come a minute earlier
         say "warning: --time is $limit, and USR1 comes $lead to $((lead + 60)) s before its end (--signal): every life saves" \
             "as soon as it has begun; give more --time"
     fi
@@ -81,7 +82,7 @@ newest_checkpoint() {
 
 # Let the nodes be checked; sets run, newest, lives, reach, last. An unfit node is not used again by this job.
 preflight() {
-    local result="slurm/logs/$SLURM_JOB_ID.preflight" bad excluded
+    local result="slurm/logs/$SLURM_JOB_ID.preflight" bad excluded found
     rm -rf "$result"
     # --wait=0: the others say who did not answer.
     start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]}")" \
@@ -96,9 +97,10 @@ preflight() {
         say "the preflight left no $PWD/$result: this folder must be the same on all nodes; not requeued"
         exit "$code"
     elif [[ -n $bad ]]; then
-        excluded=$(job_field ExcNodeList)
-        [[ $excluded == "(null)" ]] || bad="$excluded,$bad"
-        if (($(scontrol show hostnames "$bad" | wc -l) > MAX_EXCLUDED)); then
+        excluded=$(job_field ExcNodeList '[^[:space:]]*') || no_answer
+        [[ -z $excluded || $excluded == "(null)" ]] || bad="$excluded,$bad"
+        found=$(slurm_says '.+' show hostnames "$bad") || no_answer
+        if (($(wc -l <<<"$found") > MAX_EXCLUDED)); then
             say "unfit nodes: $bad; more than CMBERT_MAX_EXCLUDED=$MAX_EXCLUDED, not requeued"
             exit "$code"
         fi

@@ -4,6 +4,7 @@ ledger/000000000.bin, 000001000.bin, ... hold the records of STEPS_PER_FILE step
 pieces of the whole step, over all ranks, ordered by document and deflated: a few bytes a piece.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -87,25 +88,30 @@ class LedgerWriter:
             with doing("read", current), file:
                 end = _end_of(file, first_step)
             keep_beginning(current, end)  # another file: an earlier life that still runs keeps the old one
-        self.path = current
-        self.file = PatientFile(current)
+        self.files = [PatientFile(current)]
+        """The one that grows is the last; those before it are closed once they are on disk."""
 
     def write(self, step: int, record: bytes) -> None:
         """Append the record of `step`."""
         path = _file_of(self.folder, step)
-        if path != self.path:
-            self.close()
+        if path != self.files[-1].path:
             self.may_open()
-            self.path, self.file = path, PatientFile(path)
-        self.file.write(record)
+            self.files.append(PatientFile(path))
+        self.files[-1].write(record)
 
     def sync(self) -> None:
         """Put what was written on disk; before a checkpoint that relies on it. Raises OSError on a full disk."""
-        self.file.sync()
+        for file in self.files:
+            file.sync()
+        for file in self.files[:-1]:
+            file.close()
+        del self.files[:-1]
 
     def close(self) -> None:
-        """Put everything on disk."""
-        self.file.close()
+        """Put everything on disk. Raises OSError on a full disk, having closed every file."""
+        with contextlib.ExitStack() as closing:
+            for file in self.files:
+                closing.callback(file.close)
 
 
 def _file_of(folder: Path, step: int) -> Path:
@@ -119,7 +125,8 @@ def _headers(file: BinaryIO) -> Iterator[tuple[int, tuple[int, int, int, int, in
     while place + HEADER.size <= size:
         file.seek(place)
         header = HEADER.unpack(file.read(HEADER.size))
-        if place + HEADER.size + header[3] > size:
+        is_record = header[3] > 0  # else the zeros that a file system leaves where a lost machine had not written yet
+        if not is_record or place + HEADER.size + header[3] > size:
             return
         yield place + HEADER.size, header
         place += HEADER.size + header[3]

@@ -44,11 +44,13 @@ def _read_lines(path: Path) -> list[dict]:
     raw = read_input(path)
     if raw is None:
         return []
-    lines = raw.decode("utf-8").split("\n")
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: a line is not JSON ({error}); remove that line") from error
+    records = []
+    for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a kill may cut the last inside a character
+        try:
+            records.append(json.loads(line.decode("utf-8")))
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
+    return records
 
 
 def _continue_lines(path: Path, kept: list[dict]) -> PatientFile:

@@ -13,6 +13,19 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 STAGES = [ROOT / "slurm" / name for name in ("stage1.sh", "stage2.sh")]
 FAKE_SCONTROL = """#!/bin/bash
+# FAKE_FAIL: WORDS:TIMES:HOW:FIRST, after FIRST calls that begin with WORDS, TIMES end in an error, empty or torn
+IFS=: read -r words times how first <<<"${FAKE_FAIL:-}"
+if [[ -n $words && "$*" == "$words"* ]]; then
+    echo "$*" >> asked
+    asked=$(wc -l < asked)
+    if ((asked > first && asked <= first + times)); then
+        case $how in
+            error) echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1 ;;
+            empty) exit 0 ;;
+            torn) echo "   JobId=24003 JobName=large"; exit 0 ;;
+        esac
+    fi
+fi
 case "$1 $2" in
     "show hostnames") [[ $3 == 'n[1-2]' ]] && printf 'n1\\nn2\\n' || tr , '\\n' <<<"$3" ;;
     "show node") echo "   NodeAddr=127.0.0.1 NodeHostName=$3 Version=1" ;;
@@ -24,6 +37,9 @@ case "$1 $2" in
         ;;
     *) echo "scontrol $*" ;;
 esac
+"""
+FAKE_SLEEP = """#!/bin/bash
+echo "$1" >> slept
 """
 FAKE_SRUN = """#!/bin/bash
 echo "srun $*"
@@ -73,7 +89,7 @@ def run_in_job(script: Path, directory: Path, *arguments: str, **more: str) -> s
     """Run a script as Slurm would: from a copy elsewhere, with the job's variables and some more."""
     tools = directory / "tools"
     tools.mkdir()
-    for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+    for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL), ("sleep", FAKE_SLEEP)):
         (tools / name).write_text(text, encoding="utf-8")
         (tools / name).chmod(0o755)
     copy = shutil.copy(script, directory / "slurm_script")
@@ -173,6 +189,61 @@ def test_what_follows_a_life(variables: dict, code: int, said: str, requeued: bo
     is_trained = "FAKE_PREFLIGHT" not in variables and variables.get("FAKE_LIFE") != "none"
     assert (" -m cmbert train " in done.stdout) == is_trained
     assert not list(tmp_path.rglob("*.preflight"))
+
+
+STOPPED = ({"FAKE_TRAIN": "75"}, "the ranks were asked to stop; requeued\n")
+UNFIT = (
+    {"FAKE_PREFLIGHT": "69", "FAKE_BAD": "n2\tslow", "FAKE_EXCLUDED": "n1"},
+    "unfit nodes; requeued without n1,n2\n",
+)
+NO_CONTROLLER = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
+PAUSES = ["1", "2", "4", "8", "16", "32", "32"]  # seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "how", "times", "ending"),
+    [
+        ("show job", "error", 7, STOPPED),
+        ("show job", "empty", 1, STOPPED),
+        ("show job", "torn", 2, STOPPED),
+        ("show job", "error", 1, UNFIT),
+        ("show hostnames n[1-2]", "error", 1, STOPPED),
+        ("show hostnames n1,n2", "empty", 1, UNFIT),
+        ("show node", "error", 1, STOPPED),
+        ("show node", "torn", 1, STOPPED),
+        ("requeue", "error", 1, STOPPED),
+        ("update", "error", 1, UNFIT),
+    ],
+)
+def test_slurm_is_asked_again_while_it_does_not_answer(
+    words: str, how: str, times: int, ending: tuple[dict[str, str], str], tmp_path: Path
+) -> None:
+    variables, said = ending
+    done = run_in_job(STAGES[0], tmp_path, FAKE_FAIL=f"{words}:{times}:{how}", **variables)
+    assert said in done.stdout
+    assert MINE in done.stdout
+    assert done.stderr == (NO_CONTROLLER * times if how == "error" else "")
+    assert (tmp_path / "slept").read_text(encoding="utf-8").split() == PAUSES[:times]
+
+
+@pytest.mark.parametrize("skipped", range(5))  # each question about the job at the end: newer life? state? may it?
+@pytest.mark.parametrize("how", ["error", "torn"])
+def test_a_question_in_the_middle_is_asked_again(skipped: int, how: str, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, FAKE_FAIL=f"show job:1:{how}:{skipped}", FAKE_TRAIN="75")
+    assert "the ranks were asked to stop; requeued\n" in done.stdout
+    assert MINE in done.stdout
+    assert (tmp_path / "slept").read_text(encoding="utf-8").split() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "how", "code"), [("show job", "torn", 1), ("show node", "error", 1), ("requeue", "error", 75)]
+)
+def test_the_job_ends_when_slurm_never_answers(words: str, how: str, code: int, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, FAKE_FAIL=f"{words}:1000000:{how}", FAKE_TRAIN="75")
+    assert done.returncode == code
+    assert done.stdout.endswith("Slurm does not answer, see above; not requeued: submit again to go on\n")
+    assert "no answer from Slurm in 3615 s: " in done.stderr
+    assert MINE not in done.stdout
 
 
 def test_progress_is_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -61,13 +61,19 @@ class TaskModel(nn.Module):
         choices = [len(item.pieces) for item in items]
         return nn.utils.rnn.pad_sequence(scores_PC[:, 0].split(choices), batch_first=True, padding_value=-torch.inf)
 
-    def loss(self, items: Sequence[Item]) -> torch.Tensor:
-        """Cross-entropy, mean over the examples (spans: over pieces, starts and ends)."""
+    def num_targets(self, items: Sequence[Item]) -> int:
+        """Return over how many targets a mean of losses runs: the examples, or starts and ends of every piece."""
+        return sum(2 * len(item.spans) for item in items) if self.kind == "span" else len(items)
+
+    def loss_sum(self, items: Sequence[Item]) -> torch.Tensor:
+        """Cross-entropy, nats, summed over the targets, so that sums of parts are the sum of the whole."""
         scores = self(items)
         if self.kind != "span":
-            return F.cross_entropy(scores, torch.tensor([item.example.label for item in items], device=scores.device))
+            labels_E = torch.tensor([item.example.label for item in items], device=scores.device)
+            return F.cross_entropy(scores, labels_E, reduction="sum")
         spans_P2 = torch.tensor([span for item in items for span in item.spans], device=scores.device)
-        return F.cross_entropy(scores.transpose(1, 2).flatten(0, 1).view(-1, scores.shape[1]), spans_P2.flatten())
+        scores_SL = scores.transpose(1, 2).flatten(0, 1)  # S = 2 P starts and ends
+        return F.cross_entropy(scores_SL, spans_P2.flatten(), reduction="sum")
 
     @torch.no_grad()
     def answer(self, items: Sequence[Item]) -> list[Found]:

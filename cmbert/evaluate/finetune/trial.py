@@ -65,7 +65,7 @@ class TrialResult:
     dev_answers: list[str]
     test_answers: list[str]
     losses: list[float]
-    """Mean training loss of each epoch."""
+    """Mean training loss of each epoch, nats per target."""
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -137,14 +137,15 @@ def _train(
         torch.manual_seed(integer_seed(seed, "finetune-dropout", epoch))
         order = generator(seed, "finetune-order", epoch).permutation(len(items))
         model.train()
-        total = 0.0
+        total, num_targets = 0.0, 0
         for step in range(steps_per_epoch):
             batch = [items[place] for place in order[step * setting.batch_size : (step + 1) * setting.batch_size]]
-            total += backward(model, batch) * len(batch)
+            total += backward(model, batch)
+            num_targets += model.num_targets(batch)
             share = (epoch * steps_per_epoch + step + 1) / (setting.epochs * steps_per_epoch)
             optimizer.step(setting.learning_rate * min(share / WARMUP_SHARE, (1 - share) / (1 - WARMUP_SHARE)))
-            progress.advance(len(batch), f"loss {total / (step * setting.batch_size + len(batch)):.3f}")
-        losses.append(total / len(items))
+            progress.advance(len(batch), f"loss {total / num_targets:.3f}")
+        losses.append(total / num_targets)
         if epoch + 1 < setting.epochs and time.monotonic() - last_save > SAVE_SECONDS:
             _save(saved, model, optimizer, losses, seconds + time.monotonic() - started)
             last_save = time.monotonic()
@@ -173,14 +174,14 @@ def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> tuple[l
 
 
 def backward(model: TaskModel, batch: Sequence[Item]) -> float:
-    """Add up the gradients of a batch's mean loss, a few forwards if it is long; return that loss."""
-    total = sum(len(item.pieces) for item in batch)
-    mean = 0.0
+    """Add up the gradients of a batch's mean loss, a few forwards if it is long; return its summed loss."""
+    num_targets = model.num_targets(batch)
+    total = 0.0
     for part in by_tokens(batch):
-        loss = model.loss(part) * (sum(len(item.pieces) for item in part) / total)
-        loss.backward()
-        mean += float(loss.detach())
-    return mean
+        loss = model.loss_sum(part)
+        (loss / num_targets).backward()
+        total += float(loss.detach())
+    return total
 
 
 def by_tokens(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -1,8 +1,12 @@
 """The ledger: every record comes back, a few bytes a piece, rewound with the run, damage found."""
 
+import errno
+import os
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +27,35 @@ def make_pieces(step: int, count: int = 200) -> Pieces:
     return Pieces(sources[order], documents[order], starts[order], random.integers(1, 1022, count).astype(np.int32))
 
 
-def write_steps(run: Path, steps: range) -> None:
+def write_steps(run: Path, steps: range, count: int = 200) -> None:
     writer = LedgerWriter(run, steps.start)
     for step in steps:
-        writer.write(step, pack_record(step, step, make_pieces(step)))
+        writer.write(step, pack_record(step, step, make_pieces(step, count)))
     writer.close()
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Say whether nothing more fits on the disk: neither bytes nor new files; half a write may still."""
+    real_write, real_open, full = os.write, os.open, [False]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if full[0] and len(data) < 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(descriptor, data[:50] if full[0] else data)
+
+    def open_file(path: str, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if full[0] and flags & os.O_CREAT and not os.path.exists(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real_open(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "open", open_file)
+
+    def fill(is_full: bool) -> None:
+        full[0] = is_full
+
+    return fill
 
 
 def check(run: Path, step: int) -> None:
@@ -55,6 +83,53 @@ def test_a_resume_rewinds(tmp_path: Path, resumed_at: int) -> None:
     for name in ("000000000.bin", "000001000.bin"):
         files = [folder / LEDGER_FOLDER / name for folder in (tmp_path, tmp_path / "unbroken")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_full_disk_where_a_file_ends_loses_nothing(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:
+    writer = LedgerWriter(tmp_path, 998)
+    for step in range(998, 2003):
+        full_disk(step in range(999, 1001) or step in range(1999, 2002))
+        writer.write(step, pack_record(step, step, make_pieces(step, 5)))
+    full_disk(True)
+    writer.write(2003, pack_record(2003, 2003, make_pieces(2003, 5)))
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.sync()  # so that no checkpoint of these steps is published
+    full_disk(False)
+    writer.sync()
+    for step in range(998, 2004):
+        assert np.array_equal(read_record(tmp_path, step).pieces.documents, make_pieces(step, 5).documents)
+    writer.close()
+    write_steps(tmp_path / "unbroken", range(998, 2004), count=5)
+    for name in ("000000000.bin", "000001000.bin", "000002000.bin"):
+        files = [folder / LEDGER_FOLDER / name for folder in (tmp_path, tmp_path / "unbroken")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_disk_that_stays_full_is_told_at_the_end(tmp_path: Path, full_disk: Callable[[bool], None]) -> None:
+    writer = LedgerWriter(tmp_path, 999)
+    full_disk(True)
+    for step in (999, 1000):
+        writer.write(step, pack_record(step, step, make_pieces(step)))
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.close()
+    full_disk(False)
+    write_steps(tmp_path, range(999, 1002))  # the next life
+    for step in (999, 1000, 1001):
+        check(tmp_path, step)
+
+
+def test_zeros_that_a_lost_machine_left_are_no_records(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(2))
+    path = tmp_path / LEDGER_FOLDER / "000000000.bin"
+    path.write_bytes(path.read_bytes() + bytes(45))
+    with pytest.raises(CheckpointError, match="no record of step 2"):
+        read_record(tmp_path, 2)
+    write_steps(tmp_path, range(2, 4))
+    for step in range(4):
+        check(tmp_path, step)
+    path.write_bytes(bytes(45))
+    with pytest.raises(CheckpointError, match="no record of step 0"):
+        read_record(tmp_path, 0)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

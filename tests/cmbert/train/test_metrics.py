@@ -10,7 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmbert.config.load import load_recipe
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.train.metrics import METRICS_FILE, MetricsWriter, check_wandb, read_events, read_metrics, source_names
+from cmbert.train.metrics import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    MetricsWriter,
+    append_event,
+    check_wandb,
+    read_events,
+    read_metrics,
+    source_names,
+)
 
 RECORD = {"step": 7, "loss": 2.5, "source_loss": [2.0, None], "unit_lengths": [1, 2], "straddle_rate": None}
 
@@ -45,9 +54,38 @@ def test_events_stay_and_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("cut", [1, 2])  # bytes of a Chinese character that a kill has let through
+def test_a_line_torn_inside_a_character_is_left_out(tmp_path: Path, cut: int) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write({"step": 0, "loss": 1.0})
+    writer.record_event("life", 0, "第一个")
+    writer.close()
+    torn = b'{"step": 1, "note": "' + "步".encode()[:cut]
+    for name in (METRICS_FILE, EVENTS_FILE):
+        with open(tmp_path / name, "ab") as file:
+            file.write(torn)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [0]
+    assert [event["text"] for event in read_events(tmp_path)] == ["第一个"]
+    append_event(tmp_path, "life", 0, "第二个")  # as the preflight does
+    with open(tmp_path / EVENTS_FILE, "ab") as file:
+        file.write(torn)
+    writer = MetricsWriter(tmp_path, 1)
+    writer.write({"step": 1, "loss": 2.0})
+    writer.record_event("life", 1, "第三个")
+    writer.close()
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0]
+    assert [event["text"] for event in read_events(tmp_path)] == ["第一个", "第二个", "第三个"]
+
+
+def test_a_line_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_bytes(b'{"step": 0, "note": "\xff"}\n')
+    with pytest.raises(CheckpointError, match=f"{METRICS_FILE}: line 1 is not JSON .*; remove that line"):
+        read_metrics(tmp_path)
+
+
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text("not json\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="a line is not JSON"):
+    with pytest.raises(CheckpointError, match="line 1 is not JSON"):
         read_metrics(tmp_path)
 
 

@@ -11,7 +11,7 @@ from cmbert.evaluate.finetune.items import prepare
 from cmbert.evaluate.finetune.spans import exact_match, span_f1
 from cmbert.evaluate.finetune.task_model import TaskModel, mean_by_piece
 from cmbert.evaluate.finetune.tasks import Task
-from cmbert.evaluate.finetune.trial import by_tokens, macro_f1
+from cmbert.evaluate.finetune.trial import Data, Setting, backward, by_tokens, macro_f1, run_trial
 
 TEXTS = ["今天天气很好", "不喜欢", "这家酒店的服务态度差，房间不干净" * 3, "好"]
 CLASSES = Task(name="c", labels=("0", "1", "2"))
@@ -42,7 +42,9 @@ def test_a_batch_is_its_examples_one_by_one(request, kind, task, make):
         torch.testing.assert_close(row[: len(alone)], alone, atol=1e-5, rtol=1e-5)
         assert (row[len(alone) :] == -torch.inf).all()
     labels = torch.tensor([item.example.label for item in items])
-    assert model.loss(items).item() == pytest.approx(F.cross_entropy(together, labels).item(), abs=1e-6)
+    assert model.num_targets(items) == len(items)
+    expected = F.cross_entropy(together, labels).item() * len(items)
+    assert model.loss_sum(items).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_transformers_encoder_is_read_as_its_authors_do(theirs):
@@ -109,7 +111,8 @@ def test_span_loss_and_answer(ours):
         assert (scores[place, length:] == -torch.inf).all()
         for side in (0, 1):
             losses.append(F.cross_entropy(scores[place, :length, side], torch.tensor(item.spans[0][side])))
-    assert model.loss(items).item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    assert model.num_targets(items) == len(losses)
+    assert model.loss_sum(items).item() == pytest.approx(torch.stack(losses).sum().item(), abs=1e-5)
     for item, found, score in zip(items, model.answer(items), scores, strict=True):
         piece = item.pieces[0]
         places = [place for place, second in enumerate(piece.second) if second]
@@ -139,3 +142,51 @@ def test_forwards_hold_what_fits(ours, monkeypatch):
     for part in parts:
         longest = max(len(piece.ids) for item in part for piece in item.pieces)
         assert len(part) == 1 or len(part) * longest <= 120
+
+
+def uneven(kind: str) -> list[Example]:
+    """Twelve examples whose texts, choices, candidates and windows differ in length and number; all with answers."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("今天气很好坏不喜欢这家酒店的服务", k=1 + 7 * i)) for i in range(12)]
+    if kind == "classification":
+        return [Example(str(i), ((text, None),), i % 3) for i, text in enumerate(texts)]
+    if kind == "span":
+        return [span_example(text * (1 + i % 3 * 4) + "1862年。", "1862年") for i, text in enumerate(texts)]
+    fewest, most = (2, 4) if kind == "choice" else (1, 10)
+    return [
+        Example(str(i), tuple((f"{j}问" * (i + 1), text) for j in range(most if i % 2 else fewest)), i % fewest)
+        for i, text in enumerate(texts)
+    ]
+
+
+TASK_OF = {"classification": CLASSES, "choice": CHOICES, "idiom": Task(name="i", reader="chid"), "span": SPANS}
+
+
+@pytest.mark.parametrize("kind", list(TASK_OF))
+def test_a_batch_in_several_forwards_has_the_loss_and_gradient_of_one(ours, monkeypatch, kind):
+    items = prepare(ours, TASK_OF[kind], uneven(kind), 64)
+    found = []
+    for tokens in (1 << 20, 300):
+        monkeypatch.setattr("cmbert.evaluate.finetune.trial.FORWARD_TOKENS", tokens)
+        model = TaskModel(ours, TASK_OF[kind], 0).eval()
+        model.zero_grad()
+        loss = backward(model, items) / model.num_targets(items)
+        gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+        found.append((len(list(by_tokens(items))), loss, torch.cat([gradient.flatten() for gradient in gradients])))
+    (one_part, whole, gradient), (num_parts, cut, cut_gradient) = found
+    assert one_part == 1 < num_parts
+    assert cut == pytest.approx(whole, abs=1e-5)
+    assert (cut_gradient - gradient).norm() < 1e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("kind", list(TASK_OF))
+def test_an_epochs_loss_is_the_mean_over_its_targets(ours, monkeypatch, tmp_path, kind):
+    monkeypatch.setattr("cmbert.evaluate.finetune.task_model.DROPOUT", 0.0)
+    task = TASK_OF[kind]
+    items = prepare(ours, task, uneven(kind), 64)
+    data = Data(items, items, [])
+    still = Setting(learning_rate=0.0, batch_size=5, epochs=1)  # batches of 5, 5 and 2 examples
+    model = TaskModel(ours, task, 0).eval()
+    expected = model.loss_sum(items).item() / model.num_targets(items)
+    (loss,) = run_trial(ours, task, data, still, 0, tmp_path / "saved.pt").losses
+    assert loss == pytest.approx(expected, abs=1e-5)
