@@ -226,7 +226,7 @@ def test_slurm_is_asked_again_while_it_does_not_answer(
     assert (tmp_path / "slept").read_text(encoding="utf-8").split() == PAUSES[:times]
 
 
-@pytest.mark.parametrize("skipped", range(5))  # each question about the job at the end: newer life? state? may it?
+@pytest.mark.parametrize("skipped", range(4))  # each question about the job: time? newer life? state? may it?
 @pytest.mark.parametrize("how", ["error", "torn"])
 def test_a_question_in_the_middle_is_asked_again(skipped: int, how: str, tmp_path: Path) -> None:
     done = run_in_job(STAGES[0], tmp_path, FAKE_FAIL=f"show job:1:{how}:{skipped}", FAKE_TRAIN="75")
