@@ -297,6 +297,15 @@ def test_a_megatron_set_trains(recipe_file: Path, tmp_path: Path, tokenizer: Tok
         assert record["unit_lengths"][0] > 0
         assert sum(record["unit_lengths"][1:]) == 0
         assert record["straddle_rate"] is None
+    tokens = tmp_path / "theirs.bin"
+    raw = bytearray(tokens.read_bytes())
+    raw[100:102], raw[200:202] = raw[200:202], raw[100:102]
+    assert raw != tokens.read_bytes()
+    tokens.write_bytes(raw)
+    assert "made with other shards" in train(recipe_file, "--max-steps", "1", code=2)
+    raw[100:102] = b"\xff\xff"
+    tokens.write_bytes(raw)
+    assert "theirs.bin: holds id 65535" in train(recipe_file, "--max-steps", "1", code=2)
 
 
 def test_a_time_limit_saves_and_stops(recipe_file: Path, tmp_path: Path) -> None:
