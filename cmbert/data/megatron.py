@@ -125,6 +125,11 @@ def check_pair(index: Path, tokens: Path) -> bool:
     return is_plain
 
 
+def is_pair(path: Path) -> bool:
+    """Return whether `path` is the prefix of a pair; a folder never is."""
+    return not path.is_dir() and path.with_name(f"{path.name}.idx").is_file()
+
+
 @functools.lru_cache(maxsize=16)  # an evaluation opens a set once for every context
 def _prove_alone(path: Path, dtype: np.dtype, size: int, changed: int) -> Proof:
     return prove_file(path, dtype, size)

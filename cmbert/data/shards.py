@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cmbert.data.integrity import ALONE, BlockGuard, Crew, hash_blocks, unpack_checksums
-from cmbert.data.megatron import MegatronPair, map_file, map_idx, write_idx
+from cmbert.data.megatron import MegatronPair, is_pair, map_file, map_idx, write_idx
 from cmbert.errors import ShardError
 from cmbert.files import file_size, hash_file, patiently, read_bytes, read_input, write_json
 
@@ -142,7 +142,7 @@ class ShardSet:
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._guards: dict[int, dict[str, BlockGuard]] = {}
         self._pair: MegatronPair | None = None
-        if not self.path.is_dir() and self.path.with_name(self.path.name + ".idx").is_file():
+        if is_pair(self.path):
             self._describe_megatron(MegatronPair(self.path))
         else:
             self._describe_manifest(read_manifest(self.path))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbert.config.schema import Recipe
+from cmbert.data.megatron import is_pair
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
@@ -133,7 +134,7 @@ def _find_tokenizer(recipe: Recipe) -> Tokenizer | None:
 
 
 def _is_shard_set(path: Path) -> bool:
-    return (path / MANIFEST_FILE).is_file() or path.with_name(path.name + ".idx").is_file()
+    return (path / MANIFEST_FILE).is_file() or is_pair(path)
 
 
 def _describe_shards(path: str) -> Source:

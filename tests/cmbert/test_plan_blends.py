@@ -138,3 +138,15 @@ def test_one_set_named_twice(sets: dict[str, str], tokenizer: Tokenizer) -> None
     assert first.epochs is not None
     assert second.epochs is not None
     assert second.epochs == pytest.approx(2 * first.epochs, rel=0.05)
+
+
+def test_paths_that_are_no_set(sets: dict[str, str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A folder without a manifest is as one that is not there, also beside an index of that name."""
+    file = tmp_path / "file.txt"
+    file.write_text("x", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.idx").write_text("x", encoding="utf-8")
+    for path in (".", "/", "..", "", file, file / "below", tmp_path / "folder"):
+        found = planned(recipe_of(tokenizer, [{"path": str(path)}, {"path": sets["small"]}]))
+        assert isinstance(found, Plan), found
+        assert found.sources[0].tokens is None
