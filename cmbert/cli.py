@@ -94,7 +94,11 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
         "--nodes", type=words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
     )
     preflight.add_argument(
-        "--wait-seconds", type=float, default=300, metavar="S", help="a rank silent for so long is dead (default 300)"
+        "--wait-seconds",
+        type=positive_number,
+        default=300,
+        metavar="S",
+        help="a rank silent for so long is dead (default 300)",
     )
     preflight.add_argument(
         "--max-lives", type=int, metavar="N", help="starts of a job at one checkpoint (default: any number)"
@@ -118,7 +122,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         "--resume", default="auto", metavar="auto|never|PATH", help="continue what the run has (default auto)"
     )
     train.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps of this call")
-    train.add_argument("--stop-after-seconds", type=float, metavar="S", help="save and stop after S seconds")
+    train.add_argument("--stop-after-seconds", type=positive_number, metavar="S", help="save and stop after S seconds")
     train.add_argument(
         "--skip-steps",
         type=step_range,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmbert.cli_values import integers, numbers, positive, words
+from cmbert.cli_values import integers, numbers, positive, positive_number, words
 from cmbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
     embed.add_argument(
         "--mini-batch-size", type=positive, default=64, metavar="N", help="texts of a forward: memory (default 64)"
     )
-    embed.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="at its peak (default 1e-4)")
+    embed.add_argument(
+        "--learning-rate", type=positive_number, default=1e-4, metavar="X", help="at its peak (default 1e-4)"
+    )
     embed.add_argument("--max-length", type=positive, default=256, metavar="N", help="tokens of a text (default 256)")
     embed.add_argument("--seed", type=int, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
     embed.set_defaults(command=_embed_train)

@@ -17,9 +17,9 @@ def integers(text: str) -> list[int]:
 
 
 def numbers(text: str) -> list[float]:
-    """Return the numbers between commas."""
+    """Return the numbers above 0 between commas."""
     try:
-        return [float(part) for part in words(text)]
+        return [positive_number(part) for part in words(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: must be numbers with commas, for example 3e-5,5e-5") from error
 
@@ -32,7 +32,7 @@ def positive(text: str) -> int:
 
 
 def positive_number(text: str) -> float:
-    """Return a number above 0."""
+    """Return a number above 0 that is not infinite."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be positive")

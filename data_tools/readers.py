@@ -3,12 +3,16 @@
 import codecs
 import glob
 import json
+import logging
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from cmbert.errors import InputError
+from cmbert.files import doing
 from data_tools.document import Document
 from data_tools.streams import READ_BYTES, damages, open_parquet, text_stream
 
@@ -16,30 +20,70 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
 MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books have some 30 MB
 
+logger = logging.getLogger(__name__)
+
 
 def input_files(paths: Sequence[str]) -> list[Path]:
-    """Expand files, folders (searched to any depth) and globs, sorted within each, every file once.
+    """Expand files, folders (searched to any depth, links followed) and globs, sorted within each, every file once.
 
-    Raises InputError for a path that leads to no file, a file of another kind, and input that is empty altogether.
+    Hidden files and folders count only when they are named themselves: work in progress lies in them. Raises InputError
+    for a path that leads to no file, a link that leads nowhere, a file of another kind, and input that is empty
+    altogether.
     """
-    files: dict[Path, None] = {}
+    files: dict[str, Path] = {}  # by real name: several links may lead to one file
     for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+        matches = [Path(name)] if os.path.exists(name) else _matches(name)
+        found = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
         if not found:
             raise InputError(f"{name}: no {' '.join(SUFFIXES)} file there")
-        files |= dict.fromkeys(found)
-    for file in files:
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    for file in files.values():
         if not file.name.endswith(SUFFIXES):
             raise InputError(f"{file}: not a {' '.join(SUFFIXES)} file")
-    if not any(file.stat().st_size for file in files):
+    if not any(file.stat().st_size for file in files.values()):
         raise InputError(f"{', '.join(paths)}: empty")
-    return list(files)
+    return list(files.values())
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return what a glob matches, sorted. `**` follows links, which in a circle would have glob.glob go on for ever."""
+    head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if not rest:
+        return sorted(Path(match) for match in glob.glob(pattern))
+    roots = [Path(match) for match in glob.glob(head or ".") if os.path.isdir(match)]
+    below = [glob.escape(str(folder)) for root in roots for folder, _ in _walk(root)]
+    return sorted(dict.fromkeys(match for folder in below for match in _matches(f"{folder}/{rest[0] or '*'}")))
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Return the files below a folder that are of our kinds, sorted."""
+    return sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield every folder that is not hidden, from `root` on, with its files; links are followed, each comes once.
+
+    Raises InputError for a link that leads nowhere, OSError for a folder that cannot be read.
+    """
+    waiting, seen = [root], set[str]()
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        folders, files = list[Path](), list[Path]()
+        with doing("list", folder):
+            names = sorted(os.listdir(folder))
+        for path in (folder / name for name in names if not name.startswith(".")):
+            if not path.exists():
+                raise InputError(f"{path}: a link that leads nowhere; mend or remove it")
+            (folders if path.is_dir() else files).append(path)
+        if hidden := [name for name in names if name.startswith(".") and (folder / name).is_dir()]:
+            logger.info("%s: hidden folders are left out: %s", folder, ", ".join(hidden))
+        yield folder, files
+        waiting += reversed(folders)
 
 
 class Piece(NamedTuple):

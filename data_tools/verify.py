@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cmbert.data.megatron import IDX_HEADER, read_idx
 from cmbert.data.shards import (
     COUNT_BLOCK_TOKENS,
-    IDX_HEADER,
     MANIFEST_FILE,
     SHARD_SUFFIXES,
     ShardSet,
     check_size,
-    read_idx,
     read_manifest,
     token_dtype,
 )

@@ -22,6 +22,7 @@ GROUND_FLOOR = (
     "cmbert.tokenizer",
     "cmbert.data.shards",
     "cmbert.data.integrity",
+    "cmbert.data.megatron",
 )
 HF_CODE = "cmbert/model/hf_code/"  # shipped inside exported folders, never imported here
 ONE_HOME = {

@@ -78,9 +78,11 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
         raise ConfigError(f"{path}: arms: name at least two to compare")
     if found.seeds < 1:
         raise ConfigError(f"{path}: seeds: {found.seeds} must be 1 or more")
-    if base:
-        return replace(found, base=str(base), prepare=())
-    return replace(found, base=str(path.parent / found.base))
+    prepare = () if base else found.prepare
+    found = replace(found, base=str(base or path.parent / found.base), prepare=prepare)
+    if found.contexts:
+        return found
+    return replace(found, contexts=(build_recipe(read_table(Path(found.base)), found.base).data.context_tokens,))
 
 
 def plan_runs(ablation: AblationList, where: Path, folder: Path, num_seeds: int) -> list[Run]:

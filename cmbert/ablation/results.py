@@ -69,10 +69,16 @@ def read_results(ablation: AblationList, runs: Sequence[Run]) -> list[ArmResult]
     """Return the arms that have a score, in the list's order. Raises CheckpointError for a malformed score."""
     found: list[ArmResult] = []
     for arm in ablation.arms:
-        scored = {run: _read_scores(run.score_file) for run in runs if run.arm == arm.name and run.score_file.is_file()}
+        answers = {run: _read_answers(run, ablation) for run in runs if run.arm == arm.name}
+        scored = {run: answer for run, answer in answers.items() if answer}
         if scored:
             found.append(_summarise(arm, scored, found[0] if found and found[0].arm is ablation.arms[0] else None))
     return found
+
+
+def unscored(runs: Sequence[Run], ablation: AblationList) -> list[Run]:
+    """Return the runs that have no score yet, or not of all that the list asks. Raises as `read_results`."""
+    return [run for run in runs if not _read_answers(run, ablation)]
 
 
 def verdict(difference: dict[str, Any] | None, *, lower_is_better: bool) -> str:
@@ -86,11 +92,24 @@ def verdict(difference: dict[str, Any] | None, *, lower_is_better: bool) -> str:
     return "better" if (difference["mean"] < 0) is lower_is_better else "worse"
 
 
+def _read_answers(run: Run, ablation: AblationList) -> dict[Question, dict[str, Any]]:
+    """Return a run's scores in what the list asks; empty where it has not been asked all of that."""
+    if not run.score_file.is_file():
+        return {}
+    found = _read_scores(run.score_file)
+    asked = [Question(context, unit) for context in ablation.contexts for unit in ablation.units]
+    return {question: found[question] for question in asked} if found.keys() >= set(asked) else {}
+
+
 def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        return {Question(score["context_tokens"], score["unit"]): score for score in written.get("scores", [written])}
-    except (ValueError, KeyError) as error:
+        scores = written.get("scores", [written])
+        found = {Question(score["context_tokens"], score["unit"]): score for score in scores}
+        if missing := [measure for score in scores for measure in MEASURES if measure not in score]:
+            raise KeyError(missing[0])
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not what `cmbert eval` writes ({error}); remove it and run again") from error
 
 

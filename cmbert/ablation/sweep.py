@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
+from cmbert.ablation.results import unscored
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.progress import Progress
@@ -48,7 +49,7 @@ def ablate(
     runs = plan_runs(ablation, path, folder, num_seeds or ablation.seeds)
     for run in runs:
         _claim(run)
-    waiting = [run for run in runs if not run.score_file.is_file()]
+    waiting = unscored(runs, ablation)
     for command in ablation.prepare if waiting else ():
         prepare(command.replace("{text}", shlex.quote(text)), path)
     logger.info("%s: %d trainings of %d arms, %d to do", folder, len(runs), len(ablation.arms), len(waiting))
@@ -133,10 +134,9 @@ def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
     """Return the commands of a run: train each stage, score the last."""
     cmbert = [sys.executable, "-m", "cmbert"]
     last = run.stages[-1]
-    contexts = ablation.contexts or (last.data.context_tokens,)
     train = [[*cmbert, "train", str(Path(stage.run_directory) / RECIPE_FILE)] for stage in run.stages]
     score = [*cmbert, "eval", last.run_directory, "--data", last.evaluation.shards]
-    score += ["--context", ",".join(map(str, contexts)), "--unit", ",".join(ablation.units)]
+    score += ["--context", ",".join(map(str, ablation.contexts)), "--unit", ",".join(ablation.units)]
     return [*train, [*score, "--output", str(run.score_file)]]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -64,7 +65,7 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
         raise ConfigError(f"{path}: no such {kind}; {IN_A_CLONE}")
     try:
         return tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for 4,301 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -96,7 +97,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: must be key=value, for example --set train.seed=1")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = raw  # a bare word is a string: paths need no quotes on a command line
     *sections, last = key.split(".")
     for section in sections:
@@ -139,8 +140,12 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             raise ConfigError(f"{where}: {key}: {value!r} is not one of {', '.join(map(repr, arguments))}{hint_text}")
         return value
     assert not isinstance(hint, types.UnionType), "the schema has no optional fields"
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where}: {key}: a number of {value.bit_length()} bits; at most 63 have a meaning")
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where}: {key}: must be {hint.__name__}, found {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key}: {value} is not a number to compute with; give a finite one")
     return value

@@ -1,15 +1,33 @@
 """Checksums by block, so that a reader proves what it is about to use without reading terabytes first. Torch-free."""
 
 import base64
+import hashlib
+import io
+import logging
+import os
+import threading
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmbert.errors import ShardError
-from cmbert.files import new_digest
+from cmbert.errors import CmbertError, ShardError
+from cmbert.files import doing, new_digest, patiently, read_input, write_bytes
 
 BLOCK_BYTES = 1 << 22  # a block is checked in a millisecond; a shard of 2 GB has 500
+PROOF_THREADS = 8  # ours: of one process; checksums and reading hold no lock, and a file server likes several readers
+PROOF_SAID_BYTES = 10**10  # ours: reading less takes seconds and needs no word
+
+logger = logging.getLogger(__name__)
+
+
+def digest_of(*parts: str) -> str:
+    """Return the BLAKE2b-128 hash of words, in hex."""
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def hash_blocks(path: Path) -> tuple[str, str]:
@@ -22,12 +40,19 @@ def hash_blocks(path: Path) -> tuple[str, str]:
     return digest.hexdigest(), base64.b64encode(np.array(checksums, dtype="<u4").tobytes()).decode("ascii")
 
 
-class BlockGuard:
-    """Check each block of one file the first time that something in it is used."""
+def unpack_checksums(packed: str) -> np.ndarray:
+    """Return the checksums that `hash_blocks` packed, shape (blocks,), uint32."""
+    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
 
-    def __init__(self, path: Path, checksums: str):
-        self.path = path
-        self.expected = np.frombuffer(base64.b64decode(checksums), dtype="<u4")
+
+class BlockGuard:
+    """Check each block of one file the first time that something in it is used.
+
+    expected: CRC-32 of each block, shape (blocks,). fault: what another checksum means, and the remedy.
+    """
+
+    def __init__(self, path: Path, expected: np.ndarray, fault: str):
+        self.path, self.expected, self.fault = path, expected, fault
         self.unchecked = np.ones(len(self.expected), dtype=bool)
 
     def check(self, contents: np.ndarray, first_byte: int, last_byte: int) -> None:
@@ -40,7 +65,125 @@ class BlockGuard:
             start = block * BLOCK_BYTES
             if zlib.crc32(contents[start : start + BLOCK_BYTES].data) != self.expected[block]:
                 raise ShardError(
-                    f"{self.path}: bytes {start} to {start + BLOCK_BYTES} are not what was written: damaged or another "
-                    "set's file; run `data_tools verify`, and preprocess again"
+                    f"{self.path}: bytes {start} to {start + BLOCK_BYTES} are not what was written: {self.fault}"
                 )
             self.unchecked[block] = False
+
+
+class Proof(NamedTuple):
+    """What one reading of a file of ids found."""
+
+    checksums: np.ndarray
+    """CRC-32 of each block, shape (blocks,), uint32."""
+    smallest: int
+    """0 if no id is negative."""
+    largest: int
+    """-1 in an empty file."""
+
+
+class Crew(NamedTuple):
+    """Processes that read a file together. gather: of a value, those of all in order of rank, the same for each."""
+
+    rank: int
+    size: int
+    gather: Callable[[Any], list[Any]]
+
+    def of_all(self, action: Callable[[], Any]) -> list[Any]:
+        """Return what `action` returns in each process. What it raises of OSError and CmbertError in one, all raise."""
+        value: Any
+        try:
+            value = action()
+        except (OSError, CmbertError) as error:
+            value = error.with_traceback(None)
+        found = self.gather(value)
+        for result in found:
+            if isinstance(result, (OSError, CmbertError)):
+                raise result
+        return found
+
+
+ALONE = Crew(0, 1, lambda value: [value])
+
+
+def prove_file(path: Path, dtype: np.dtype, num_bytes: int, crew: Crew = ALONE) -> Proof:
+    """Read the `num_bytes` of a file of ids once, each of `crew` an equal part of it, in bounded memory.
+
+    All of `crew` call this, and what one of them raises (OSError, ShardError), all raise.
+    """
+    if num_bytes >= PROOF_SAID_BYTES:
+        logger.info("%s: reading all %.0f GB once, to know its ids and to tell when it changes", path, num_bytes / 1e9)
+    num_blocks = -(-num_bytes // BLOCK_BYTES)
+    first, last = (num_blocks * rank // crew.size for rank in (crew.rank, crew.rank + 1))
+    return _join(crew.of_all(partial(_prove_blocks, path, dtype, num_bytes, first, last)))
+
+
+def _join(parts: list[Proof]) -> Proof:
+    return Proof(
+        np.concatenate([np.zeros(0, np.uint32), *(part.checksums for part in parts)]),
+        min((part.smallest for part in parts), default=0),
+        max((part.largest for part in parts), default=-1),
+    )
+
+
+def _prove_blocks(path: Path, dtype: np.dtype, num_bytes: int, first: int, last: int) -> Proof:
+    """Read blocks [first, last) in threads, each its own stretch of the file."""
+    count = min(PROOF_THREADS, last - first)
+    if count == 0:
+        return _join([])
+    edges = [first + (last - first) * number // count for number in range(count + 1)]
+    stop = threading.Event()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            return _join(list(pool.map(partial(_prove_stretch, path, dtype, num_bytes, stop), edges[:-1], edges[1:])))
+        finally:
+            stop.set()  # Ctrl-C, or a stretch that failed: the others need not go on
+
+
+def _prove_stretch(path: Path, dtype: np.dtype, num_bytes: int, stop: threading.Event, first: int, last: int) -> Proof:
+    buffer, checksums = np.empty(BLOCK_BYTES, np.uint8), np.zeros(last - first, np.uint32)
+    smallest, largest = 0, -1
+    with doing("open", path):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for number in range(last - first):
+            if stop.is_set():
+                break
+            start = (first + number) * BLOCK_BYTES
+            block = buffer[: min(BLOCK_BYTES, num_bytes - start)]
+            patiently(partial(_read_block, path, descriptor, block, start))
+            checksums[number] = zlib.crc32(block.data)
+            ids = block.view(dtype)
+            largest = max(largest, int(ids.max()))
+            if dtype.kind == "i":
+                smallest = min(smallest, int(ids.min()))
+    finally:
+        os.close(descriptor)
+    return Proof(checksums, smallest, largest)
+
+
+def _read_block(path: Path, descriptor: int, block: np.ndarray, start: int) -> None:
+    filled = 0
+    with doing("read", path):
+        while filled < len(block):
+            count = os.preadv(descriptor, [block[filled:].data], start + filled)
+            if not count:
+                raise ShardError(f"{path}: ends at byte {start + filled}: cut short while it was read")
+            filled += count
+
+
+def keep_proof(path: Path, proof: Proof) -> None:
+    """Write a proof, whole or not at all."""
+    with doing("create", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    packed = io.BytesIO()
+    np.savez(packed, checksums=proof.checksums, ids=np.array([proof.smallest, proof.largest]))
+    write_bytes(path, packed.getvalue())
+
+
+def read_proof(path: Path) -> Proof | None:
+    """Return the proof kept at `path`, or None if there is none."""
+    packed = read_input(path)
+    if packed is None:
+        return None
+    with np.load(io.BytesIO(packed)) as arrays:
+        return Proof(arrays["checksums"], *arrays["ids"].tolist())

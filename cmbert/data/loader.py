@@ -15,7 +15,7 @@ from cmbert.data.kernels import frame_pieces
 from cmbert.data.ledger import Pieces, pack_record
 from cmbert.data.masking import mask_batch
 from cmbert.data.packing import PieceTable
-from cmbert.data.sources import open_blend
+from cmbert.data.sources import open_blend, prove_ids
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_PIECE, Tokenizer
 
 UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
@@ -310,7 +310,13 @@ def open_reader(
     *,
     rows_per_step: int = 1,
     plan_folder: Path | None = None,
+    prove: bool = True,
 ) -> RowReader:
-    """Return the reader of a recipe's rows; see `open_blend`."""
+    """Return the reader of a recipe's rows; see `open_blend`.
+
+    prove: read the tokens of Megatron pairs once, alone, where `plan_folder` keeps no proof; else the caller must.
+    """
     blend = open_blend(data, tokenizer, seed, rows_per_step=rows_per_step, plan_folder=plan_folder)
+    for source in blend.sources if prove else ():
+        prove_ids(source.shards, tokenizer, plan_folder)
     return RowReader(blend, mask, tokenizer.vocab_size, seed)

@@ -186,7 +186,7 @@ class SourceRows:
 
 def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) -> Path:
     """Return where the plan of a shard set is kept; another name as soon as anything that it follows from changes."""
-    described = f"{PLAN_VERSION} {shards.fingerprint} {context} {window_rows} {CUT_SEARCH_SHARE} {LOST_PER_ROW}"
+    described = f"{PLAN_VERSION} {shards.layout} {context} {window_rows} {CUT_SEARCH_SHARE} {LOST_PER_ROW}"
     return folder / f"{hashlib.blake2b(described.encode(), digest_size=12).hexdigest()}.npz"
 
 

@@ -1,12 +1,10 @@
 """THE shard format: token ids (.bin), Megatron-Core index (.idx), word-unit bits (.words), manifest.json. Torch-free.
 
-Layout and meaning: docs/shard_format.md. The .idx is Megatron-Core's MMIDIDX version 1, one sequence per document.
+Layout and meaning: docs/shard_format.md. Megatron-Core's own files, which have no manifest: cmbert.data.megatron.
 """
 
 import hashlib
 import json
-import struct
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -14,22 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cmbert.data.integrity import BlockGuard, hash_blocks
+from cmbert.data.integrity import ALONE, BlockGuard, Crew, hash_blocks, unpack_checksums
+from cmbert.data.megatron import MegatronPair, is_pair, map_file, map_idx, write_idx
 from cmbert.errors import ShardError
-from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, read_input, write_json
+from cmbert.files import file_size, hash_file, patiently, read_bytes, read_input, write_json
 
 FORMAT_NAME = "cmbert-shards"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-IDX_MAGIC = b"MMIDIDX\x00\x00"
-IDX_VERSION = 1
-IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequence count, document-index count
-DTYPE_BY_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # Megatron-Core's codes for what we write
-CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 SHARD_SUFFIXES = ("bin", "idx", "words")
 GUARDED_SUFFIXES = ("bin", "words")  # checked block by block as they are used; .idx is checked whole
 COUNT_BLOCK_TOKENS = 1 << 24
-IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is written in blocks: 40 million short documents take 800 MB of it
+DAMAGE = "damaged or another set's file; run `data_tools verify`, and preprocess again"
 OPEN_SHARDS = 32  # ours: three maps and file handles each, far below Linux's default of 1,024
 
 
@@ -87,24 +81,6 @@ class ShardWriter:
         }
 
 
-def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """Write Megatron-Core's index for documents of `lengths` tokens (shape (n,)) laid back to back."""
-    blocks = [lengths[first : first + IDX_BLOCK_DOCUMENTS] for first in range(0, len(lengths), IDX_BLOCK_DOCUMENTS)]
-    with open(path, "wb") as file:
-        file.write(
-            IDX_HEADER.pack(IDX_MAGIC, IDX_VERSION, CODE_BY_DTYPE[np.dtype(dtype)], len(lengths), len(lengths) + 1)
-        )
-        for block in blocks:
-            file.write(block.astype("<i4", copy=False).tobytes())
-        tokens = 0
-        for block in blocks:
-            ends = tokens + np.cumsum(block, dtype=np.int64)
-            file.write(((ends - block) * np.dtype(dtype).itemsize).astype("<i8", copy=False).tobytes())
-            tokens = int(ends[-1])
-        for first in range(0, len(lengths) + 1, IDX_BLOCK_DOCUMENTS):
-            file.write(np.arange(first, min(first + IDX_BLOCK_DOCUMENTS, len(lengths) + 1), dtype="<i8").tobytes())
-
-
 def write_manifest(directory: Path, manifest: dict) -> None:
     """Write `directory`/manifest.json, last of all files: without it the directory is not a shard set."""
     write_json(directory / MANIFEST_FILE, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **manifest})
@@ -155,17 +131,19 @@ def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
 class ShardSet:
     """A directory of shards, opened lazily, read by document. `path` may also be a Megatron-Core prefix (PREFIX.idx).
 
-    Raises ShardError when the set has no manifest, a file is missing or its size is not the manifest's. Opening a file
-    is tried again for half a minute where that may help (files.patiently). Once it is mapped, a page that cannot be
-    read ends the process with SIGBUS, which nothing here can catch or retry: the next life of the run reads it anew.
+    Raises ShardError when the set has no manifest, a file is missing or its size is not the manifest's, or a Megatron
+    pair does not fit together; of such a pair, `prove` comes before its tokens. Opening a file is tried again for half
+    a minute where that may help (files.patiently). Once it is mapped, a page that cannot be read ends the process with
+    SIGBUS, which nothing here can catch or retry: the next life of the run reads it anew.
     """
 
     def __init__(self, path: str | Path, mmap: bool = True):
         self.path, self.mmap = Path(path), mmap
         self._open: OrderedDict[int, _Shard] = OrderedDict()
         self._guards: dict[int, dict[str, BlockGuard]] = {}
-        if not self.path.is_dir() and self.path.with_name(self.path.name + ".idx").is_file():
-            self._describe_megatron()
+        self._pair: MegatronPair | None = None
+        if is_pair(self.path):
+            self._describe_megatron(MegatronPair(self.path))
         else:
             self._describe_manifest(read_manifest(self.path))
         self.documents_before = np.cumsum([0, *self.shard_documents])  # (shards + 1,)
@@ -189,16 +167,45 @@ class ShardSet:
             for suffix in SHARD_SUFFIXES:
                 check_size(self.path / f"{shard['name']}.{suffix}", shard["bytes"][suffix])
                 digest.update(shard["blake2b"][suffix].encode())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = self.layout = digest.hexdigest()
 
-    def _describe_megatron(self) -> None:
-        warnings.warn(f"{self.path}: Megatron shard without word units: masking single tokens", stacklevel=3)
-        self.manifest = {}
+    def _describe_megatron(self, pair: MegatronPair) -> None:
+        self._pair, self.manifest = pair, {}
         self.tokenizer_fingerprint = self.vocab_size = None
         self.prefixes, self.has_words = [self.path], False
         shard = self._shard(0)
         self.shard_documents, self.shard_tokens = [len(shard.lengths)], [len(shard.tokens)]
-        self.fingerprint = patiently(partial(hash_file, self.path.with_name(self.path.name + ".idx")))
+        self.fingerprint, self.layout = pair.fingerprint, pair.layout
+
+    def prove(self, folder: Path | None = None, crew: Crew = ALONE) -> None:
+        """Read all tokens of a Megatron pair once, unless `folder` keeps the proof; of our own sets the manifest knows.
+
+        All of `crew` call this, share the reading and end alike. Raises ShardError.
+        """
+        if self._pair:
+            self._pair.prove(folder, crew)
+            self._accept_proof(self._pair)
+
+    def recall_proof(self, folder: Path) -> None:
+        """Take the proof of a Megatron pair that `folder` keeps, if it does: `fingerprint` is known then."""
+        if self._pair:
+            self._pair.recall(folder)
+            self._accept_proof(self._pair)
+
+    def keep_proof(self, folder: Path) -> None:
+        """Keep the proof of a Megatron pair, so that the next life of a run need not read all its tokens."""
+        if self._pair:
+            self._pair.keep(folder)
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise ShardError when a Megatron pair that is proved holds an id that is not one of `vocab_size`."""
+        if self._pair:
+            self._pair.check_ids(vocab_size)
+
+    def _accept_proof(self, pair: MegatronPair) -> None:
+        self.fingerprint = pair.fingerprint
+        if pair.proof is not None and not self._guards.get(0):
+            self._guards[0] = {"bin": pair.guard()}
 
     def _shard(self, index: int) -> _Shard:
         if index in self._open:
@@ -208,7 +215,8 @@ class ShardSet:
         file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
         if index not in self._guards:
             self._guards[index] = self._guard(index)
-        lengths, pointers, dtype = patiently(partial(map_idx, file["idx"]))
+        read = self._pair.documents if self._pair else partial(map_idx, file["idx"])
+        lengths, pointers, dtype = patiently(read)
         words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else np.zeros(0, np.uint8)
         shard = _Shard(tokens=self._map(file["bin"], dtype), lengths=lengths, pointers=pointers, words=words)
         self._open[index] = shard
@@ -217,7 +225,7 @@ class ShardSet:
         return shard
 
     def _guard(self, index: int) -> dict[str, BlockGuard]:
-        """Check a shard's index, and make the guards of its other files; none for a set that has no checksums."""
+        """Check a shard's index, and make the guards of its other files; none as long as there are no checksums."""
         if not self.has_words:
             return {}
         entry, prefix = self.manifest["shards"][index], self.prefixes[index]
@@ -225,7 +233,7 @@ class ShardSet:
         if "crc32" in entry and patiently(partial(hash_file, path)) != entry["blake2b"]["idx"]:
             raise ShardError(f"{path}: its hash is not the manifest's: damaged or another set's; preprocess again")
         return {
-            suffix: BlockGuard(prefix.with_name(f"{prefix.name}.{suffix}"), checksums)
+            suffix: BlockGuard(prefix.with_name(f"{prefix.name}.{suffix}"), unpack_checksums(checksums), DAMAGE)
             for suffix, checksums in entry.get("crc32", {}).items()
         }
 
@@ -234,15 +242,17 @@ class ShardSet:
 
         Every block of a file is read for this once, then known to be sound.
         """
+        assert not self._pair or self._pair.proof is not None, "prove() comes before the first token"
         while first < last:
             index = self.shard_of(first)
             shard, guards = self._shard(index), self._guards[index]
             before, end = int(self.documents_before[index]), min(last, int(self.documents_before[index + 1]))
             bounds = shard.first_tokens(np.array([first - before, end - 1 - before]))
             tokens = (int(bounds[0]), int(bounds[1]) + int(shard.lengths[end - 1 - before]))
-            if guards:
+            if "bin" in guards:
                 size = shard.tokens.itemsize
                 guards["bin"].check(shard.tokens.view(np.uint8), tokens[0] * size, tokens[1] * size)
+            if "words" in guards:
                 guards["words"].check(shard.words, tokens[0] // 8, -(-tokens[1] // 8))
             first = end
 
@@ -333,12 +343,21 @@ class ShardSet:
         return shard.tokens[start : start + count], lengths, _unit_starts(shard, start, count)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id occurs in the set, shape (vocab_size,), int64, in bounded memory."""
+        """Return how often each id occurs in the set, shape (vocab_size,), int64, in bounded memory.
+
+        Raises ShardError for an id that is not one of `vocab_size`.
+        """
         counts = np.zeros(vocab_size, dtype=np.int64)
         for index in range(len(self.prefixes)):
             tokens = self._shard(index).tokens
             for first in range(0, len(tokens), COUNT_BLOCK_TOKENS):
-                counts += np.bincount(tokens[first : first + COUNT_BLOCK_TOKENS], minlength=vocab_size)
+                block = tokens[first : first + COUNT_BLOCK_TOKENS]
+                if block.min() < 0 or block.max() >= vocab_size:
+                    raise ShardError(
+                        f"{self.prefixes[index]}: holds ids from {block.min()} to {block.max()}, the tokenizer has "
+                        f"{vocab_size}: made with another tokenizer, or damaged"
+                    )
+                counts += np.bincount(block, minlength=vocab_size)
         return counts
 
 
@@ -353,46 +372,6 @@ def check_size(path: Path, expected_bytes: int) -> None:
         )
 
 
-def map_file(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Return a file as an array that is read when it is used."""
-    with doing("map", path):
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-
-
 def load_file(path: Path, dtype: np.dtype) -> np.ndarray:
     """Return a file as an array, read at once."""
     return np.frombuffer(read_bytes(path), dtype)
-
-
-def map_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-    """Map a Megatron-Core index: (document lengths in tokens, first bytes, id dtype), shape (documents,) each.
-
-    Documents of several sequences (Megatron's sentence splitting) are joined. Raises ShardError on a torn file.
-    """
-    size = file_size(path) or 0
-    if size < IDX_HEADER.size:
-        raise ShardError(f"{path}: {size} bytes, too short for a header: truncated; preprocess again")
-    with doing("read", path), open(path, "rb") as file:
-        magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack(file.read(IDX_HEADER.size))
-    if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE:
-        raise ShardError(f"{path}: not a Megatron-Core index of 16- or 32-bit ids")
-    expected = IDX_HEADER.size + 12 * num_sequences + 8 * num_bounds
-    if size != expected:
-        raise ShardError(f"{path}: {size} bytes, its header says {expected}: truncated; preprocess again")
-    raw = map_file(path, np.dtype(np.uint8))
-    lengths = np.frombuffer(raw, "<i4", num_sequences, IDX_HEADER.size)
-    pointers = np.frombuffer(raw, "<i8", num_sequences, IDX_HEADER.size + 4 * num_sequences)
-    if num_bounds and num_bounds != num_sequences + 1:
-        bounds = np.frombuffer(raw, "<i8", num_bounds, IDX_HEADER.size + 12 * num_sequences)
-        lengths = np.add.reduceat(lengths, bounds[:-1], dtype=np.int64)
-        pointers = pointers[bounds[:-1]]
-    return lengths, pointers, DTYPE_BY_CODE[code]
-
-
-def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-    """Read a Megatron-Core index: (document lengths, first tokens, id dtype); the first two int64, shape (documents,).
-
-    Raises ShardError on a torn file.
-    """
-    lengths, pointers, dtype = map_idx(path)
-    return lengths.astype(np.int64), pointers // dtype.itemsize, dtype

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cmbert.config.schema import DataConfig
 from cmbert.data.blend import Blend, Phase
+from cmbert.data.integrity import ALONE, Crew
 from cmbert.data.packing import SourceRows
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError, ShardError
@@ -21,6 +22,12 @@ def open_shards(path: Path, tokenizer: Tokenizer) -> ShardSet:
     if shards.num_tokens == 0:
         raise ShardError(f"{path}: holds no tokens; preprocess some text")
     return shards
+
+
+def prove_ids(shards: ShardSet, tokenizer: Tokenizer, folder: Path | None = None, crew: Crew = ALONE) -> None:
+    """Raise ShardError when a Megatron pair holds an id that `tokenizer` has not; see ShardSet.prove."""
+    shards.prove(folder, crew)
+    shards.check_ids(tokenizer.vocab_size)
 
 
 def open_blend(

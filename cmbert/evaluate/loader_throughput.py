@@ -11,8 +11,9 @@ import torch
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import RowReader, open_reader
+from cmbert.data.megatron import write_idx
 from cmbert.data.packing import document_chunks, plan_windows
-from cmbert.data.shards import ShardSet, token_dtype, write_idx, write_manifest
+from cmbert.data.shards import ShardSet, token_dtype, write_manifest
 from cmbert.evaluate.benchmark import Row, keep_rows
 from cmbert.evaluate.memory import resident_bytes
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer, load_tokenizer

@@ -23,7 +23,7 @@ import torch
 
 from cmbert.data.masking import mask_batch
 from cmbert.data.shards import ShardSet
-from cmbert.data.sources import open_shards
+from cmbert.data.sources import open_shards, prove_ids
 from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.domains import ABSENT
 from cmbert.evaluate.pseudo_perplexity import HIDE_ALL, MASK_RATE, SEED, Unit
@@ -124,6 +124,7 @@ def stress(
     """
     contexts = contexts_up_to(longest)
     shards = open_shards(path, tokenizer)
+    prove_ids(shards, tokenizer)
     documents = long_documents(shards, longest)[:max_documents].tolist()
     width = longest // NUM_BUCKETS
     losses = np.zeros((len(documents), len(contexts)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbert.config.schema import Recipe
+from cmbert.data.megatron import is_pair
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
@@ -57,7 +58,7 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     too many epochs.
     """
     data, tokenizer, notes = recipe.data, _find_tokenizer(recipe), []
-    there = [source for source in data.sources if _is_shard_set(Path(source.path))]
+    there = {number: source for number, source in enumerate(data.sources) if _is_shard_set(Path(source.path))}
     if tokenizer is None:
         notes.append(
             f"{data.tokenizer}: not there yet: "
@@ -65,16 +66,18 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         )
     notes += [
         f"{source.path}: not there yet: data_tools preprocess --tokenizer {data.tokenizer} --output {source.path}"
-        for source in data.sources
-        if source not in there
+        for number, source in enumerate(data.sources)
+        if number not in there
     ]
     if recipe.train.init_from and find_checkpoint(Path(recipe.train.init_from)) is None:
         notes.append(f"{recipe.train.init_from}: no checkpoint yet: cmbert train the stage before this one")
-    known = {source.path: _describe_shards(source.path) for source in there}
+    known = {number: _describe_shards(source.path) for number, source in there.items()}
     if tokenizer is not None and there:
-        found = dataclasses.replace(data, sources=tuple(there))
+        found = data
+        if len(there) < len(data.sources):  # the rest of a blend says nothing but how many rows there are
+            found = dataclasses.replace(data, sources=tuple(there.values()), changes=())
         blend = open_blend(found, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step)
-        epochs: list[float | None] = [None] * len(there)  # a blend with a source missing says nothing
+        epochs: list[float | None] = [None] * len(there)
         if found == data:
             num_rows = rows_before(num_steps(recipe), recipe)
             repeated = [*blend.epochs(num_rows)]
@@ -83,9 +86,9 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             except ConfigError as error:
                 raise ConfigError(f"{error}{_nearest_tokens(recipe, repeated)}") from error
             epochs = [*repeated]
-        for source, rows, repeats in zip(there, blend.sources, epochs, strict=True):
-            known[source.path] = dataclasses.replace(known[source.path], rows=rows.num_rows, epochs=repeats)
-    return tuple(known.get(source.path, Source(source.path)) for source in data.sources), tuple(notes)
+        for number, rows, repeats in zip(there, blend.sources, epochs, strict=True):
+            known[number] = dataclasses.replace(known[number], rows=rows.num_rows, epochs=repeats)
+    return tuple(known.get(n, Source(source.path)) for n, source in enumerate(data.sources)), tuple(notes)
 
 
 def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
@@ -131,7 +134,7 @@ def _find_tokenizer(recipe: Recipe) -> Tokenizer | None:
 
 
 def _is_shard_set(path: Path) -> bool:
-    return (path / MANIFEST_FILE).is_file() or path.with_name(path.name + ".idx").is_file()
+    return (path / MANIFEST_FILE).is_file() or is_pair(path)
 
 
 def _describe_shards(path: str) -> Source:

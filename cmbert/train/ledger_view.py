@@ -10,7 +10,7 @@ from cmbert.data.ledger import StepRecord, read_record
 from cmbert.data.loader import PackedBatch, RowReader, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
-from cmbert.train.run_directory import read_run_recipe
+from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe
 from cmbert.train.schedule import step_mask_rate, step_rows
 
 MASKED, REPLACED, KEPT = "⟦{}⟧", "⟦{}→{}⟧", "⟦{}=⟧"
@@ -25,7 +25,12 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
     recipe = read_run_recipe(run)
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     reader = open_reader(
-        recipe.data, recipe.mask, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step
+        recipe.data,
+        recipe.mask,
+        tokenizer,
+        recipe.train.seed,
+        rows_per_step=recipe.train.rows_per_step,
+        plan_folder=run / PLAN_FOLDER,
     )
     print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
     for line in describe(record, reader):

@@ -11,7 +11,7 @@ from cmbert.data.shards import ShardSet
 from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.train.checkpoint import TrainState, read_state, require_checkpoint
 from cmbert.train.metrics import read_events, read_metrics, source_names
-from cmbert.train.run_directory import read_run_recipe, run_of
+from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe, run_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         environment=_read_json(run / "environment.json"),
         precision=_precision(_read_json(run / "ds_config.json")),
         sources=[
-            _read_source(index, Path(name).name, source, state, records)
+            _read_source(index, Path(name).name, source, state, records, run / PLAN_FOLDER)
             for index, (name, source) in enumerate(zip(names, recipe.data.sources, strict=True))
         ],
     )
@@ -117,12 +117,13 @@ def _is_on(deepspeed: Mapping[str, Any], kind: str) -> bool:
 
 
 def _read_source(
-    index: int, name: str, source: SourceConfig, state: TrainState, records: list[dict[str, Any]]
+    index: int, name: str, source: SourceConfig, state: TrainState, records: list[dict[str, Any]], plan_folder: Path
 ) -> Source:
     counts = [record.get("source_tokens", [])[index : index + 1] for record in records]
     tokens_read = sum(count[0] for count in counts) if counts and all(counts) else None
     try:
         shards = ShardSet(source.path)
+        shards.recall_proof(plan_folder)
     except ShardError:
         return Source(name, source.weight, None, None, tokens_read, {})
     if shards.fingerprint != state.shard_fingerprints[index]:

@@ -36,6 +36,7 @@ from cmbert.train.start import (
     collective_timeout,
     leave_out_once,
     open_engine,
+    prove_data,
     take_lease,
 )
 from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
@@ -109,6 +110,7 @@ def set_up(
     try:
         candidates = from_first_rank(lambda: find_resume(recipe, start.resume))  # now that nobody else writes there
         resume = choose_checkpoint(candidates, launch)
+        prove_data(recipe, start, resume, launch)
         left_out, asked = leave_out_once(resume, skip_steps, recipe)
         from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
         engine = open_engine(recipe, start, resume, launch)

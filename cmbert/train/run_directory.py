@@ -21,6 +21,7 @@ from cmbert.tokenizer import Tokenizer
 from cmbert.train.checkpoint import CHECKPOINTS, TrainState, readable_states, require_checkpoint, resume_candidates
 
 RECIPE_FILE = "resolved.toml"
+PLAN_FOLDER = "plan"  # rows of each shard set, proofs of Megatron pairs: a resume need not read documents for them
 # Keys that may change within a run: they alter speed, memory or bookkeeping, not what is learnt.
 FREE_KEYS = (
     "train.micro_batch_rows",
@@ -59,6 +60,7 @@ def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader:
     write_json(directory / "environment.json", describe_environment())
     for source in reader.blend.sources:
         source.keep_plan()
+        source.shards.keep_proof(directory / PLAN_FOLDER)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -135,13 +137,16 @@ def _is_of_an_earlier_life(found: list[Path]) -> bool:
 
 
 def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: RowReader) -> None:
-    """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data."""
-    found = {
-        "tokenizer": (state.tokenizer_fingerprint, tokenizer.fingerprint),
-        "shards": (state.shard_fingerprints, [source.shards.fingerprint for source in reader.blend.sources]),
-    }
-    for name, (saved, current) in found.items():
-        if saved != current:
+    """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data.
+
+    A Megatron pair whose tokens are not proved yet passes.
+    """
+    saved, shards = state.shard_fingerprints, [source.shards.fingerprint for source in reader.blend.sources]
+    if len(saved) == len(shards):
+        shards = [now or before for now, before in zip(shards, saved, strict=True)]
+    found = {"tokenizer": (state.tokenizer_fingerprint, tokenizer.fingerprint), "shards": (saved, shards)}
+    for name, (then, now) in found.items():
+        if then != now:
             raise CheckpointError(
-                f"{checkpoint}: made with other {name} ({saved}, now {current}); resume with what it was made with"
+                f"{checkpoint}: made with other {name} ({then}, now {now}); resume with what it was made with"
             )

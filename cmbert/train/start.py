@@ -14,8 +14,9 @@ from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_bytes, activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
+from cmbert.data.integrity import Crew
 from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_reader
-from cmbert.data.sources import check_epochs
+from cmbert.data.sources import check_epochs, prove_ids
 from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, describe, may_pass
 from cmbert.evaluate.memory import require_memory
 from cmbert.files import building
@@ -29,11 +30,10 @@ from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.metrics import check_wandb
 from cmbert.train.optim import build_optimizer
-from cmbert.train.run_directory import check_fits, find_resume
+from cmbert.train.run_directory import PLAN_FOLDER, check_fits, find_resume
 from cmbert.train.schedule import num_steps, rows_before
 from cmbert.train.starting_weights import check_starting_weights, starting_model
 
-PLAN_FOLDER = "plan"  # of the run directory: the rows of each shard set, so that a resume need not count documents
 HANG_MARGIN = 2  # a collective fails by itself only after this many times guards.hang_seconds: the watchdog says more
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
         recipe.train.seed,
         rows_per_step=recipe.train.rows_per_step,
         plan_folder=Path(recipe.run_directory) / PLAN_FOLDER,
+        prove=False,
     )
+    for source in reader.blend.sources:
+        source.shards.recall_proof(Path(recipe.run_directory) / PLAN_FOLDER)
     check_epochs(reader.blend, recipe.data, rows_before(num_steps(recipe), recipe))
     candidates = find_resume(recipe, resume)
     states = readable_states(candidates)
@@ -145,6 +148,18 @@ def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: 
     needed = states + max(held.kept + held.logits, (value_bytes + FP32_BYTES) * part)
     remedy = f"lower train.micro_batch_rows, of which {rows} are taken, or train a smaller model"
     require_memory(f"training {total / 1e6:,.0f}M parameters", needed, device, remedy)
+
+
+def prove_data(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> None:
+    """Read the tokens of Megatron pairs once in a run's life, all ranks together; our own sets need no proof.
+
+    All ranks call this. Raises ShardError for a foreign id, CheckpointError when `resume` was made with other tokens.
+    """
+    crew = Crew(launch.rank, launch.world_size, gather_from_ranks)
+    for source in start.reader.blend.sources:
+        prove_ids(source.shards, start.tokenizer, Path(recipe.run_directory) / PLAN_FOLDER, crew)
+    if resume.checkpoint and resume.state:
+        check_fits(resume.checkpoint, resume.state, start.tokenizer, start.reader)
 
 
 def collective_timeout(recipe: Recipe) -> timedelta:

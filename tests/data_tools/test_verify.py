@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_idx, write_manifest
+from cmbert.data.megatron import write_idx
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
 from cmbert.errors import ConfigError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer

@@ -190,3 +190,17 @@ def test_an_arm_that_fails_does_not_stop_the_others(desk: Path) -> None:
     assert "nowhere" in (desk / "failing" / "two" / "seed0" / "log.txt").read_text(encoding="utf-8")
     assert list(losses(desk, "failing")) == ["one"]
     assert (desk / "failing" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_other_contexts_are_scored_and_nothing_is_trained_again(desk: Path) -> None:
+    """First both arms, then one of them alone: the other has its new score already."""
+    ablate(desk, "asked")
+    metrics = {path: path.stat().st_mtime_ns for path in (desk / "asked").rglob("metrics.jsonl")}
+    (desk / "more.toml").write_text(LIST.replace("[64, 128]", "[32, 64, 128]"), encoding="utf-8")
+    assert "2 trainings of 2 arms, 2 to do" in ablate(desk, "asked", list_file="more.toml")
+    (desk / "asked" / "two" / "seed0" / "score.json").unlink()
+    assert "2 trainings of 2 arms, 1 to do" in ablate(desk, "asked", list_file="more.toml")
+    assert {name: len(scores) for name, (scores, _) in losses(desk, "asked").items()} == {"one": 3, "two": 3}
+    assert "2 trainings of 2 arms, 0 to do" in ablate(desk, "asked")  # fewer than were asked
+    assert {path: path.stat().st_mtime_ns for path in metrics} == metrics

@@ -292,12 +292,23 @@ def test_a_megatron_set_trains(recipe_file: Path, tmp_path: Path, tokenizer: Tok
     builder.finalize(str(tmp_path / "theirs.idx"))
     text = recipe_file.read_text(encoding="utf-8")
     recipe_file.write_text(re.sub(r"(sources\]\]\npath = ).*", rf'\1"{tmp_path}/theirs"', text), encoding="utf-8")
-    output = train(recipe_file, "--max-steps", "2")
+    output = train(recipe_file, "--max-steps", "2", *settings("data.num_workers=1"), ranks=2)
     assert "Megatron shard without word units: masking single tokens" in output
     for record in read_metrics(tmp_path / "run"):
         assert record["unit_lengths"][0] > 0
         assert sum(record["unit_lengths"][1:]) == 0
         assert record["straddle_rate"] is None
+    tokens = tmp_path / "theirs.bin"
+    raw = bytearray(tokens.read_bytes())
+    raw[100:102], raw[200:202] = raw[200:202], raw[100:102]
+    assert raw != tokens.read_bytes()
+    tokens.write_bytes(raw)
+    assert "made with other shards" in train(recipe_file, "--max-steps", "1", code=2)
+    raw[-2:] = b"\xff\xff"
+    tokens.write_bytes(raw)
+    said = train(recipe_file, "--max-steps", "1", code=2)
+    assert "theirs.bin: holds id 65535" in said
+    assert "Traceback" not in said
 
 
 def test_a_time_limit_saves_and_stops(recipe_file: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_shares_are_of_token_counts_alone() -> None:
         ("set.train = { total_tokens = 4096 }", "trains on 4,096 tokens, the base recipe on 8,192"),
         ('set.schedule = { decay_tokens = "a fifth" }', "'a fifth' is neither a number of tokens nor a share"),
         ("set.mask = { peak_rat = 0.3 }", "mask.peak_rat: unknown key; did you mean 'peak_rate'"),
-        ("set.mask = { peak_rate = 1.3 }", "b: mask: rates must lie between 0 and 1"),
+        ("set.mask = { peak_rate = 1.3 }", "b: mask.peak_rate: 1.3 must be above 0 and below 1"),
         ('set.evaluation = { shards = "" }', "evaluation.shards: name the held-out set"),
         ("sett.mask = { peak_rate = 0.3 }", "sett: unknown key; did you mean 'set'"),
         ('[[arms]]\nname = "a"\nwhat = "again"', "two are named 'a'"),

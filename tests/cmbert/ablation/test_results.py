@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from cmbert.ablation.comparison import differences_of, primary_measure, write_comparison
 from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
-from cmbert.ablation.results import Question, read_results, verdict
+from cmbert.ablation.results import Question, read_results, unscored, verdict
 from cmbert.errors import CheckpointError
 
 LOSSES = {("a", 0): 5.0, ("a", 1): 6.0, ("a", 2): 7.0, ("b", 0): 4.5, ("b", 1): 5.7, ("b", 2): 6.4}
@@ -104,8 +105,6 @@ def test_the_page(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None
 
 
 def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, list[Run]]) -> None:
-    from dataclasses import replace
-
     _, runs = swept
     assert primary_measure(runs) == "heldout_loss"
     stage = runs[1].stages[0]
@@ -123,3 +122,36 @@ def test_nothing_scored_and_a_score_that_is_none(swept: tuple[AblationList, list
         run.score_file.unlink()
     with pytest.raises(CheckpointError, match="no training is scored yet"):
         write_comparison(tmp_path / "out", ablation, runs)
+
+
+def test_a_score_of_other_questions_is_none(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None:
+    """The list's contexts or units changed: what was asked before says nothing, the trainings need not be repeated."""
+    ablation, runs = swept
+    assert not unscored(runs, ablation)
+    for changed in (replace(ablation, contexts=(64, 128)), replace(ablation, units=("word", "token"))):
+        assert unscored(runs, changed) == runs
+        with pytest.raises(CheckpointError, match="no training is scored yet"):
+            write_comparison(tmp_path / "out", changed, runs)
+    longer = replace(ablation, contexts=(64, 128))
+    old = json.loads(runs[1].score_file.read_text(encoding="utf-8"))
+    for run in (runs[1], runs[2]):  # one of each arm is scored again, of two seeds
+        both = [old, {**old, "context_tokens": 128, "heldout_loss": 1.0}, {**old, "context_tokens": 256}]
+        run.score_file.write_text(json.dumps({"scores": both}), encoding="utf-8")
+    assert unscored(runs, longer) == [runs[0], *runs[3:]]
+    first, second = read_results(longer, runs)
+    assert [list(arm.scores) for arm in (first, second)] == [[Question(64, "word"), Question(128, "word")]] * 2
+    assert ([run.seed for run in first.runs], [run.seed for run in second.runs]) == ([1], [0])
+    write_comparison(tmp_path / "out", longer, runs)
+    assert unscored([runs[1]], ablation) == []  # it answers more than is asked
+    assert [list(arm.scores) for arm in read_results(ablation, [runs[1]])] == [[Question(64, "word")]]
+
+
+NO_MEASURE = '{"scores": [{"context_tokens": 64, "unit": "word"}]}'
+
+
+@pytest.mark.parametrize("written", ["[]", "5", '{"scores": [5]}', '{"scores": 5}', "{", "\udcff", NO_MEASURE])
+def test_a_file_that_is_no_score_is_named(swept: tuple[AblationList, list[Run]], written: str) -> None:
+    ablation, runs = swept
+    runs[0].score_file.write_bytes(written.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"score\.json: not what `cmbert eval` writes"):
+        read_results(ablation, runs)

@@ -29,7 +29,7 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("[model]", '[model]\nnorm = "rmsnrm"', "model.norm: 'rmsnrm' is not one of .* did you mean 'rmsnorm'"),
         ("vocab_size = 384", "vocab_size = 390", "390 is not a multiple of 64 .* nearest: 384 or 448"),
         ("context_tokens = 64", "context_tokens = 9000", "9000 exceeds model.max_length 8192"),
-        ("micro_batch_rows = 2", "micro_batch_rows = 0", "train: sizes must be positive"),
+        ("micro_batch_rows = 2", "micro_batch_rows = 0", "train.micro_batch_rows: 0 must be at least 1"),
         ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
         (
             "lr_max = 1e-3",
@@ -44,11 +44,19 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
             "[kernels]\ncompiled = true\n[schedule]",
             "did you mean 'compile'",
         ),
-        ("[schedule]", "[kernels]\ncheckpointed_share = 28.0\n[schedule]", "must lie between 0 .* and 1"),
+        (
+            "[schedule]",
+            "[kernels]\ncheckpointed_share = 28.0\n[schedule]",
+            r"share: 28\.0 must be at least 0 and at most 1",
+        ),
         ("[schedule]", '[kernels]\nnorm = "apex"\ncompile = true\n[schedule]', "kernels.norm: apex cannot be compiled"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.5, 0.5]\n[schedule]", "one weight for each"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.0]\n[schedule]", "not all zero"),
-        ("[schedule]", "[[data.changes]]\nat_tokens = 0\nweights = [1.0]\n[schedule]", "at_tokens must be positive"),
+        (
+            "[schedule]",
+            "[[data.changes]]\nat_tokens = 0\nweights = [1.0]\n[schedule]",
+            r"\[0\].at_tokens: 0 must be at least 1",
+        ),
         ("[schedule]", "[[data.changes]]\nat_token = 1\nweights = [1.0]\n[schedule]", "did you mean 'at_tokens'"),
     ],
 )

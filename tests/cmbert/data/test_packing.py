@@ -21,7 +21,7 @@ class Documents:
     def __init__(self, lengths: np.ndarray, seed: int = 0):
         random = np.random.default_rng(seed)
         self.tokens = [(random.random(length) < 1 / 30).astype(np.uint16) for length in lengths]
-        self.lengths, self.num_documents, self.fingerprint = lengths, len(lengths), f"{seed} {lengths.sum()}"
+        self.lengths, self.num_documents, self.layout = lengths, len(lengths), f"{seed} {lengths.sum()}"
 
     def document_lengths(self, first: int, last: int) -> np.ndarray:
         return self.lengths[first:last]

@@ -8,8 +8,9 @@ import pytest
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.kernels import frame_pieces
 from cmbert.data.loader import open_reader
+from cmbert.data.megatron import read_idx, write_idx
 from cmbert.data.packing import SourceRows
-from cmbert.data.shards import ShardSet, ShardWriter, read_idx, token_dtype, write_idx, write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
 from cmbert.errors import ShardError
 from cmbert.tokenizer import Tokenizer
 
