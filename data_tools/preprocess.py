@@ -25,7 +25,8 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
-from data_tools.encode import Encoder, batches
+from data_tools.document import Document
+from data_tools.encode import NOT_ENCODABLE, Encoder, batches
 from data_tools.manifest import Tally, sealed
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
@@ -180,6 +181,10 @@ def make_part(work: Work) -> tuple[int, Tally]:
             writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
             for batch in batches(reader):
                 encoded = encoder(batch)
+                if encoded.refused and work.on_bad_line == "fail":
+                    raise not_encodable(work, *encoded.refused[0])
+                if encoded.refused:
+                    tally.skipped[NOT_ENCODABLE] += len(encoded.refused)
                 writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
                 tally.add(encoded.tally)
             tally.skipped.update(reader.skipped)
@@ -193,6 +198,14 @@ def make_part(work: Work) -> tuple[int, Tally]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return work.task.num_bytes, tally
+
+
+def not_encodable(work: Work, document: Document, said: str) -> InputError:
+    """Return the error that names a document which no encoder takes; its file is looked up only now."""
+    files = (piece.path for piece in work.task.pieces if document in DocumentReader([piece], text_key=work.text_key))
+    return InputError(
+        f"{next(files)}: no encoder takes document {document.id} ({said}); --on-bad-line skip counts such documents"
+    )
 
 
 @functools.lru_cache(maxsize=1)  # once per worker process: dictionaries take a second to load
