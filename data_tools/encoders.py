@@ -42,9 +42,9 @@ PROBE_TEXTS, PROBE_CHARACTERS = 64, 256  # of random characters, half of them co
 
 REFUSALS = ("ValueError", "Exception", "PanicException")  # the last is in no module from which it could be imported
 
-NFC_INERT = re.compile(  # each of these is NFC and stays what it is beside any other of them (a test goes through all)
-    "[\x00-\u02ff\u2010-\u2027\u3000-\u3029\u3030-\u3098\u309b-\u30ff\u3400-\u9fff\uff00-\uffef]*"
-)
+# Each of these is NFC and stays what it is beside any other of them (a test goes through all).
+INERT_CHARACTERS = "\x00-\u02ff\u2010-\u2027\u3000-\u3029\u3030-\u3098\u309b-\u30ff\u3400-\u9fff\uff00-\uffef"
+NFC_INERT = re.compile(f"[{INERT_CHARACTERS}]*")
 
 
 class Encoded(NamedTuple):
