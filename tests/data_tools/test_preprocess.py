@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import cmbert.files
+import data_tools.outputs
 import data_tools.preprocess
 import data_tools.tasks
 from cmbert.data.shards import ShardSet, ShardWriter, read_manifest
@@ -77,21 +79,67 @@ def test_an_array_of_jobs(corpus: Path, tokenizer_directory: Path, tmp_path: Pat
         run("another", Share(3, 3))
 
 
+def edit(path: Path) -> None:
+    """Change a text and not its size; then let the clock of a coarse file system go on."""
+    before = path.stat()
+    path.write_text(path.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+
+
+@pytest.fixture(params=["content", "time"])
+def known_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How input files are known again: small ones by their content, terabytes by their time."""
+    if request.param == "time":
+        monkeypatch.setattr(data_tools.outputs, "HASHED_BYTES", 0)
+    return request.param
+
+
 @pytest.mark.usefixtures("small_tasks")
 def test_only_what_changed_is_made_again(
-    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (write_lines(f"{i}.jsonl", [{"text": SENTENCE * 9}] * 20) for i in range(2))
     inputs, output = [str(first), str(second)], tmp_path / "shards"
     preprocess(inputs, tokenizer_directory, output, share=Share(0, 1))
-    second.write_text(second.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")  # the same size
-    os.utime(second, ns=(0, 0))
+    edit(second)
+    if known_by == "content":
+        first.touch()
+        second.touch()
     capsys.readouterr()
     preprocess(inputs, tokenizer_directory, output)
     assert "going on, 3 of 7 parts are there" in capsys.readouterr().out
     tokenizer = load_tokenizer(tokenizer_directory)
     texts = [tokenizer.decode(ShardSet(output).read(i)[0].tolist()) for i in (0, 39)]
     assert ["昨天" in text for text in texts] == [False, True]
+
+
+def test_an_edited_input_is_not_done_already(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, output = [str(corpus)], tmp_path / "shards"
+    preprocess(inputs, tokenizer_directory, output)
+    shutil.copy2(corpus, tmp_path / "copy")
+    (tmp_path / "copy").rename(corpus)
+    if known_by == "content":
+        corpus.touch()
+    capsys.readouterr()
+    preprocess(inputs, tokenizer_directory, output)
+    assert "done already" in capsys.readouterr().out
+    edit(corpus)
+    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
+        preprocess(inputs, tokenizer_directory, output)
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_a_touch_loses_no_work(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 2))
+    made = len(list((tmp_path / ".shards.parts").iterdir()))
+    corpus.touch()
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    assert f"going on, {made} of " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("small_tasks")

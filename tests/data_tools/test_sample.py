@@ -98,6 +98,11 @@ def test_a_local_folder_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     documents = read(tmp_path / "text/train.jsonl") + read(tmp_path / "text/heldout.jsonl")
     assert 200 < len(documents) < 400
     assert {document["source"] for document in documents} == {"corpus"}
+    parquet.write_table(
+        pyarrow.table({"content": [f"第{i}篇文字" for i in range(400)]}), folder / "train-00000-of-00001.parquet"
+    )
+    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
+        sample(f"hf:{folder.parent}", tmp_path / "text", size_bytes=4_000, text_key="content")
     with pytest.raises(InputError, match="row 0: no text under 'text'"):
         sample(f"hf:{folder.parent}", tmp_path / "other", size_bytes=4_000)
 
