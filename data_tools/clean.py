@@ -124,13 +124,13 @@ class Passes:
         from data_tools.clean_steps import ChineseQuality, DropRecorder, Normalize, Read, as_record
 
         config, work = self.config, self.work
-        for folder in ("skipped", "dropped_quality"):
+        for folder in ("skipped", "removed", "dropped_quality"):
             (work / folder).mkdir(exist_ok=True)
         self._run(
             "filter",
             [
                 Read(self.pieces, config.text_key, config.on_bad_line, config.source, work / "skipped"),
-                Normalize(config.normalize),
+                Normalize(config.normalize, work / "removed"),
                 ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
                 JsonlWriter(str(work / "texts"), TEXTS, compression="zstd", adapter=as_record),
             ],

@@ -10,6 +10,7 @@ from typing import Any
 from cmbert.page import bars, quotes, section, table, write_page
 
 SAMPLES = 3  # of each reason and source
+SAMPLE_CHARACTERS = 160
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -19,7 +20,7 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def collect(work: Path) -> dict[str, Any]:
-    """Return what was kept, dropped by source and reason with samples, and skipped as no document."""
+    """Return what was kept, dropped by source and reason and removed from texts, with samples, and skipped."""
     kept: dict[str, Counter[str]] = {}
     for record in read_records(work / "kept"):
         for source, counts in record.items():
@@ -37,7 +38,24 @@ def collect(work: Path) -> dict[str, Any]:
     for record in read_records(work / "skipped"):
         skipped.update(record)
     held_out = sum(record["documents"] for record in read_records(work / "held_out"))
-    return {"kept": kept, "held_out": held_out, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
+    counts = {"kept": kept, "held_out": held_out, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
+    return {**counts, "removed": collect_removed(work / "removed")}
+
+
+def collect_removed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what was taken out of the texts: by source, pieces and characters of each kind, and samples of markup."""
+    removed: dict[str, dict[str, Any]] = {}
+    for record in read_records(folder):
+        for source, found in record.items():
+            if not found["pieces"]:
+                continue
+            total = removed.setdefault(source, {"pieces": Counter(), "characters": Counter(), "samples": {}})
+            for count in ("pieces", "characters"):
+                total[count].update(found[count])
+            for kind, texts in found["samples"].items():
+                samples = total["samples"].setdefault(kind, [])
+                samples.extend(texts[: SAMPLES - len(samples)])
+    return removed
 
 
 def describe_kept(report: dict[str, Any]) -> str:
@@ -85,7 +103,24 @@ def write_report_page(report: dict[str, Any], output: Path) -> None:
         for name, by_reason in report["samples"].items()
         for reason, texts in by_reason.items()
     ]
+    sections += removed_sections(report["removed"])
     write_page(output, title="What was cleaned", subtitle=escape(describe_kept(report)), sections=sections)
+
+
+def removed_sections(removed: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what was taken out of the texts that normalisation saw, counted and quoted."""
+    rows = [
+        [f"{source}: {spell(kind)}", f"{pieces:,}", f"{found['characters'][kind]:,}"]
+        for source, found in removed.items()
+        for kind, pieces in found["pieces"].items()
+    ]
+    samples = [
+        section(f"Removed from texts of {source}: {spell(kind)}", quotes(texts))
+        for source, found in removed.items()
+        for kind, texts in found["samples"].items()
+    ]
+    counts = section("Removed from texts", table(["", "pieces", "characters"], rows, "numbers"))
+    return [counts, *samples] if rows else []
 
 
 def spell(reason: str) -> str:

@@ -19,13 +19,12 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from cmbert.files import write_json
 from data_tools.clean_config import DuplicatesConfig, NormalizeConfig, QualityConfig
-from data_tools.clean_report import SAMPLES
+from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
 from data_tools.document import text_hash
-from data_tools.normalization import normalizer
+from data_tools.normalization import Removed, normalizer
 from data_tools.quality import code_points, drop_reason, gram_hashes
 from data_tools.readers import DocumentReader, Piece
 
-SAMPLE_CHARACTERS = 160
 HASHES = HashConfig(precision=64, hash_fc="sha1")
 SIGNATURE_BLOCK = 2048  # shingles hashed at a time: 2 MB, whatever the text's length
 
@@ -54,21 +53,22 @@ class Read(PipelineStep):
 
 
 class Normalize(PipelineStep):
-    """Normalise texts."""
+    """Normalise texts; count what is taken out of them, by source."""
 
     name = "normalise"
     type = "formatter"
 
-    def __init__(self, config: NormalizeConfig):
+    def __init__(self, config: NormalizeConfig, folder: Path):
         super().__init__()
-        self.config = config
+        self.config, self.folder = config, folder
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents with their texts normalised."""
-        normalize = normalizer(self.config)
+        normalize, removed = normalizer(self.config), dict[str, Removed]()
         for document in data:
-            document.text = normalize(document.text)
+            document.text = normalize(document.text, removed.setdefault(document.metadata["source"], Removed()))
             yield document
+        write_json(self.folder / f"{rank:05d}.json", {source: vars(counts) for source, counts in removed.items()})
 
 
 class ChineseQuality(BaseFilter):

@@ -18,6 +18,8 @@ from data_tools.segment import segmenter
 
 BATCH_CHARACTERS = 400_000  # ours: about 1 MB of Chinese UTF-8, a fraction of a second of work
 
+NOT_ENCODABLE = "not_encodable"  # what a document that no encoder takes is counted as
+
 
 @dataclass(frozen=True)
 class EncodedBatch:
@@ -27,6 +29,8 @@ class EncodedBatch:
     lengths: np.ndarray  # (documents,) tokens, int64
     unit_starts: np.ndarray  # (tokens,) bool
     tally: Tally
+    refused: tuple[tuple[Document, str], ...] = ()
+    """Documents that no encoder takes, and why; they are in none of the above."""
 
 
 class Encoder:
@@ -44,21 +48,23 @@ class Encoder:
     def __call__(self, documents: Sequence[Document]) -> EncodedBatch:
         """Encode, segment and align. Raises ConfigError when the tokenizer is not lossless."""
         texts = [normalize(self.tokenizer, document.text) for document in documents]
-        kept = [(document.source, text) for document, text in zip(documents, texts, strict=True) if text]
+        kept = [(document, text) for document, text in zip(documents, texts, strict=True) if text]
         tally = Tally()
         if len(kept) < len(texts):
             tally.skipped["empty_text"] += len(texts) - len(kept)
+        tokens, lengths, refusals = self.encoder.encode([text for _, text in kept])
+        refused = tuple((kept[number][0], said) for number, said in sorted(refusals.items()))
+        kept = [pair for number, pair in enumerate(kept) if number not in refusals]
         if not kept:
-            return EncodedBatch(np.zeros(0, self.dtype), np.zeros(0, np.int64), np.zeros(0, bool), tally)
-        texts = [text for _, text in kept]
-        tokens, lengths = self.encoder.encode(texts)
-        words = [self.segmenter.cut(text) for text in texts]
+            return EncodedBatch(np.zeros(0, self.dtype), np.zeros(0, np.int64), np.zeros(0, bool), tally, refused)
+        lengths = np.delete(lengths, list(refusals))
+        words = [self.segmenter.cut(text) for _, text in kept]
         word_lengths = np.fromiter(map(len, chain.from_iterable(words)), dtype=np.int64)
-        alignment = align("".join(texts), word_lengths, self.token_bytes[tokens])
-        tally.count_alignment(alignment, len(word_lengths), len(texts))
-        for (source, text), length in zip(kept, lengths.tolist(), strict=True):
-            tally.count_document(source, length, len(text.encode("utf-8")))
-        return EncodedBatch(tokens.astype(self.dtype), lengths, alignment.unit_starts, tally)
+        alignment = align("".join(text for _, text in kept), word_lengths, self.token_bytes[tokens])
+        tally.count_alignment(alignment, len(word_lengths), len(kept))
+        for (document, text), length in zip(kept, lengths.tolist(), strict=True):
+            tally.count_document(document.source, length, len(text.encode("utf-8")))
+        return EncodedBatch(tokens.astype(self.dtype), lengths, alignment.unit_starts, tally, refused)
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

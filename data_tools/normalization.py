@@ -1,11 +1,16 @@
 """What `clean` does to a text before it is judged."""
 
-import html
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 
+from tokenizers import normalizers
+
 from data_tools.clean_config import NormalizeConfig
+from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
+from data_tools.encoders import INERT_CHARACTERS
+from data_tools.markup import strip_html
 
 CONTROL = re.compile(  # all controls but tab and line feed; zero-width and bidirectional marks; half and no characters
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff]"
@@ -13,46 +18,86 @@ CONTROL = re.compile(  # all controls but tab and line feed; zero-width and bidi
 LINE_END = re.compile("\r\n?|\x0b|\x0c|\x85|\u2028|\u2029")
 KEPT_WIDE = "，：；！？（）～"  # Chinese punctuation by its width, not full-width ASCII
 FOLD_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in KEPT_WIDE} | {0x3000: " "}
-HTML_BLOCK = re.compile(r"<(script|style)\b[^>]{0,1000}>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
-HTML_BREAK = re.compile(r"<(?:br|/p|/div|/li|/tr|/h[1-6])\b[^<>]{0,100}>", re.IGNORECASE)
-HTML_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9:-]{0,30}(?:\s[^<>]{0,1000})?/?>")
 URL = re.compile(r"(?:https?|ftp)://[\x21-\x7e]+|www\.[a-zA-Z0-9-]+\.[\x21-\x7e]+")
-EMAIL = re.compile(r"[a-zA-Z0-9._%+-]+@[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)*\.[a-zA-Z]{2,}")
+NAME, HOST = "[a-zA-Z0-9._%+-]", r"[a-zA-Z0-9-]++(?:\.[a-zA-Z0-9-]+)*\.[a-zA-Z]{2,}"
+EMAIL = re.compile(rf"(?<!{NAME})(?>{NAME}++@{HOST})(?>{NAME}++@{HOST})*+")  # from the first of NAME on, so linear
 SPACES = re.compile("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]+")
 BLANK_LINES = re.compile("\n{3,}")
 LINE_EDGES = re.compile(" ?\n ?")
 ACTIONS = {"keep": None, "remove": "", "replace": "<{}>"}
 
 
-def normalizer(config: NormalizeConfig) -> Callable[[str], str]:
-    """Return the function that does what `config` says."""
+NFC = normalizers.NFC()
+STACKED = re.compile(f"[^{INERT_CHARACTERS}]{{64}}")  # what Python's NFC takes quadratic time for: marks upon marks
+QUOTED = ("html_tag", "html_block")  # not people's addresses
+
+
+class Removed:
+    """What normalisation took out of texts: pieces and characters by kind; of QUOTED kinds the first samples."""
+
+    def __init__(self) -> None:
+        self.pieces: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()
+        self.samples: dict[str, list[str]] = {}
+
+    def count(self, kind: str, pieces: int, characters: int) -> None:
+        """Count pieces, of so many characters together."""
+        self.pieces[kind] += pieces
+        self.characters[kind] += characters
+
+    def note(self, kind: str, piece: str) -> None:
+        """Count a piece."""
+        self.count(kind, 1, len(piece))
+        if kind in QUOTED:
+            samples = self.samples.setdefault(kind, [])
+            if len(samples) < SAMPLES:
+                samples.append(piece[:SAMPLE_CHARACTERS])
+
+
+def normalizer(config: NormalizeConfig) -> Callable[..., str]:
+    """Return the function of a text, and of a `Removed` that is to count, that does what `config` says.
+
+    Its time is linear in the text.
+    """
     replacements = [
-        (pattern, action.format(name))
-        for name, pattern, action in (
-            ("url", URL, ACTIONS[config.urls]),
-            ("email", EMAIL, ACTIONS[config.emails]),
+        (kind, sign, pattern, action.format(kind))
+        for kind, sign, pattern, action in (
+            ("url", "", URL, ACTIONS[config.urls]),
+            ("email", "@", EMAIL, ACTIONS[config.emails]),
         )
         if action is not None
     ]
 
-    def normalize(text: str) -> str:
-        text = LINE_END.sub("\n", text)
+    def normalize(text: str, removed: Removed | None = None) -> str:
+        removed = removed or Removed()
         if config.strip_html:
-            text = strip_html(text)
+            text = strip_html(text, removed.note)
+        text = LINE_END.sub("\n", text)
         if config.fold_width:
             text = text.translate(FOLD_WIDTH)
-        text = CONTROL.sub("", unicodedata.normalize("NFC", text))
-        for pattern, replacement in replacements:
-            text = pattern.sub(replacement, text)
+        text, count = CONTROL.subn("", nfc(text))
+        if count:
+            removed.count("control_character", count, count)
+        for kind, sign, pattern, replacement in replacements:
+            text = replace(pattern, text, replacement, kind, removed) if sign in text else text
         return squeeze(text) if config.squeeze_spaces else text
 
     return normalize
 
 
-def strip_html(text: str) -> str:
-    """Return `text` with its entities as characters and without tags, comments, scripts and styles."""
-    text = html.unescape(text) if "&" in text else text
-    return HTML_TAG.sub("", HTML_BREAK.sub("\n", HTML_BLOCK.sub("", text))) if "<" in text else text
+def nfc(text: str) -> str:
+    """Return Unicode NFC of `text`, in linear time also of thousands of marks on one letter."""
+    return NFC.normalize_str(text) if STACKED.search(text) else unicodedata.normalize("NFC", text)
+
+
+def replace(pattern: re.Pattern[str], text: str, replacement: str, kind: str, removed: Removed) -> str:
+    """Return `text` with `replacement` for each match, counted under `kind`."""
+
+    def counted(found: re.Match[str]) -> str:
+        removed.note(kind, found[0])
+        return replacement
+
+    return pattern.sub(counted, text)
 
 
 def squeeze(text: str) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.errors import ConfigError
+from cmbert.files import hash_file
+
+HASHED_BYTES = 2_000_000_000  # ours: two or three seconds on one core
 
 
 @contextmanager
@@ -20,8 +23,23 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def describe_inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return name and size in bytes of each input file: how a second run knows its inputs again."""
-    return [{"name": path.name, "bytes": path.stat().st_size} for path in files]
+    """Return how a second run knows each input file again: name, size in bytes, hash of its content or time.
+
+    Up to HASHED_BYTES in all it is the content: a copy and a `touch` are the same input, an edit never is. Terabytes
+    cannot be read again at every start; there it is the time of the last change, in nanoseconds. Every edit sets that
+    anew, also one that keeps the size, and hours lie between an input's last edit and an output's end: only a time set
+    back by hand could hide an edit. A copy keeps its time by `cp -p` or `rsync -a`; without, it is another input: its
+    work is done again, which costs time and is never wrong.
+    """
+    stats = [path.stat() for path in files]
+    marks: list[dict[str, Any]]
+    if sum(stat.st_size for stat in stats) <= HASHED_BYTES:
+        marks = [{"blake2b": hash_file(path)} for path in files]
+    else:
+        marks = [{"modified_ns": stat.st_mtime_ns} for stat in stats]
+    return [
+        {"name": path.name, "bytes": stat.st_size, **mark} for path, stat, mark in zip(files, stats, marks, strict=True)
+    ]
 
 
 def is_done(output: Path, record: str, settings: dict[str, Any]) -> bool:

@@ -25,7 +25,8 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
-from data_tools.encode import Encoder, batches
+from data_tools.document import Document
+from data_tools.encode import NOT_ENCODABLE, Encoder, batches
 from data_tools.manifest import Tally, sealed
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
@@ -79,16 +80,16 @@ def preprocess(
     tokenizer = load_tokenizer(tokenizer_directory)
     kind = describe(tokenizer, segmenter(segmenter_name))
     options = {"text_key": text_key, "on_bad_line": on_bad_line}
-    settings = {"inputs": describe_inputs(files), **kind, **options, "shard_tokens": shard_tokens}
+    described = dict(zip(files, describe_inputs(files), strict=True))
+    settings = {"inputs": list(described.values()), **kind, **options, "shard_tokens": shard_tokens}
     if is_done(output, MANIFEST_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
     parts_directory = output.with_name(f".{output.name}.parts")
     name = kind["segmenter"]["name"]  # "auto" is settled once
-    work = [
-        Work(task, parts_directory / task.identity({**kind, **options}), tokenizer_directory, name, **options)
-        for task in plan_tasks(files)
-    ]
+    tasks = plan_tasks(files)
+    parts = [parts_directory / part_name(task, {**kind, **options}, described) for task in tasks]
+    work = [Work(task, part, tokenizer_directory, name, **options) for task, part in zip(tasks, parts, strict=True)]
     try:
         if share:
             make_parts(work[share.number :: share.num_jobs], workers, output)
@@ -96,12 +97,12 @@ def preprocess(
             print(f"{output}: {done}; when all are, run it without --task-index")
             return
         made = make_parts(work, workers, output)
-        tally, encoders = sum_parts([item.part for item in work])
+        tally, encoders = sum_parts(parts)
         if not tally.total("documents"):
             shutil.rmtree(parts_directory)
             raise InputError(f"{', '.join(inputs)}: no document with text ({dict(tally.skipped)})")
         with building(output) as aside:
-            entries = assemble([item.part for item in work], aside, shard_tokens, workers)
+            entries = assemble(parts, aside, shard_tokens, workers)
             counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
             write_manifest(aside, sealed({**kind, **counts}))
     except (OSError, ShardError, ConfigError):
@@ -113,6 +114,11 @@ def preprocess(
             remove(left)
         print(f"{output}: {summary(tally, made)}")
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
+
+
+def part_name(task: Task, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
+    """Return the name of a task's part: another one when one of its own files is."""
+    return task.identity({**settings, "inputs": [described[piece.path] for piece in task.pieces]})
 
 
 def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
@@ -180,6 +186,10 @@ def make_part(work: Work) -> tuple[int, Tally]:
             writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
             for batch in batches(reader):
                 encoded = encoder(batch)
+                if encoded.refused and work.on_bad_line == "fail":
+                    raise not_encodable(work, *encoded.refused[0])
+                if encoded.refused:
+                    tally.skipped[NOT_ENCODABLE] += len(encoded.refused)
                 writer.append(encoded.tokens, encoded.lengths, encoded.unit_starts)
                 tally.add(encoded.tally)
             tally.skipped.update(reader.skipped)
@@ -193,6 +203,14 @@ def make_part(work: Work) -> tuple[int, Tally]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return work.task.num_bytes, tally
+
+
+def not_encodable(work: Work, document: Document, said: str) -> InputError:
+    """Return the error that names a document which no encoder takes; its file is looked up only now."""
+    files = (piece.path for piece in work.task.pieces if document in DocumentReader([piece], text_key=work.text_key))
+    return InputError(
+        f"{next(files)}: no encoder takes document {document.id} ({said}); --on-bad-line skip counts such documents"
+    )
 
 
 @functools.lru_cache(maxsize=1)  # once per worker process: dictionaries take a second to load

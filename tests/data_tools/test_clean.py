@@ -15,8 +15,7 @@ import data_tools.tasks
 from cmbert.config.load import load_recipe
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files import hash_file
-from data_tools.clean_config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
-from data_tools.normalization import normalizer
+from data_tools.clean_config import CleanConfig, DuplicatesConfig, QualityConfig, load_clean_config
 from data_tools.quality import code_points, drop_reason, repeated_share, top_gram_share
 from data_tools.readers import DocumentReader, input_files, whole_files
 
@@ -32,32 +31,6 @@ GOOD = (
     "计算机科学是研究信息与计算的理论基础，以及它们在计算机系统中如何实现与应用的实用技术的学科。",
 )
 LONG = "".join(GOOD)
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ("ＡＢＣ１２３％，（好）～！", "ABC123%，（好）～！"),
-        ("一\r\n二\r三\x0b四", "一\n二\n三\n四"),
-        ("零\u200b宽\ufeff，响\x07铃\x7f", "零宽，响铃"),
-        ("e\u0301", "é"),
-        ("<p>第一段</p><p>第二段&nbsp;好</p><script>var a = '<b>';</script><!-- x -->", "第一段\n第二段 好"),
-        ("a &lt; b &amp; 3<5，2>1", "a < b & 3<5，2>1"),
-        ("联系zhang.san@example.com.cn，谢谢", "联系<email>，谢谢"),
-        ("见https://example.com/a?b=1，好", "见https://example.com/a?b=1，好"),
-        ("  一   二 \n\n\n\n 三\u3000", "一 二\n\n三"),
-    ],
-)
-def test_normalisation(raw: str, expected: str) -> None:
-    assert normalizer(NormalizeConfig())(raw) == expected
-
-
-def test_normalisation_by_configuration() -> None:
-    text = "Ｘ <b>见</b> https://example.com/a，a@example.com  完"
-    kept = NormalizeConfig(fold_width=False, strip_html=False, emails="keep", squeeze_spaces=False)
-    assert normalizer(kept)(text) == text
-    assert normalizer(NormalizeConfig(urls="remove", emails="remove"))(text) == "X 见 ， 完"
-    assert normalizer(NormalizeConfig(urls="replace"))(text) == "X 见 <url>，<email> 完"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +106,26 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
     assert "done already" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"other settings \(config\)"):
         clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
+
+
+def test_what_is_taken_out_of_texts_is_counted(write_lines: Callable, tmp_path: Path) -> None:
+    script = "<script>" + "x" * 300 + "</script>"
+    texts = [f"<p>{GOOD[0]}</p>{script}", f"{GOOD[1]}a@example.com\u200b", f"当 0<x 时，{GOOD[2]}f(x)>0 成立。"]
+    corpus = write_lines("corpus.jsonl", [{"text": text, "source": f"s{i // 2}"} for i, text in enumerate(texts)])
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    found = texts_of(tmp_path / "clean")
+    assert found == [GOOD[0], f"{GOOD[1]}<email>", texts[2]]
+    removed = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))["removed"]
+    assert removed == {
+        "s0": {
+            "pieces": {"html_tag": 2, "html_block": 1, "control_character": 1, "email": 1},
+            "characters": {"html_tag": 7, "html_block": 317, "control_character": 1, "email": 13},
+            "samples": {"html_tag": ["<p>", "</p>"], "html_block": [script[:160]]},
+        }
+    }
+    page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
+    assert "s0: html block" in page
+    assert "example.com" not in page
 
 
 def test_duplicates_are_kept_on_request(corpus: Path, tmp_path: Path) -> None:

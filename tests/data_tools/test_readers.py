@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cmbert.errors import InputError
+from cmbert.seeding import generator
 from data_tools.document import Document
 from data_tools.readers import MAX_LINE_BYTES, DocumentReader, Piece, input_files, whole_files
 
@@ -54,10 +55,20 @@ BAD_RECORDS = [
     (b'{"text": "\xff"}', "invalid_utf8", "not valid UTF-8"),
     (rb'{"text": "a\u0000"}', "nul_character", "NUL"),
     (rb'{"text": "\ud83d"}', "lone_surrogate", "surrogate"),
+    (rb'{"text": "x", "source": "\ud800"}', "lone_surrogate", "'source' holds half of a surrogate pair"),
+    (rb'{"text": "x", "id": "a\udfff"}', "lone_surrogate", "'id' holds half of a surrogate pair"),
+    (b'{"text": ' + b"9" * 5_000 + b"}", "no_text", "no text under 'text'"),
+    (b'{"text": "x", "n": ' + b"9" * 5_000, "not_json", "not JSON"),
+    (b'{"text": "x", "n": ' + b"[" * 100_000 + b"}", "not_json", "not JSON"),
+    (b"-" + b"1" * 5_000, "not_json", "not a JSON object"),
 ]
 
 
-@pytest.mark.parametrize(("line", "reason", "message"), BAD_RECORDS)
+def beginning(value: object) -> str:
+    return str(value)[:40]
+
+
+@pytest.mark.parametrize(("line", "reason", "message"), BAD_RECORDS, ids=beginning)
 def test_bad_records(write_lines: Callable, line: bytes, reason: str, message: str) -> None:
     path = write_lines("corpus.jsonl", [RECORDS[0], line, RECORDS[1]])
     with pytest.raises(InputError, match=rf"corpus\.jsonl:2: .*{message}"):
@@ -65,6 +76,71 @@ def test_bad_records(write_lines: Callable, line: bytes, reason: str, message: s
     reader = DocumentReader([Piece(path)], on_bad_line="skip")
     assert list(reader) == DOCUMENTS
     assert reader.skipped == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("extra", "name", "source"),
+    [
+        (b'"n": ' + b"9" * 5_000, "corpus.jsonl:0", "corpus"),
+        (b'"n": [{"m": -' + b"9" * 5_000 + b"}]", "corpus.jsonl:0", "corpus"),
+        (b'"id": ' + b"7" * 5_000 + b', "source": 5', "7" * 5_000, "corpus"),
+        (b'"id": 7, "source": ' + b"9" * 5_000, "7", "corpus"),
+        (b'"id": [[1]], "source": {}', "corpus.jsonl:0", "corpus"),
+        (b'"id": 1e999, "source": "s"', "inf", "s"),
+    ],
+    ids=beginning,
+)
+def test_odd_fields_beside_a_good_text(write_lines: Callable, extra: bytes, name: str, source: str) -> None:
+    path = write_lines("corpus.jsonl", [b'{"text": "x", ' + extra + b"}"])
+    assert list(DocumentReader([Piece(path)])) == [Document(name, source, "x")]
+
+
+def test_bad_rows_of_parquet(tmp_path: Path) -> None:
+    """Invalid UTF-8, in whatever way a column is stored, costs a row and not its file."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    raw = pyarrow.array([b"a", b"\xff\xfe", None, b"b\0", "好".encode()], pyarrow.binary())
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
+        texts = raw.cast(pyarrow.string(), safe=False)
+        texts = texts.dictionary_encode() if pyarrow.types.is_dictionary(kind) else texts.cast(kind)
+        parquet.write_table(pyarrow.table({"text": texts, "id": range(5)}), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a\.parquet:2: 'text' is not valid UTF-8"):
+            list(DocumentReader([Piece(tmp_path / "a.parquet")]))
+        reader = DocumentReader([Piece(tmp_path / "a.parquet")], on_bad_line="skip")
+        assert list(reader) == [Document("0", "a", "a"), Document("4", "a", "好")]
+        assert reader.skipped == {"invalid_utf8": 1, "no_text": 1, "nul_character": 1}
+    source = pyarrow.array([b"s", b"\xff"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    times = pyarrow.array([1, 2**50], pyarrow.timestamp("s"))  # of no year that Python knows
+    parquet.write_table(pyarrow.table({"text": ["x", "y"], "source": source, "id": times}), tmp_path / "b.parquet")
+    reader = DocumentReader([Piece(tmp_path / "b.parquet")], on_bad_line="skip")
+    assert list(reader) == [Document("b.parquet:0", "s", "x")]
+    assert reader.skipped == {"invalid_utf8": 1}
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "snappy.parquet", "zstd.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    """Flipped bits anywhere: documents, counted records or the file's name, and never another error."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    zstandard = pytest.importorskip("zstandard")
+    path, random, said = tmp_path / name, generator(0, "damage"), list[str]()
+    if name.endswith(".parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist(RECORDS * 20), path, compression=name.split(".")[0])
+    else:
+        compress = gzip.compress if name.endswith(".gz") else zstandard.ZstdCompressor().compress
+        path.write_bytes(compress(LINES * 20))
+    sound = path.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(sound)
+        for position in random.integers(len(sound), size=2):
+            damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            list(DocumentReader([Piece(path)], on_bad_line="skip"))
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) > 50
+    assert all(message.startswith(f"{path}: ") for message in said)
 
 
 @pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.jsonl.zst", "torn.parquet"])

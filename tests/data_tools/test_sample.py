@@ -9,7 +9,7 @@ import pytest
 
 from cmbert.errors import ConfigError, InputError
 from data_tools.document import Document
-from data_tools.sample import choose, is_held_out, sample
+from data_tools.sample import choose, is_held_out, sample, stratified
 from data_tools.snownlp_texts import join_articles
 
 
@@ -65,6 +65,26 @@ def test_the_choice_is_bounded_and_independent_of_order() -> None:
     assert choose([*documents, *documents], 20_000) == chosen
 
 
+@pytest.mark.parametrize("book_bytes", [1_200_000, 900_000, 600_000, 300_000])
+def test_books_do_not_drive_the_others_out(write_lines: Callable, tmp_path: Path, book_bytes: int) -> None:
+    """Wherever the hash of a book lies among the others', and whichever comes first."""
+    others = [{"text": f"文章{i}。" + "好" * 300, "id": f"a{i}"} for i in range(3_000)]
+    for number in range(8):
+        book = {"text": f"{number}书" + "长" * (book_bytes // 3), "id": "book"}
+        documents = [Document(**record, source="s") for record in (book, *others)]
+        chosen = choose(documents, 1_000_000)
+        assert 900_000 <= sum(len(document.text.encode()) for document in chosen) <= 1_000_000
+        assert choose(documents[::-1], 1_000_000) == chosen
+        tokenizer_sample = stratified([*documents[:1], *documents[2_000:]], 500_000)
+        assert sum(len(document.text.encode()) for document in tokenizer_sample) > 0.9 * 500_000
+    path = write_lines("corpus.jsonl", [{"text": "书" * (book_bytes // 3)}, *others])
+    sample(str(path), tmp_path / "text", size_bytes=1_000_000)
+    sizes = [
+        sum(len(d["text"].encode()) for d in read(tmp_path / f"text/{name}.jsonl")) for name in ("train", "heldout")
+    ]
+    assert 900_000 <= sum(sizes) <= 1_000_000
+
+
 def test_a_local_folder_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -78,8 +98,37 @@ def test_a_local_folder_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     documents = read(tmp_path / "text/train.jsonl") + read(tmp_path / "text/heldout.jsonl")
     assert 200 < len(documents) < 400
     assert {document["source"] for document in documents} == {"corpus"}
-    with pytest.raises(InputError, match="row 0 has no text under 'text'"):
+    parquet.write_table(
+        pyarrow.table({"content": [f"第{i}篇文字" for i in range(400)]}), folder / "train-00000-of-00001.parquet"
+    )
+    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
+        sample(f"hf:{folder.parent}", tmp_path / "text", size_bytes=4_000, text_key="content")
+    with pytest.raises(InputError, match="row 0: no text under 'text'"):
         sample(f"hf:{folder.parent}", tmp_path / "other", size_bytes=4_000)
+
+
+def test_bad_rows_of_a_hub_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    pytest.importorskip("datasets")
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = [f"第{i}篇文章" for i in range(400)]
+    parquet.write_table(pyarrow.table({"text": [*texts, "a\0b", None]}), folder / "train.parquet")
+    with pytest.raises(InputError, match=r"row 400: the text holds a NUL character \(--on-bad-line skip"):
+        sample(f"hf:{folder}", tmp_path / "text", size_bytes=1_000_000)
+    sample(f"hf:{folder}", tmp_path / "text", size_bytes=1_000_000, on_bad_line="skip")
+    record = json.loads((tmp_path / "text/sample.json").read_text(encoding="utf-8"))
+    assert record["skipped_lines"] == {"nul_character": 1, "no_text": 1}
+    broken = pyarrow.array([b"\xff"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    parquet.write_table(pyarrow.table({"text": broken}), damaged / "train.parquet")
+    with pytest.raises(InputError, match=r"damaged: its files cannot be read \('utf-8' codec"):
+        sample(f"hf:{damaged}", tmp_path / "other", size_bytes=1_000_000, on_bad_line="skip")
 
 
 def test_files_are_sampled(write_lines: Callable, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import data_tools.tasks
 from cmbert.errors import InputError
+from data_tools.outputs import describe_inputs
 from data_tools.readers import DocumentReader, Piece, whole_files
 from data_tools.tasks import Task, plan_tasks
 
@@ -98,15 +99,15 @@ def test_an_error_names_the_line_in_the_whole_file(tmp_path: Path) -> None:
         list(DocumentReader([Piece(path, 300, None)]))
 
 
-def test_identity_follows_input_and_settings(tmp_path: Path) -> None:
+def test_identity_follows_piece_and_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", ["今天"] * 50)
     task = Task((Piece(path),), 1)
-    before = task.identity({"a": 1})
-    assert before == task.identity({"a": 1})
-    assert before != task.identity({"a": 2})
-    assert before != Task((Piece(path, 0, 9),), 1).identity({"a": 1})
-    path.write_bytes(path.read_bytes() + b"\n")
-    assert before != task.identity({"a": 1})
+    before = task.identity({"inputs": describe_inputs([path])})
+    assert before == task.identity({"inputs": describe_inputs([path])})
+    assert before != task.identity({"inputs": []})
+    assert before != Task((Piece(path, 0, 9),), 1).identity({"inputs": describe_inputs([path])})
+    path.write_bytes(path.read_bytes().replace("今".encode(), "明".encode()))
+    assert before != task.identity({"inputs": describe_inputs([path])})
 
 
 def test_a_line_longer_than_its_task_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

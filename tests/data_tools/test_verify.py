@@ -14,6 +14,7 @@ from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifes
 from cmbert.errors import ConfigError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
+from data_tools.encoders import BatchEncoder, Encoded
 from data_tools.manifest import Tally, sealed
 from data_tools.preprocess import preprocess
 from data_tools.verify import find_faults
@@ -74,6 +75,17 @@ def test_every_fault_is_listed(directory: Path) -> None:
     faults = list(find_faults(directory))
     assert ["00000.idx" in faults[0], "00000.words" in faults[1], "00001.bin" in faults[2]] == [True] * 3
     assert len(faults) == 3
+
+
+def test_a_text_that_cannot_be_encoded_again(
+    directory: Path, tokenizer_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: BatchEncoder, texts: list[str]) -> Encoded:
+        return Encoded(np.zeros(0, np.uint32), np.zeros(len(texts), np.int64), dict.fromkeys(range(len(texts)), "no"))
+
+    monkeypatch.setattr(BatchEncoder, "encode", refuse)
+    faults = list(find_faults(directory, tokenizer=load_tokenizer(tokenizer_directory)))
+    assert faults == [f"{directory}: document {number} cannot be encoded again (no)" for number in range(len(TEXTS))]
 
 
 def test_ids_that_cannot_be(directory: Path) -> None:
