@@ -125,11 +125,13 @@ class Blend:
         self.first_rows = [phase.first_row for phase in phases]
         sizes = [source.num_rows for source in sources]
         self.turns = [Turns(phase.weights if any(phase.weights) else sizes) for phase in phases]
-        self._before = [[0] * len(sources)]  # rows of each source before each phase, as far as asked for
+        self.begins = [0] * len(sources)
+        self._before = [self.begins]  # rows of each source before each phase, as far as asked for
 
     def begin_at(self, rows: Sequence[int]) -> None:
         """Begin each source at this number of its rows, where an earlier stage ended."""
-        self._before = [list(rows)]
+        self.begins = list(rows)
+        self._before = [self.begins]
 
     def learn(self, num_rows: int, source_rows: Sequence[int]) -> bool:
         """Take from a checkpoint what `consumed` gave after `num_rows` rows; False if another blend gave it.

@@ -139,6 +139,7 @@ def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader
             f"{checkpoint}: of a version that mixed several data.sources in another order; end the run with that "
             "version, or start a new one from these weights by train.init_from"
         )
+    reader.blend.begin_at(state.first_rows or [0] * len(reader.blend.sources))
     if state.source_rows and not reader.blend.learn(state.rows, state.source_rows):
         raise CheckpointError(
             f"{checkpoint}: its data.sources stand at rows {state.source_rows}, which this recipe's blend cannot have "

@@ -53,6 +53,7 @@ def begin_save(run: Run, *, rolling: bool) -> None:
         step=run.step,
         rows=rows,
         source_rows=run.reader.blend.consumed(rows),
+        first_rows=run.reader.blend.begins,
         left_out=[list(batches) for batches in run.left_out],
         tokens=tokens_before(run.step, run.recipe),
         world_size=run.launch.world_size,
