@@ -162,7 +162,9 @@ def _eval(options: argparse.Namespace) -> int:
         trained.model, trained.tokenizer, sets, contexts=contexts, units=units, max_rows=options.max_rows
     )
     scores = list(found)
-    unigram = unigram_loss(trained.training_shards, trained.tokenizer.vocab_size) if trained.training_shards else None
+    unigram = None
+    if trained.training_shards:
+        unigram = unigram_loss(trained.training_shards, trained.training_amounts, trained.tokenizer.vocab_size)
     summary: dict[str, object] = {"model": str(options.model), "unigram_loss": unigram, "device": device}
     if len(scores) == 1:
         print_score(scores[0].score, unigram, by_position=options.by_position)

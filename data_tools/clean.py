@@ -38,23 +38,31 @@ logger = logging.getLogger(__name__)
 
 
 def clean(
-    inputs: Sequence[str], output: Path, *, config: CleanConfig, num_workers: int = 1, heldout: Path | None = None
+    inputs: Sequence[str],
+    output: Path | None = None,
+    *,
+    config: CleanConfig,
+    num_workers: int = 1,
+    heldout: Path | None = None,
+    against: Sequence[str] = (),
 ) -> None:
     """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
 
     heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
-    The same report as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError
-    for an output made with other settings, CheckpointError while another process cleans into the same `output`.
+    Without `output` only that share is written. against: held-out texts, of this and other corpora; what equals one or
+    nearly does is dropped. The same report as a page is report.html. Raises InputError for unusable text and when
+    nothing is left, ConfigError for an output made with other settings, CheckpointError while another process cleans
+    into the same `output`.
     """
     _import_datatrove()
     files = input_files(inputs)
-    settings = {"inputs": describe_inputs(files), "config": asdict(config)}
-    if heldout:
-        if output.resolve() in heldout.resolve().parents:
-            raise ConfigError(
-                f"--heldout {heldout}: lies inside {output}, where preprocess would find it; name another"
-            )
-        settings["heldout"] = str(heldout)
+    held_out_texts = input_files(against) if against else []
+    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config)}
+    if held_out_texts:
+        settings["against"] = describe_inputs(held_out_texts)
+    only_heldout = output is None
+    output, heldout = _outputs(output, heldout)
+    settings |= {"only": "held out"} if only_heldout else {"heldout": str(heldout)} if heldout else {}
     if is_done(output, REPORT_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
@@ -64,7 +72,14 @@ def clean(
     work = output.with_name(f".{output.name}.clean")
     with alone_in(work):
         _open_work_folder(work, [task.identity(settings) for task in tasks])
-        passes = Passes(work, [task.pieces for task in tasks], config, num_workers)
+        passes = Passes(
+            work,
+            [task.pieces for task in tasks],
+            config,
+            num_workers,
+            held_out_pieces=[task.pieces for task in plan_tasks(held_out_texts)],
+            only_heldout=only_heldout,
+        )
         passes.find()
         with ExitStack() as stack:
             aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
@@ -76,6 +91,17 @@ def clean(
             write_report_page(report, aside / "report.html")
     shutil.rmtree(work)
     print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
+
+
+def _outputs(output: Path | None, heldout: Path | None) -> tuple[Path, Path | None]:
+    """Return where to write, and the held-out share beside it: alone, it is what is written."""
+    if output is None:
+        if heldout is None:
+            raise ConfigError("clean writes nothing: name --output, or --heldout alone for the held-out share")
+        return heldout, None
+    if heldout and output.resolve() in heldout.resolve().parents:
+        raise ConfigError(f"--heldout {heldout}: lies inside {output}, where preprocess would find it; name another")
+    return output, heldout
 
 
 def _import_datatrove() -> None:
@@ -104,34 +130,64 @@ def _open_work_folder(work: Path, identities: list[str]) -> None:
 class Passes:
     """The passes over one input. Folders: texts, exact*, near*, and the records of what was dropped and kept."""
 
-    def __init__(self, work: Path, pieces: Sequence[Sequence[Piece]], config: CleanConfig, num_workers: int):
+    def __init__(
+        self,
+        work: Path,
+        pieces: Sequence[Sequence[Piece]],
+        config: CleanConfig,
+        num_workers: int,
+        *,
+        held_out_pieces: Sequence[Sequence[Piece]] = (),
+        only_heldout: bool = False,
+    ):
         self.work, self.pieces, self.config, self.num_workers = work, pieces, config, num_workers
+        self.held_out_pieces, self.only_heldout = held_out_pieces, only_heldout
         suffix = TEXTS.replace("${rank}", "{rank:05d}")
         self.filtered = [[Piece(work / "texts" / suffix.format(rank=rank))] for rank in range(len(pieces))]
 
     def find(self) -> None:
         """Do all passes that only say what is kept."""
+        if self.held_out_pieces:
+            self.learn_held_out()
         self.filter()
         if self.config.duplicates.exact:
             self.find_equal()
         if self.config.duplicates.near:
             self.find_similar()
 
+    def learn_held_out(self) -> None:
+        """Texts that nothing may be trained on -> what others are looked up in."""
+        from data_tools.clean_heldout import JoinSketches, KeepSketches
+        from data_tools.clean_steps import Read
+
+        folder = self.work / "held_out_texts"
+        folder.mkdir(exist_ok=True)
+        steps = [Read(self.held_out_pieces, "text", "fail", "", None), KeepSketches(folder)]
+        self._run("sketch held-out text", steps, tasks=len(self.held_out_pieces))
+        self._run("join sketches", [JoinSketches(folder)], tasks=1)
+
     def filter(self) -> None:
         """Input -> normalised texts that are worth keeping."""
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
+        from data_tools.clean_heldout import NotHeldOut, OnlyHeldOut
         from data_tools.clean_steps import ChineseQuality, DropRecorder, Normalize, Read, as_record
 
         config, work = self.config, self.work
-        for folder in ("skipped", "removed", "dropped_quality"):
+        for folder in ("skipped", "removed", "dropped_quality", "dropped_held_out"):
             (work / folder).mkdir(exist_ok=True)
         self._run(
             "filter",
             [
                 Read(self.pieces, config.text_key, config.on_bad_line, config.source, work / "skipped"),
+                *([OnlyHeldOut(config.heldout_share)] if self.only_heldout else []),
                 Normalize(config.normalize, work / "removed"),
                 ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
+                *(
+                    [NotHeldOut(work / "held_out_texts", DropRecorder(work / "dropped_held_out"))]
+                    if self.held_out_pieces
+                    else []
+                ),
                 JsonlWriter(str(work / "texts"), TEXTS, compression="zstd", adapter=as_record),
             ],
         )
@@ -168,7 +224,8 @@ class Passes:
         from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
-        from data_tools.clean_steps import CountKept, DropRecorder, SetAside, as_record
+        from data_tools.clean_heldout import SetAside
+        from data_tools.clean_steps import CountKept, DropRecorder, as_record
 
         for folder in ("dropped_exact", "dropped_near", "kept", "held_out"):
             (self.work / folder).mkdir(exist_ok=True)

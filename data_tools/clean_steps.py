@@ -13,14 +13,12 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from cmbert.files import write_json
 from data_tools.clean_config import DuplicatesConfig, NormalizeConfig, QualityConfig
 from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
-from data_tools.document import text_hash
 from data_tools.normalization import Removed, normalizer
 from data_tools.quality import code_points, drop_reason, gram_hashes
 from data_tools.readers import DocumentReader, Piece
@@ -131,30 +129,6 @@ class CountKept(PipelineStep):
             yield document
         if kept:
             write_json(self.folder / f"{rank:05d}.json", kept)
-
-
-class SetAside(PipelineStep):
-    """Write the held-out share elsewhere. Chosen by the text alone: it is the same whatever else is cleaned."""
-
-    name = "set aside"
-    type = "writer"
-
-    def __init__(self, writer: JsonlWriter, share: float, folder: Path):
-        super().__init__()
-        self.writer, self.bound, self.folder = writer, share * 2**64, folder
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yield the other documents."""
-        count = 0
-        with self.writer as writer:
-            for document in data:
-                if text_hash(document.text, b"held-out") < self.bound:
-                    writer.write(document, rank)
-                    count += 1
-                else:
-                    yield document
-        if count:
-            write_json(self.folder / f"{rank:05d}.json", {"documents": count})
 
 
 class Characters(WordTokenizer):

@@ -95,10 +95,17 @@ def _add_clean(commands: argparse._SubParsersAction) -> None:
         description="Write DIR/NNNNN.jsonl.zst, and what was dropped, why, with samples, to DIR/report.json and .html.",
     )
     _add_input(clean)
-    _add_output(clean, "folder to make")
+    clean.add_argument("--output", type=Path, metavar="DIR", help="folder to make; without it only --heldout is")
     clean.add_argument("--config", type=Path, metavar="FILE", help="TOML, see recipes/large/clean (default: defaults)")
     clean.add_argument(
         "--heldout", type=Path, metavar="DIR", help="set heldout_share of the texts aside there (default: none)"
+    )
+    clean.add_argument(
+        "--against",
+        nargs="+",
+        default=(),
+        metavar="PATH",
+        help="drop what equals or nearly equals these texts, held out of any corpus (default: none)",
     )
     _add_workers(clean)
     clean.set_defaults(command=_clean)
@@ -220,7 +227,14 @@ def _clean(options: argparse.Namespace) -> None:
     from data_tools.clean_config import load_clean_config
 
     config = load_clean_config(options.config)
-    clean(options.inputs, options.output, config=config, num_workers=options.workers, heldout=options.heldout)
+    clean(
+        options.inputs,
+        options.output,
+        config=config,
+        num_workers=options.workers,
+        heldout=options.heldout,
+        against=options.against,
+    )
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:

@@ -110,6 +110,37 @@ def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, s
 
 
 @njit(cache=True)
+def take_turns(
+    weights: np.ndarray, period: int, first_row: int, state: np.ndarray, sources: np.ndarray, nth: np.ndarray
+) -> None:
+    """Say whose turn each of the rows from `first_row` on is: of the sources that may come, whose place ends first.
+
+    weights: (S,) int64, adding up to `period`. state: (4, S) int64, of each source the rows so far, from which row on
+    the next may come, and period x (rows so far + 1) / weight as quotient and remainder; changed in place. sources,
+    nth: (rows,), filled.
+    """
+    whole, rest = np.zeros_like(weights), np.zeros_like(weights)
+    for source in range(len(weights)):
+        if weights[source]:
+            whole[source], rest[source] = divmod(period, weights[source])
+    for index in range(len(sources)):
+        row, chosen, chosen_end = first_row + index, -1, 0
+        for source in range(len(weights)):
+            if weights[source] and state[1, source] <= row:
+                end = state[2, source] + (state[3, source] > 0)
+                if chosen < 0 or end < chosen_end:
+                    chosen, chosen_end = source, end
+        sources[index], nth[index] = chosen, state[0, chosen]
+        state[0, chosen] += 1
+        state[1, chosen] = state[2, chosen]
+        state[2, chosen] += whole[chosen]
+        state[3, chosen] += rest[chosen]
+        if state[3, chosen] >= weights[chosen]:
+            state[3, chosen] -= weights[chosen]
+            state[2, chosen] += 1
+
+
+@njit(cache=True)
 def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Put pieces, longest first, each into the row with the least room that holds it.
 

@@ -19,13 +19,14 @@ from cmbert.files import PatientFile, doing, file_size, keep_beginning
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
+PIECE_BYTES = 1 + 8 + 4 + 4  # source, document, start, length; the source takes 2 in a step with a number over 255
 HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, pieces, bytes that follow, their CRC-32
 
 
 class Pieces(NamedTuple):
     """Pieces of documents, ordered by source, document and start; all of shape (pieces,)."""
 
-    sources: np.ndarray  # uint8, number of the source in the recipe
+    sources: np.ndarray  # uint16, number of the source in the recipe
     documents: np.ndarray  # int64, number of the document in its shard set
     starts: np.ndarray  # int32, tokens
     lengths: np.ndarray  # int32, tokens
@@ -43,7 +44,8 @@ class StepRecord(NamedTuple):
 def pack_record(step: int, first_row: int, pieces: Pieces) -> bytes:
     """Return the bytes of a record."""
     documents = np.diff(pieces.documents, prepend=0).astype("<i8")
-    columns = (pieces.sources.astype("u1"), documents, pieces.starts.astype("<i4"), pieces.lengths.astype("<i4"))
+    numbers = pieces.sources.astype("u1" if not len(pieces.sources) or pieces.sources.max() < 256 else "<u2")
+    columns = (numbers, documents, pieces.starts.astype("<i4"), pieces.lengths.astype("<i4"))
     # Byte by byte: the high bytes of a column are nearly all zero and cost nothing side by side.
     planes = [column.view(np.uint8).reshape(len(column), -1).T.tobytes() for column in columns]
     body = zlib.compress(b"".join(planes), level=6)
@@ -55,13 +57,14 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
     if zlib.crc32(body) != checksum:
         raise CheckpointError(f"{path}: the record of step {step} is damaged; later ones may be sound")
     raw, columns, place = zlib.decompress(body), [], 0
-    for dtype in ("u1", "<i8", "<i4", "<i4"):
+    is_narrow = len(raw) == count * PIECE_BYTES  # the usual: fewer than 257 sources
+    for dtype in ("u1" if is_narrow else "<u2", "<i8", "<i4", "<i4"):
         size = count * np.dtype(dtype).itemsize
         planes = np.frombuffer(raw, np.uint8, size, place).reshape(-1, count)
         columns.append(np.ascontiguousarray(planes.T).view(dtype).reshape(count))
         place += size
     sources, documents, starts, lengths = columns
-    return StepRecord(step, first_row, Pieces(sources, np.cumsum(documents), starts, lengths))
+    return StepRecord(step, first_row, Pieces(sources.astype(np.uint16), np.cumsum(documents), starts, lengths))
 
 
 class LedgerWriter:

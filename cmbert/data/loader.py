@@ -241,7 +241,7 @@ class RowReader:
         sources, documents, starts, lengths = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.lexsort((starts, documents, sources))
         return Pieces(
-            sources[order].astype(np.uint8),
+            sources[order].astype(np.uint16),
             documents[order],
             starts[order].astype(np.int32),
             lengths[order].astype(np.int32),

@@ -64,8 +64,13 @@ def open_blend(
 
 
 def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:
-    """Raise ConfigError when a run of `num_rows` rows repeats a source more often than its max_epochs allows."""
-    for source, epochs in zip(data.sources, blend.epochs(num_rows), strict=True):
+    """Raise ConfigError when a run of `num_rows` rows may read nothing of a source, or one beyond max_epochs."""
+    for source, share, epochs in zip(data.sources, blend.shares(num_rows), blend.epochs(num_rows), strict=True):
+        if share < 1:
+            raise ConfigError(
+                f"data.sources: {source.path} would give {float(share):.2g} rows of the run's {num_rows:,}, so none of "
+                "it may be read; raise its weight or train.total_tokens, or leave it out"
+            )
         if epochs > source.max_epochs:
             raise ConfigError(
                 f"data.sources: {source.path} would be read {epochs:.2f} times, more than its max_epochs "

@@ -7,6 +7,7 @@ here also misses its hidden neighbours, so the figure is higher. It compares mod
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -161,12 +162,16 @@ def score_positions(losses: np.ndarray, positions: np.ndarray, context: int) -> 
     return buckets
 
 
-def unigram_loss(shard_sets: list[ShardSet], vocab_size: int) -> float:
-    """Entropy of the training tokens' unigram distribution, nats: the least loss of a guess without context."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for shards in shard_sets:
-        counts += shards.token_counts(vocab_size)
-    share = counts[counts > 0] / counts.sum()
+def unigram_loss(shard_sets: Sequence[ShardSet], amounts: Sequence[float], vocab_size: int) -> float:
+    """Entropy of the training tokens' unigram distribution, nats: the least loss of a guess without context.
+
+    amounts: how much of each set was trained on, in any unit: a blend may read a small set more often than a large one.
+    """
+    share = np.zeros(vocab_size)
+    for shards, amount in zip(shard_sets, amounts, strict=True):
+        if amount:
+            share += amount / sum(amounts) * shards.token_counts(vocab_size) / shards.num_tokens
+    share = share[share > 0]
     return float(-(share * np.log(share)).sum())
 
 

@@ -93,7 +93,10 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
 
 def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
     """Name the most tokens that every source's max_epochs allows, in whole steps (with a constant blend: exactly)."""
-    share = min(source.max_epochs / found for source, found in zip(recipe.data.sources, epochs, strict=True))
+    read = [source.max_epochs / found for source, found in zip(recipe.data.sources, epochs, strict=True) if found]
+    share = min(read)
+    if share >= 1:  # too few rows of a source, not too many
+        return ""
     step_tokens = recipe.train.rows_per_step * recipe.data.context_tokens
     tokens = int(share * rows_before(num_steps(recipe), recipe) * recipe.data.context_tokens)
     steps = tokens // step_tokens

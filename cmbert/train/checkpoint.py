@@ -52,6 +52,10 @@ class TrainState:
     shard_fingerprints: list[str]
     left_out: list[list[int]] = field(default_factory=list)
     """Rows [first, last) of the data that no step got (--skip-steps, guards.spike_action = "rewind")."""
+    source_rows: list[int] = field(default_factory=list)
+    """At which of its rows each source of the data is (`Blend.consumed`); empty in checkpoints of older versions."""
+    first_rows: list[int] = field(default_factory=list)
+    """At which each began (`begin_reading`); empty = at 0."""
     rolling: bool = False
     """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
     guard: dict[str, Any] = field(default_factory=dict)

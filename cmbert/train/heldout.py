@@ -9,6 +9,7 @@ import torch
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import PackedBatch, RowReader
+from cmbert.errors import InputError
 from cmbert.evaluate.pseudo_perplexity import MASK_RATE, heldout_reader
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.distributed import Launch, sum_over_ranks
@@ -49,9 +50,17 @@ class Heldout:
 
 
 def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldout | None:
-    """Open evaluation.shards at the recipe's context, None if it names none. Raises as `open_reader` does."""
+    """Open evaluation.shards at the recipe's context, None if it names none.
+
+    Raises as `open_reader` does, and InputError when there is nothing to ask.
+    """
     if not recipe.evaluation.shards:
         return None
     reader = heldout_reader(tokenizer, Path(recipe.evaluation.shards), recipe.data.context_tokens)
     num_rows = min(recipe.evaluation.max_rows, reader.blend.sources[0].num_rows)
+    if not any(len(reader.micro_batch([row], MASK_RATE).targets) for row in range(num_rows)):
+        raise InputError(
+            f"evaluation.shards: {recipe.evaluation.shards}: its first {num_rows} rows are too short to mask any of "
+            "their tokens; give more text or raise evaluation.max_rows"
+        )
     return Heldout(reader, num_rows, taken_micro_batch(recipe.train, launch.world_size), launch)

@@ -10,6 +10,7 @@ from cmbert.data.ledger import StepRecord, read_record
 from cmbert.data.loader import PackedBatch, RowReader, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
+from cmbert.train.checkpoint import find_checkpoint, read_state
 from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe
 from cmbert.train.schedule import step_mask_rate, step_rows
 
@@ -32,6 +33,8 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         rows_per_step=recipe.train.rows_per_step,
         plan_folder=run / PLAN_FOLDER,
     )
+    if checkpoint := find_checkpoint(run):
+        reader.blend.begin_at(read_state(checkpoint).first_rows or [0] * len(reader.blend.sources))
     print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
     for line in describe(record, reader):
         print(line)

@@ -20,6 +20,7 @@ from cmbert.train.checkpoint import Retention
 from cmbert.train.checkpoint_writer import CheckpointWriter
 from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
+from cmbert.train.first_rows import begin_reading
 from cmbert.train.giving_up import give_up
 from cmbert.train.guards import Judgement
 from cmbert.train.preemption import EXIT_STOPPED, StopRequest
@@ -111,6 +112,7 @@ def set_up(
         candidates = from_first_rank(lambda: find_resume(recipe, start.resume))  # now that nobody else writes there
         resume = choose_checkpoint(candidates, launch)
         prove_data(recipe, start, resume, launch)
+        begin_reading(recipe, start.reader, resume.state)
         left_out, asked = leave_out_once(resume, skip_steps, recipe)
         from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
         engine = open_engine(recipe, start, resume, launch)

@@ -15,7 +15,7 @@ from cmbert.model.cost import FP32_BYTES
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.hf import Format, check_export, export_folder, load_folder
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
+from cmbert.train.checkpoint import TrainState, load_weights, read_state, require_checkpoint
 from cmbert.train.lineage import read_lineage
 from cmbert.train.model_card import render_card
 from cmbert.train.run_directory import read_run_recipe, run_of
@@ -36,18 +36,28 @@ class TrainedModel:
     context_tokens: int
     training_shards: list[ShardSet]
     """Empty for an exported folder."""
+    training_amounts: list[float]
+    """How much of each was read, in rows, or in the recipe's proportion if the checkpoint does not say."""
 
 
 def open_model(path: Path) -> TrainedModel:
     """Open a run directory, a checkpoint or an exported folder; the model is fp32, on the CPU."""
     if (path / "config.json").is_file():
         model, _ = load_folder(path)
-        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [])
+        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [], [])
     recipe, tokenizer = _recipe_and_tokenizer(path)
     model = MaskedLanguageModel(recipe.model)
     model.load_state_dict(load_weights(path))
     shards = [ShardSet(source.path) for source in recipe.data.sources]
-    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards)
+    amounts = _amounts_read(recipe, read_state(require_checkpoint(path)), shards)
+    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards, amounts)
+
+
+def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> list[float]:
+    begins = state.first_rows or [0] * len(shards)
+    rows = [float(row - begin) for row, begin in zip(state.source_rows, begins, strict=False)]
+    weights = [source.weight for source in recipe.data.sources]
+    return next(found for found in (rows, weights, [float(s.num_tokens) for s in shards]) if any(found))
 
 
 def export(path: Path, output: Path, format: Format) -> None:

@@ -58,9 +58,12 @@ def save_if_due(run: Run, stopping: bool) -> None:
 
 def begin_save(run: Run, *, rolling: bool) -> None:
     """Begin to write a checkpoint of the steps done so far."""
+    rows = data_row(rows_before(run.step, run.recipe), run.left_out)
     state = TrainState(
         step=run.step,
-        rows=data_row(rows_before(run.step, run.recipe), run.left_out),
+        rows=rows,
+        source_rows=run.reader.blend.consumed(rows),
+        first_rows=run.reader.blend.begins,
         left_out=[list(batches) for batches in run.left_out],
         tokens=tokens_before(run.step, run.recipe),
         world_size=run.launch.world_size,

@@ -118,3 +118,12 @@ def test_shards_of_another_tokenizer_are_refused(recipe_file: Path, tmp_path: Pa
     (other / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
     with pytest.raises(ShardError, match="made with tokenizer"):
         make_plan(load_recipe(recipe_file, [f"data.tokenizer={other}"]), 2)
+
+
+def test_a_source_that_no_row_comes_from(recipe_file: Path, shards: Path) -> None:
+    text = recipe_file.read_text(encoding="utf-8")
+    sources = f'weight = 1.0\nmax_epochs = 1e9\n[[data.sources]]\npath = "{shards}"\nweight = 1e-9\n'
+    recipe_file.write_text(text.replace("\n[schedule]", f"\n{sources}\n[schedule]"), encoding="utf-8")
+    message = refusal(recipe_file, [], 2)
+    assert re.search(rf"data.sources: {shards} would give .*e-0\d rows of the run's [\d,]+, so none", message)
+    assert "nearest that works" not in message

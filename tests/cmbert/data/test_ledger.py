@@ -21,7 +21,7 @@ from cmbert.tokenizer import PAD_ID, Tokenizer
 def make_pieces(step: int, count: int = 200) -> Pieces:
     random = np.random.default_rng(step)
     documents = np.sort(random.integers(0, 1_600_000_000, count))
-    sources = np.sort(random.integers(0, 3, count)).astype(np.uint8)
+    sources = np.sort(random.integers(0, 3, count)).astype(np.uint16)
     starts = np.where(random.random(count) < 0.2, random.integers(0, 100_000, count), 0).astype(np.int32)
     order = np.lexsort((starts, documents, sources))
     return Pieces(sources[order], documents[order], starts[order], random.integers(1, 1022, count).astype(np.int32))
@@ -130,6 +130,27 @@ def test_zeros_that_a_lost_machine_left_are_no_records(tmp_path: Path) -> None:
     path.write_bytes(bytes(45))
     with pytest.raises(CheckpointError, match="no record of step 0"):
         read_record(tmp_path, 0)
+
+
+def test_more_than_256_sources_keep_their_numbers(tmp_path: Path) -> None:
+    pieces = make_pieces(0, 5)._replace(sources=np.array([0, 255, 256, 257, 1000], np.uint16))
+    writer = LedgerWriter(tmp_path, 0)
+    writer.write(0, pack_record(0, 0, pieces))
+    writer.write(1, pack_record(1, 1, make_pieces(1)))
+    writer.close()
+    assert read_record(tmp_path, 0).pieces.sources.tolist() == [0, 255, 256, 257, 1000]
+    assert read_record(tmp_path, 0).pieces.documents.tolist() == pieces.documents.tolist()
+    check(tmp_path, 1)
+
+
+def test_rows_of_many_sources_are_told_apart(tokenizer_directory: Path, tokenizer: Tokenizer, shards: Path) -> None:
+    sources = tuple(SourceConfig(path=str(shards)) for _ in range(260))
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=sources, context_tokens=64)
+    reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
+    rows = range(520)
+    expected = {reader.blend.address(row).source for row in rows}
+    assert len(expected) == 260
+    assert set(reader.pieces(reader.find(rows)).sources.tolist()) == expected
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

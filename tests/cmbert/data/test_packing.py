@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmbert.data.blend import BLOCK_ROWS, Blend, Phase, apportion
 from cmbert.data.kernels import best_fit, cut_document
 from cmbert.data.packing import SourceRows, plan_windows
 from cmbert.data.shards import ShardSet
@@ -198,45 +197,3 @@ def test_real_shards_make_rows(shards: Path, tokenizer: Tokenizer) -> None:
     )
     tokens = sum(length for index in range(rows.num_rows) for _, _, length in rows.row(0, index))
     assert tokens == opened.num_tokens
-
-
-@pytest.mark.parametrize("weights", [(0.25, 0.75), (0.9, 0.1), (0.001, 0.999)])
-def test_blend_holds_its_shares_in_every_window(weights: tuple[float, float]) -> None:
-    small, large = (make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s)) * s), 256) for s in (1, 3))
-    blend = Blend([small, large], [Phase(0, weights)])
-    addresses = [blend.address(row) for row in range(2 * BLOCK_ROWS)]
-    for source, share in enumerate(weights):
-        here = np.array([address.source == source for address in addresses])
-        order = [a.epoch * blend.sources[source].num_rows + a.row for a in addresses if a.source == source]
-        assert order == list(range(len(order)))  # each source is read in its own order
-        seen = np.cumsum(np.concatenate([[0], here]))
-        for window in (1000, 5000, BLOCK_ROWS):
-            counts = seen[window:] - seen[:-window]
-            assert abs(counts - share * window).max() <= 2 + window / BLOCK_ROWS
-    assert blend.address(5000) == addresses[5000]
-
-
-def test_blend_without_weights_ends_all_sources_together() -> None:
-    small, large = (make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s)) * s), 256) for s in (1, 3))
-    by_size = Blend([small, large], [Phase(0, (0.0, 0.0))])
-    assert by_size.epochs(small.num_rows + large.num_rows) == pytest.approx([1, 1], rel=1e-2)
-
-
-def test_blend_changes_its_weights_and_loses_no_row() -> None:
-    sources = [make_rows(Documents(CORPORA["reviews"](np.random.default_rng(s))), 256) for s in (1, 2)]
-    change = BLOCK_ROWS + 777  # in the middle of a block
-    blend = Blend(sources, [Phase(0, (0.8, 0.2)), Phase(change, (0.1, 0.9)), Phase(change + 5000, (0.0, 1.0))])
-    addresses = [blend.address(row) for row in range(change + 9000)]
-    for source in (0, 1):
-        order = [a.epoch * sources[source].num_rows + a.row for a in addresses if a.source == source]
-        assert order == list(range(len(order)))
-    share = np.mean([address.source == 0 for address in addresses[change : change + 5000]])
-    assert share == pytest.approx(0.1, abs=0.001)
-    assert not any(address.source == 0 for address in addresses[change + 5000 :])
-    counted = [sum(a.source == s for a in addresses) / sources[s].num_rows for s in (0, 1)]
-    assert blend.epochs(len(addresses)) == pytest.approx(counted)
-
-
-def test_apportion_is_exact() -> None:
-    assert apportion(np.array([1 / 3, 1 / 3, 1 / 3]), 4096).sum() == 4096
-    assert apportion(np.array([0.5, 0.25, 0.25]), 8).tolist() == [4, 2, 2]

@@ -13,6 +13,9 @@ from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reade
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import MASK_ID, Tokenizer
+from cmbert.train.release import open_model
+from tests.conftest import make_shards
+from tests.integration.launching import settings, train
 
 
 @pytest.fixture
@@ -58,4 +61,29 @@ def test_unigram_loss_is_the_entropy_of_the_tokens(shards: Path, tokenizer: Toke
     opened = ShardSet(shards)
     tokens = np.concatenate([opened.read(index)[0] for index in range(opened.num_documents)])
     share = np.unique(tokens, return_counts=True)[1] / len(tokens)
-    assert unigram_loss([opened], tokenizer.vocab_size) == pytest.approx(-(share * np.log(share)).sum())
+    assert unigram_loss([opened], [3.0], tokenizer.vocab_size) == pytest.approx(-(share * np.log(share)).sum())
+
+
+def test_unigram_loss_follows_the_blend(tmp_path: Path, tokenizer: Tokenizer, shards: Path) -> None:
+    """A set of ten times the tokens with a tenth of the weight does not hide what is mostly read."""
+    uniform = make_shards(tmp_path / "small", tokenizer, lengths=[40] * 3)
+    opened = [ShardSet(shards), ShardSet(uniform)]
+    assert opened[0].num_tokens > 10 * opened[1].num_tokens
+    parts = [s.token_counts(tokenizer.vocab_size) / s.num_tokens for s in opened]
+    share = 0.1 * parts[0] + 0.9 * parts[1]
+    share = share[share > 0]
+    assert unigram_loss(opened, [1, 9], tokenizer.vocab_size) == pytest.approx(-(share * np.log(share)).sum())
+    alone = unigram_loss(opened[1:], [1], tokenizer.vocab_size)
+    assert unigram_loss(opened, [0, 2], tokenizer.vocab_size) == pytest.approx(alone)
+
+
+def test_the_blend_is_what_the_checkpoint_read(recipe_file: Path, shards: Path, other_shards: Path) -> None:
+    text = recipe_file.read_text(encoding="utf-8")
+    text = text.replace(
+        "[schedule]", f'weight = 0.1\n[[data.sources]]\npath = "{other_shards}"\nweight = 0.9\n[schedule]'
+    )
+    recipe_file.write_text(text, encoding="utf-8")
+    train(recipe_file, *settings("train.total_tokens=2048"))
+    trained = open_model(recipe_file.parent / "run")
+    assert [found.path for found in trained.training_shards] == [shards, other_shards]
+    assert trained.training_amounts in ([3, 29], [4, 28])  # of 32 rows
