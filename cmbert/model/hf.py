@@ -1,13 +1,11 @@
-"""Exported model folders: writing them for transformers, sentence-transformers and onnxruntime, proving them, and
-reading them back without any of these.
-
-Shapes: N texts of a batch, L padded length, T their tokens packed, V vocabulary.
+"""Exported model folders: writing them for transformers, sentence-transformers and onnxruntime, and reading them back
+without any of these.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +15,10 @@ from safetensors.torch import load_file, save_file
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files import building, write_json
+from cmbert.model.gate import Comparison, prove
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.onnx import open_onnx, require_onnx, write_onnx
+from cmbert.model.onnx import require_onnx
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
-
-LOGIT_TOLERANCE = 1e-4
-"""Largest accepted difference between two fp32 logits (ours). The two programs add the same numbers in another order,
-which moves logits by about 1e-5; a wrong norm, rotary base or window moves them by more than 1e-2."""
-
-GATE_TOKENS = 512
-"""Texts are cut to this length in the gate: four local windows, and eager attention still fits in memory (ours)."""
-
-GATE_BATCH = 4
-"""Most texts compared at a time; bounds the logits to 4 x 512 x V (ours)."""
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -49,9 +38,6 @@ AUTO_CLASSES = {
 
 
 Format = Literal["hf", "hf-modernbert", "onnx"]
-
-Program = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""A masked language model as a function: input_ids (N, L), attention_mask (N, L) -> logits (N, L, V)."""
 
 
 def check_export(config: ModelConfig, tokenizer_directory: Path, output: Path, format: Format) -> None:
@@ -83,8 +69,8 @@ def export_folder(
     *,
     format: Format,
     texts: Sequence[str],
-    card: Callable[[Mapping[str, float]], str],
-) -> dict[str, float]:
+    card: Callable[[Comparison], str],
+) -> Comparison:
     """Write `output`, a folder for transformers and sentence-transformers, or with model.onnx in place of the weights.
 
     A LayerNorm model is stock ModernBERT; `format` "hf-modernbert" insists on it. An RMSNorm model carries a small code
@@ -92,10 +78,9 @@ def export_folder(
     float dtype, with or without the tied decoder.weight; the folder holds fp32. `card` makes the README from what is
     returned.
 
-    Before the folder appears it is loaded back through transformers, and its logits on `texts`, padded, eager and sdpa,
-    are compared with ours, packed; those of model.onnx, too. Returns the largest differences and the number of tokens
-    compared. Raises as `check_export` does; InputError without texts, CheckpointError if the weights do not fit
-    `config`, or the logits differ.
+    Before the folder appears it is loaded back through transformers, and its logits on `texts` are compared with ours;
+    those of model.onnx, too. Returns what the comparison found. Raises as `check_export` does; InputError without
+    texts, CheckpointError if the weights do not fit `config`, or the logits differ.
     """
     check_export(config, tokenizer_directory, output, format)
     if not texts:
@@ -103,7 +88,7 @@ def export_folder(
     model = _model_from(state_dict, config, "the checkpoint")
     with building(output) as aside:
         _write(aside, model, tokenizer_directory)
-        measured = _gate(aside, model, texts, with_onnx=format == "onnx")
+        measured = prove(aside, model, texts, with_onnx=format == "onnx")
         if format == "onnx":
             (aside / WEIGHTS_FILE).unlink()
         else:
@@ -126,7 +111,7 @@ def read_config(directory: Path) -> ModelConfig:
     """Read the configuration of a folder that `export_folder` wrote; CheckpointError if it is none."""
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} has no config.json: give a folder written by `cmbert export`")
-    return _model_config(json.loads((directory / "config.json").read_text(encoding="utf-8")), directory)
+    return _model_config(_read_json(directory / "config.json"), directory)
 
 
 def is_export(directory: Path) -> bool:
@@ -134,10 +119,21 @@ def is_export(directory: Path) -> bool:
     path, tokenizer = directory / "config.json", directory / TOKENIZER_FILES[0]
     if not (path.is_file() and tokenizer.is_file()):
         return False
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = _read_json(path)
     ours = ("CmbertForMaskedLM", "ModernBertForMaskedLM")
     special = [values.get(f"{name}_token_id") for name in ("pad", "cls", "sep")]
     return (values.get("architectures") or [""])[0] in ours and special == [PAD_ID, CLS_ID, SEP_ID]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object; CheckpointError if the file holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(f"{path}: not JSON ({error}); export or download the model again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not a JSON object; export or download the model again")
+    return values
 
 
 def modernbert_config(config: ModelConfig) -> Any:
@@ -262,78 +258,3 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
         raise CheckpointError(
             f"{directory / 'config.json'}: {missing} is missing or unknown; give a folder written by `cmbert export`"
         ) from missing
-
-
-@torch.inference_mode()
-def _gate(folder: Path, model: MaskedLanguageModel, texts: Sequence[str], *, with_onnx: bool) -> dict[str, float]:
-    """Compare transformers' logits, padded, with ours, packed; raise CheckpointError above LOGIT_TOLERANCE.
-
-    with_onnx: once transformers has passed, write model.onnx from its model, and compare that in onnxruntime.
-    """
-    from transformers import AutoModelForMaskedLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-
-    theirs = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-
-    def transformers_logits(implementation: str) -> Program:
-        def logits(input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
-            theirs.set_attn_implementation(implementation)
-            return theirs(input_ids=input_ids_NL, attention_mask=attention_mask_NL).logits
-
-        return logits
-
-    programs = {name: transformers_logits(name) for name in ("eager", "sdpa")}
-    measured = _compare(folder, model, texts, programs, ("eager_vs_ours", "sdpa_vs_ours", "eager_vs_sdpa"))
-    if with_onnx:
-        with torch.inference_mode(False):
-            write_onnx(theirs, folder)
-        measured |= _compare(folder, model, texts, {"onnx": open_onnx(folder)}, ("onnx_vs_ours",))
-    return measured
-
-
-def _compare(
-    folder: Path,
-    model: MaskedLanguageModel,
-    texts: Sequence[str],
-    programs: Mapping[str, Program],
-    pairs: Sequence[str],
-) -> dict[str, float]:
-    """Return the largest logit difference of each pair, "a_vs_b" of programs or "ours", over all real tokens.
-
-    Raises CheckpointError when one is above LOGIT_TOLERANCE.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    length = min(GATE_TOKENS, model.config.max_length)
-    differences: dict[str, list[torch.Tensor]] = {pair: [] for pair in pairs}
-    num_tokens = 0
-    for batch_texts in _growing_batches(texts):
-        batch = tokenizer(list(batch_texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        ids_NL, mask_NL = batch["input_ids"], batch["attention_mask"]
-        real_NL = mask_NL.bool()
-        cu_seqlens = torch.nn.functional.pad(real_NL.sum(1).cumsum(0), (1, 0)).int()
-        logits = {name: program(ids_NL, mask_NL)[real_NL] for name, program in programs.items()}
-        logits["ours"] = model.logits(ids_NL[real_NL], cu_seqlens)
-        for pair, values in differences.items():
-            one, other = pair.split("_vs_")
-            values.append((logits[one] - logits[other]).abs().max())
-        num_tokens += int(real_NL.sum())
-    measured = {f"{pair}_max_abs": torch.stack(values).max().item() for pair, values in differences.items()}
-    # A comparison with NaN is false, so a weight that is not finite is refused here too.
-    if not all(difference <= LOGIT_TOLERANCE for difference in measured.values()):
-        raise CheckpointError(
-            f"the exported model is not ours: largest logit differences {measured}, allowed "
-            f"{LOGIT_TOLERANCE}; nan or inf means the checkpoint's weights are not finite"
-        )
-    return measured | {"num_tokens": num_tokens}
-
-
-def _growing_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield all texts, 1, 2, 3, ... at a time up to GATE_BATCH: alone without padding, then with more of it."""
-    first, size = 0, 1
-    while first < len(texts):
-        yield texts[first : first + size]
-        first, size = first + size, min(size + 1, GATE_BATCH)

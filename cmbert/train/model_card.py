@@ -11,7 +11,8 @@ from typing import Any
 
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.model.hf import LOGIT_TOLERANCE, Format
+from cmbert.model.gate import ROUNDINGS, Comparison
+from cmbert.model.hf import Format
 from cmbert.progress import duration
 from cmbert.train.lineage import Lineage, StageFacts
 from cmbert.train.model_card_use import front_matter, usage
@@ -21,7 +22,7 @@ PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
 UNDERTRAINED_SHARE = 0.1  # below this share of the paper's tokens the card says so (ours)
 
 
-def render_card(lineage: Lineage, format: Format, measured: Mapping[str, float]) -> str:
+def render_card(lineage: Lineage, format: Format, measured: Comparison) -> str:
     """Return the card as Markdown with a YAML head. measured: what the export's gate returned."""
     model = lineage.stages[-1].recipe.model
     sections = [
@@ -143,7 +144,7 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _results(lineage: Lineage, measured: Mapping[str, float]) -> str:
+def _results(lineage: Lineage, measured: Comparison) -> str:
     rows = []
     for stage in lineage.stages:
         scored = [record for record in stage.records if "heldout_loss" in record]
@@ -155,12 +156,12 @@ def _results(lineage: Lineage, measured: Mapping[str, float]) -> str:
             ))  # fmt: skip
     head = ("stage", "after step", "loss, nats per masked token", "accuracy", "masked tokens", "context")
     held_out = f"Held-out text, in training:\n\n{_table(head, rows)}" if rows else "The run scored no held-out text.\n"
-    differences = [(name.removesuffix("_max_abs").replace("_", " "), f"{value:.1e}")
-                   for name, value in measured.items() if name != "num_tokens"]  # fmt: skip
+    errors = [("ours, packed", f"{measured.rounding:.1e}")]
+    errors += [(f"{name}, padded", f"{error:.1e}") for name, error in measured.errors.items()]
     return (
-        f"## Results\n\n{held_out}\nBefore this folder appeared its logits were compared with those of the model in "
-        f"training, on {measured['num_tokens']:,.0f} tokens of training text, padded against packed, in fp32 "
-        f"(allowed: {LOGIT_TOLERANCE:g}):\n\n{_table(('programs', 'largest difference'), differences)}"
+        f"## Results\n\n{held_out}\nBefore this folder appeared its logits in fp32 were compared with those of the "
+        f"model in training in fp64, on {measured.num_tokens:,} tokens of training text (allowed: {ROUNDINGS:g} times "
+        f"the error of our own program, {measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
     )
 
 

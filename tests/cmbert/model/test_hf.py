@@ -47,7 +47,7 @@ torch.save({"logits": logits, **{k: inputs[k] for k in ("input_ids", "attention_
 
 
 def card(measured):
-    return f"compared {measured['num_tokens']} tokens\n"
+    return f"compared {measured.num_tokens} tokens\n"
 
 
 SENTENCE_VECTORS = """
@@ -96,8 +96,8 @@ def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_di
     measured = export_folder(
         model.state_dict(), model.config, tokenizer_directory, folder, format=format, texts=TEXTS, card=card
     )
-    assert measured["num_tokens"] > 500
-    assert measured["sdpa_vs_ours_max_abs"] < 1e-4
+    assert measured.num_tokens > 500
+    assert max(measured.errors.values()) < measured.allowed / 4
     trust = "trust" if norm == "rmsnorm" else "stock"
     assert (folder / "modeling_cmbert.py").exists() == (trust == "trust")
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "outside"), "HF_HUB_OFFLINE": "1"}
@@ -224,3 +224,7 @@ def test_load_folder_names_what_is_missing(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="hidden_size"):
         load_folder(tmp_path)
+    for damaged in (b'{"model_type": "\xe5', b"[]"):
+        (tmp_path / "config.json").write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"config\.json: not (JSON|a JSON object).*; export or download"):
+            load_folder(tmp_path)
