@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What jobs and submit_all.sh know of limits: times as Slurm writes them, and what a script asks for.
+# What jobs and submit_all.sh share: what env.sh may leave out, times as Slurm writes them, what a script asks for.
+CMBERT_PYTHON=${CMBERT_PYTHON:-.venv/bin/python}
 
 # Seconds of "minutes", "minutes:seconds", "hours:minutes:seconds", "days-hours[:minutes[:seconds]]"; without a limit a
 # hundred years.
