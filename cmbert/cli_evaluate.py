@@ -151,7 +151,7 @@ def _eval(options: argparse.Namespace) -> int:
     sets = name_sets(options.data)
     if options.max_rows is not None and options.max_rows < 1:
         raise ConfigError(f"--max-rows: {options.max_rows} must be positive")
-    if options.long_context:
+    if options.long_context is not None:
         return _eval_long_context(options, sets)
     if options.plot:
         raise ConfigError("--plot draws --long-context: name the longest context, for example --long-context 16384")
@@ -181,13 +181,14 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _eval_long_context(options: argparse.Namespace, sets: dict[str, Path]) -> int:
     from cmbert.errors import ConfigError
-    from cmbert.evaluate.long_context import print_stress, stress
+    from cmbert.evaluate.long_context import contexts_up_to, print_stress, stress
     from cmbert.evaluate.pseudo_perplexity import place_model
     from cmbert.files import write_json
     from cmbert.train.release import open_model
 
     if len(sets) > 1 or options.context or options.by_position or len(options.unit) > 1:
         raise ConfigError("--long-context takes one set and one unit, and neither --context nor --by-position")
+    contexts_up_to(options.long_context)
     if options.plot:
         from cmbert.evaluate.long_context_plot import check_plot
 

@@ -26,8 +26,8 @@ def describe_chain(recipes: Path, texts: Path) -> None:
     for stage in stages:
         check_belongs(stage)
     check_order(root, first, second)
-    print("root", root, sep="\t")
-    print("tokenizer", first.data.tokenizer, sep="\t")
+    print_line("root", root)
+    print_line("tokenizer", first.data.tokenizer)
     folders = {Path(source.path): texts / Path(source.path).name for stage in stages for source in stage.data.sources}
     heldout = Path(second.evaluation.shards) if second.evaluation.shards else None
     if heldout:
@@ -43,11 +43,19 @@ def describe_chain(recipes: Path, texts: Path) -> None:
             raise ConfigError(
                 f"{folder}: made with another tokenizer than {first.data.tokenizer}; move it away, and it is made again"
             )
-        print("shards", folder.name, folder, text, "there" if is_there else "missing", sep="\t")
+        print_line("shards", folder.name, folder, text, "there" if is_there else "missing")
     if heldout:
-        print("heldout", heldout, sep="\t")
+        print_line("heldout", heldout)
     for number, stage in enumerate(stages, start=1):
-        print(f"stage{number}", recipes / f"stage{number}.toml", stage.run_directory, progress(stage), sep="\t")
+        print_line(f"stage{number}", recipes / f"stage{number}.toml", stage.run_directory, progress(stage))
+
+
+def print_line(*fields: str | Path) -> None:
+    """Print fields with tabs between. Raises ConfigError for a path that the shell or a job's command would misread."""
+    for text in map(str, fields):
+        if text.startswith("-") or set(text) & set("\t\r\n"):
+            raise ConfigError(f"{text!r}: begins with - or has a tab or a line's end in it; name it otherwise")
+    print(*fields, sep="\t")
 
 
 def check_order(root: Path, first: Recipe, second: Recipe) -> None:

@@ -20,4 +20,5 @@ if [[ ! -f slurm/train.sh ]]; then
     exit 2
 fi
 source slurm/train.sh
+[[ ${1:-} != -* ]] || set -- "" "$@" # options without a recipe
 train_stage "${1:-recipes/large/stage1.toml}" "${@:2}"

@@ -23,4 +23,5 @@ if [[ ! -f slurm/train.sh ]]; then
 fi
 source slurm/train.sh
 # The preflight refuses, with exit code 2, a train.init_from that has no checkpoint, or is a run that is not finished.
+[[ ${1:-} != -* ]] || set -- "" "$@" # options without a recipe
 train_stage "${1:-recipes/large/stage2.toml}" "${@:2}"

@@ -36,7 +36,8 @@ is_done() {
 }
 
 number_of() {
-    awk -F'\t' -v name="$1" '$1 == name {number = $2} END {print number}' "$jobs" 2>/dev/null || true
+    # -v would read \t in a name as a tab, and awk an operand with = as a variable
+    name=$1 awk -F'\t' '$1 == ENVIRON["name"] {number = $2} END {print number}' 2>/dev/null <"$jobs" || true
 }
 
 # The state of the job last submitted under a name and why it waits, if it is still in the queue and can still run.
@@ -116,7 +117,7 @@ check() {
     fi
     # Slurm takes a job that asks for more time than its partition gives, and lets it wait for ever (PartitionConfig).
     partition=$(option_of partition "$script" "${options[@]}")
-    partition=${partition:-${SBATCH_PARTITION:-$(sinfo --noheader --format=%P | sed -n 's/\*$//p' | head -n 1)}}
+    partition=${partition:-$(sinfo --noheader --format=%P | sed -n 's/\*$//p' | head -n 1)}
     wanted=$(option_of time "$script" "${options[@]}")
     for limit in $(sinfo --noheader --partition="$partition" --format=%l); do
         (($(seconds_of "$wanted") > $(seconds_of "$limit"))) || return 0
@@ -192,8 +193,11 @@ all_jobs() {
     fi
 }
 
+# A number that the stages ask for; of "2-4" nodes, which Slurm takes for the least and the most, the least.
 stage_option() {
-    option_of "$1" slurm/stage1.sh "${CMBERT_STAGE_OPTIONS[@]}"
+    local value
+    value=$(option_of "$1" slurm/stage1.sh "${CMBERT_STAGE_OPTIONS[@]}")
+    echo "${value%%-*}"
 }
 
 checked=

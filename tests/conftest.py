@@ -97,7 +97,8 @@ def leave_run(recipe: Recipe, step: int) -> Path:
     checkpoint.mkdir(parents=True)
     write_resolved(recipe, run / "resolved.toml")
     (checkpoint / "MANIFEST.json").write_text("{}", encoding="utf-8")
-    state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, "", []))
+    fingerprint = load_tokenizer(recipe.data.tokenizer).fingerprint
+    state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, fingerprint, []))
     (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
     (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n", encoding="utf-8")
     return run

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +89,12 @@ class Stress:
     """Length that the model's rotary embedding was planned for, tokens."""
 
     def as_dict(self) -> dict:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON, which has no nan: None."""
+        return asdict(self, dict_factory=_without_nan)
+
+
+def _without_nan(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in items}
 
 
 def contexts_up_to(longest: int) -> list[int]:
@@ -119,31 +124,38 @@ def stress(
 ) -> Stress:
     """Score the same hidden tokens of long documents at every context up to `longest`.
 
-    Raises ConfigError for a length that is not 512 doubled, ShardError as `open_shards` does, and InputError when no
-    document is as long.
+    A document whose hidden words are all cut, or that is one word, is left out. Raises ConfigError for a length that is
+    not 512 doubled, ShardError as `open_shards` does, and InputError when no document is as long, or none is left.
     """
     contexts = contexts_up_to(longest)
     shards = open_shards(path, tokenizer)
     prove_ids(shards, tokenizer)
     documents = long_documents(shards, longest)[:max_documents].tolist()
     width = longest // NUM_BUCKETS
-    losses = np.zeros((len(documents), len(contexts)))
-    sums_NCB = np.zeros((len(documents), len(contexts), NUM_BUCKETS))
-    counts_NB = np.zeros((len(documents), NUM_BUCKETS))
+    losses, sums, counts = [], [], []  # of each document
     progress = Progress("long context", len(documents) * len(contexts) * longest, "tokens")
-    for row, document in enumerate(documents):
+    for document in documents:
         ids_L, places_M, targets_M = hide_words(shards, document, longest, unit, tokenizer.vocab_size)
-        counts_NB[row] = np.bincount(places_M // width, minlength=NUM_BUCKETS)
-        for column, context in enumerate(contexts):
+        if not len(places_M):
+            continue
+        counts.append(np.bincount(places_M // width, minlength=NUM_BUCKETS))
+        for context in contexts:
             loss_M = score_pieces(model, ids_L, places_M, targets_M, context)
-            losses[row, column] = loss_M.mean()
-            sums_NCB[row, column] = np.bincount(places_M // width, loss_M, NUM_BUCKETS)
+            losses.append(loss_M.mean())
+            sums.append(np.bincount(places_M // width, loss_M, NUM_BUCKETS))
             progress.advance(longest)
     progress.close()
-    scores = compare(losses, contexts)
-    best = int(losses[:, :-1].mean(0).argmin())
+    if not counts:
+        raise InputError(
+            f"{path}: no word of its documents of {longest} tokens can be hidden and scored: each is longer than 15 % "
+            "of them, or cut; give other documents"
+        )
+    losses_NC = np.reshape(losses, (-1, len(contexts)))
+    sums_NCB, counts_NB = np.reshape(sums, (-1, len(contexts), NUM_BUCKETS)), np.stack(counts)
+    scores = compare(losses_NC, contexts)
+    best = int(losses_NC[:, :-1].mean(0).argmin())
     return Stress(
-        documents=len(documents),
+        documents=len(counts),
         hidden_tokens=int(counts_NB.sum()),
         unit=unit,
         contexts=scores,

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.loader import PackedBatch, RowReader, open_reader
+from cmbert.data.loader import AssembledRows, PackedBatch, RowReader, open_reader
 from cmbert.data.shards import ShardSet
 from cmbert.errors import InputError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import Progress
-from cmbert.tokenizer import Tokenizer
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,13 @@ class Score:
     unit: Unit
     """What was hidden: whole words, or single tokens, whose word's other pieces may stay visible."""
     bits_per_character: float
-    """Summed loss of the masked tokens over the characters in them: what to compare across tokenizers.
+    """Loss of the masked tokens over the characters in them: what to compare across tokenizers.
 
-    For whole words only: their pieces are hidden together, so no tokenizer sees more of the answer than another; pieces
-    are predicted independently, which charges the one that cuts words into more of them. For single tokens a tokenizer
-    of longer tokens hides more of the text at once, and the figure does not compare.
+    A row's budget passes over words longer than what is left of it (at 64 tokens a word of 8 is asked a quarter as
+    often as one of 1), and another tokenizer has other long words: words of each length weigh what all of them in the
+    text do. For whole words only: their pieces are hidden together, so no tokenizer sees more of the answer than
+    another; pieces are predicted independently, which charges the one that cuts words into more of them. For single
+    tokens a tokenizer of longer tokens hides more of the text at once, and the figure does not compare.
     """
 
     def as_dict(self) -> dict:
@@ -87,23 +89,29 @@ def evaluate(
     num_rows = reader.blend.sources[0].num_rows
     num_rows = num_rows if max_rows is None else min(num_rows, max_rows)
     batch_rows = max(1, BATCH_TOKENS // context)
-    losses, positions, num_correct, num_characters = [], [], 0, 0
-    characters = tokenizer.token_character_lengths()
+    losses, positions, lengths, characters, num_correct = [], [], [], [], 0
+    tokens_by_length = np.zeros(context + 1, np.int64)  # of units
+    characters_of = tokenizer.token_character_lengths()
     device = next(model.parameters()).device
     progress = Progress(f"{shards.name} at {context:,}", num_rows, "rows")
     for first in range(0, num_rows, batch_rows):
-        batch = reader.micro_batch(range(first, min(first + batch_rows, num_rows)), MASK_RATE)
+        assembled = reader.assemble(range(first, min(first + batch_rows, num_rows)))
+        length_T = unit_length_of_tokens(assembled, unit)
+        tokens_by_length += np.bincount(length_T, minlength=context + 1)
+        batch = reader.mask_rows(assembled, MASK_RATE)
         loss_M, correct_M = score_batch(model, batch, device)
         losses.append(loss_M)
         num_correct += int(correct_M.sum())
-        num_characters += int(characters[batch.targets.numpy()].sum())
+        lengths.append(length_T[batch.masked_positions.numpy()])
+        characters.append(characters_of[batch.targets.numpy()])
         positions.append(positions_in_piece(batch))
         progress.advance(batch_rows)
     progress.close()
-    loss_M = np.concatenate(losses)
-    if not num_characters:
+    loss_M, length_M, characters_M = map(np.concatenate, (losses, lengths, characters))
+    if not characters_M.any():
         raise InputError(f"{shards}: too short to mask any of its tokens; give more text")
     mean = float(loss_M.mean())
+    weight_M = tokens_by_length[length_M] / np.bincount(length_M)[length_M]
     return Score(
         heldout_loss=mean,
         pseudo_perplexity=math.exp(mean),
@@ -112,8 +120,17 @@ def evaluate(
         context_tokens=context,
         by_position=score_positions(loss_M, np.concatenate(positions), context),
         unit=unit,
-        bits_per_character=float(loss_M.sum()) / math.log(2) / num_characters,
+        bits_per_character=float(weight_M @ loss_M / (weight_M @ characters_M)) / math.log(2),
     )
+
+
+def unit_length_of_tokens(rows: AssembledRows, unit: Unit) -> np.ndarray:
+    """Return the tokens of the unit that each token is in, shape (T,), int64; 0 for special tokens."""
+    ordinary = rows.ids >= NUM_SPECIAL_TOKENS
+    if unit == "token":
+        return ordinary.astype(np.int64)
+    lengths = np.diff(np.flatnonzero(rows.unit_starts | ~ordinary), append=len(ordinary))
+    return np.repeat(lengths, lengths) * ordinary
 
 
 def place_model(model: MaskedLanguageModel) -> str:

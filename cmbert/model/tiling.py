@@ -67,7 +67,7 @@ def tile_weights(
     check_tiling(small, large)
     for name, parameter in model.named_parameters():
         source_name = _source_name(name, small, large)
-        if source_name not in weights:  # the first layer has no norm before its attention
+        if source_name == f"{LAYERS}0.attn_norm.weight":  # the first layer has no norm before its attention
             continue
         tiled = _tile(name, weights[source_name].float(), small, large)
         fresh = fresh_share * parameter.float() if parameter.ndim > 1 else 0.0

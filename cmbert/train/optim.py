@@ -45,6 +45,7 @@ class Admission(NamedTuple):
     refused: torch.Tensor  # () fp32: 1 = nothing may move, 0 = the step is taken
 
 
+LEAST_DIVISOR = torch.finfo(torch.float32).tiny  # 1 / it is finite; that of an eps^2 below is not, and times 0 is NaN
 NORM_EPS = 1e-6  # added to the norm before clipping, as DeepSpeed and Megatron do
 
 
@@ -161,7 +162,8 @@ class AdamW(torch.optim.Optimizer):
         correction = 1 - beta2 ** (state["step"] + 1)  # of the bias: v = (what is kept) / correction
         gradient = _part(flat.grad, segment)
         kept = _part(state["exp_avg_sq"], segment) * beta2
-        kept.addcmul_(gradient, gradient, value=1 - beta2).clamp_min_(correction * group["eps"] ** 2)
+        least = (correction * group["eps"] ** 2).clamp_min(LEAST_DIVISOR)
+        kept.addcmul_(gradient, gradient, value=1 - beta2).clamp_min_(least)
         return kept.reciprocal_().mul_(gradient).mul_(gradient).sum(dtype=torch.float64) * correction
 
     def _move(

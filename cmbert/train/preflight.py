@@ -18,7 +18,7 @@ from pathlib import Path
 from torch.distributed import DistError, Store, TCPStore
 
 from cmbert.config.schema import Recipe
-from cmbert.errors import EXIT_USER_ERROR, CheckpointError, CmbertError, first_line
+from cmbert.errors import EXIT_USER_ERROR, CheckpointError, CmbertError, ConfigError, first_line
 from cmbert.evaluate.memory import free_host_bytes
 from cmbert.files import write_text
 from cmbert.train.checkpoint import readable_states, resume_candidates
@@ -158,11 +158,13 @@ def _examine(launch: Launch, run: Path, seconds: float) -> Findings:
 
 
 def begin_life(run: Path, launch: Launch, result: Path, max_lives: int | None, reach: tuple[int, int]) -> None:
-    """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError.
+    """Record that a life of this job begins, in the run directory and in `result`. Raises CheckpointError, ConfigError.
 
     `life` there gets, tabs between: the run directory, the newest checkpoint, the number of this job's lives that began
     at it, and `reach`: the step that this life must reach and the recipe's last.
     """
+    if set(str(run)) & set("\t\r\n"):
+        raise ConfigError(f"run_directory: {str(run)!r} has a tab or a line's end in it; name it otherwise")
     run.mkdir(parents=True, exist_ok=True)
     job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
     candidates = resume_candidates(run)

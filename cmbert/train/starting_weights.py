@@ -9,6 +9,7 @@ from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.model.tiling import check_tiling, tile_weights
+from cmbert.tokenizer import load_tokenizer
 from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
 from cmbert.train.run_directory import read_run_recipe, run_of
 from cmbert.train.schedule import num_steps
@@ -34,6 +35,7 @@ def check_starting_weights(recipe: Recipe, *, allow_unfinished: bool = False) ->
             f"{recipe.train.init_from} (train.init_from) is not finished: its newest checkpoint, {checkpoint.name}, is "
             f"of step {step:,} of {last_step:,}; train it to its end, or start from there with --allow-unfinished"
         )
+    _check_tokenizer(recipe, checkpoint)
     source = _source_model(recipe)
     if recipe.train.init_tiling:
         check_tiling(source, recipe.model)
@@ -45,6 +47,16 @@ def check_starting_weights(recipe: Recipe, *, allow_unfinished: bool = False) ->
                 f"model.{field.name}: {wanted}, but {recipe.train.init_from} (train.init_from) has {found}; make them "
                 "equal, or set train.init_tiling = true to start from a smaller model"
             )
+
+
+def _check_tokenizer(recipe: Recipe, checkpoint: Path) -> None:
+    """Raise ConfigError if the ids of the weights are another tokenizer's."""
+    tokenizer = recipe.data.tokenizer
+    if load_tokenizer(tokenizer).fingerprint != read_state(checkpoint).tokenizer_fingerprint:
+        raise ConfigError(
+            f"data.tokenizer: {tokenizer} is not the tokenizer that the weights of {recipe.train.init_from} "
+            f"(train.init_from) were trained with; that run names {read_run_recipe(run_of(checkpoint)).data.tokenizer}"
+        )
 
 
 def starting_model(recipe: Recipe) -> MaskedLanguageModel:

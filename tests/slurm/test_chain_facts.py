@@ -78,3 +78,13 @@ def test_shards_of_another_tokenizer_are_refused(recipes: Recipes, tokenizer: To
     path = recipes.first.data.sources[0].path
     base.write_text(base.read_text(encoding="utf-8").replace(path, str(shards)), encoding="utf-8")
     assert f"{shards}: made with another tokenizer" in recipes.describe(code=2)
+
+
+@pytest.mark.parametrize("runs", ["runs/a\\tb", "runs/a\\nb", "-runs"])
+def test_a_path_that_a_later_program_would_misread_is_refused(runs: str, recipes: Recipes) -> None:
+    path = recipes.folder / "stage2.toml"
+    text = path.read_text(encoding="utf-8").replace(f'"{recipes.folder}/runs/stage2"', f'"{runs}/stage2"')
+    path.write_text(text, encoding="utf-8")
+    said = recipes.describe(code=2)
+    assert "begins with - or has a tab or a line's end in it; name it otherwise" in said
+    assert said.count("\n") == 1

@@ -85,8 +85,10 @@ def test_headers_save_requeue_and_append(script: Path) -> None:
     assert "gpus-per-task" not in headers  # every task sees all GPUs of its node and picks its own
 
 
-def run_in_job(script: Path, directory: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-    """Run a script as Slurm would: from a copy elsewhere, with the job's variables and some more."""
+def run_in_job(
+    script: Path, directory: Path, *arguments: str, site: str | None = None, **more: str
+) -> subprocess.CompletedProcess:
+    """Run a script as Slurm would: from a copy elsewhere, with the job's variables and some more. site: its env.sh."""
     tools = directory / "tools"
     tools.mkdir()
     for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL), ("sleep", FAKE_SLEEP)):
@@ -103,6 +105,8 @@ def run_in_job(script: Path, directory: Path, *arguments: str, **more: str) -> s
         **more,
     }
     shutil.copytree(ROOT / "slurm", directory / "slurm")
+    if site is not None:
+        (directory / "slurm" / "env.sh").write_text(site, encoding="utf-8")
     command = ["bash", copy, *arguments]
     return subprocess.run(command, env=variables, cwd=directory, capture_output=True, text=True, check=False)
 
@@ -138,6 +142,18 @@ def test_the_allocator_is_set_unless_the_user_has_done_so(chosen: dict, allocato
 def test_recipe_and_options_are_passed_on(tmp_path: Path) -> None:
     done = run_in_job(STAGES[0], tmp_path, "recipes/base/stage1.toml", "--set", "train.seed=1")
     assert "-m cmbert train recipes/base/stage1.toml --set train.seed=1\n" in done.stdout
+
+
+@pytest.mark.parametrize("script", STAGES, ids=name_of)
+def test_options_may_stand_without_a_recipe(script: Path, tmp_path: Path) -> None:
+    done = run_in_job(script, tmp_path, "--set", "train.seed=1")
+    assert f"-m cmbert train recipes/large/{script.stem}.toml --set train.seed=1\n" in done.stdout
+
+
+def test_every_line_of_the_sites_facts_is_optional(tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, site="")
+    assert done.returncode == 0, done.stderr
+    assert " .venv/bin/python -u -m cmbert train recipes/large/stage1.toml\n" in done.stdout
 
 
 MINE = "scontrol requeue 24003\n"

@@ -1,6 +1,8 @@
 """submit_all.sh asks Slurm about each kind of job before it submits one; Slurm's programs are stand-ins."""
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHAIN = """#!/bin/bash
-printf 'root\\truns\\ntokenizer\\ttokenizer\\nshards\\ta\\tshards/a\\ttext/a\\tmissing\\nheldout\\tshards/a\\n'
+root=${FAKE_ROOT:-runs} name=${FAKE_NAME:-a}
+printf 'root\\t%s\\ntokenizer\\ttokenizer\\nshards\\t%s\\tshards/a\\ttext/a\\tmissing\\n' "$root" "$name"
+printf 'heldout\\tshards/a\\n'
 printf 'stage1\\tstage1.toml\\truns/stage1\\tnew\\nstage2\\tstage2.toml\\truns/stage2\\tnew\\n'
 """
 SBATCH = """#!/bin/bash
@@ -33,21 +37,30 @@ KINDS = ["--array=0-3 slurm/preprocess.sh", "slurm/preprocess.sh", "slurm/run.sh
          "slurm/evaluate.sh"]  # fmt: skip
 
 
-def submit_all(directory: Path, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """Return how it ended, and the calls of sbatch."""
+SQUEUE = """#!/bin/bash
+[[ -z ${FAKE_QUEUED:-} ]] || echo RUNNING None
+"""
+
+
+def submit_all(directory: Path, options: str = "", **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Return how it ended, and the calls of sbatch. options: what env.sh says for every job."""
     tools = directory / "tools"
-    tools.mkdir()
-    programs = {"python": CHAIN, "sbatch": SBATCH, "sinfo": SINFO, "scontrol": SCONTROL, "squeue": "#!/bin/bash\n"}
+    tools.mkdir(exist_ok=True)
+    programs = {"python": CHAIN, "sbatch": SBATCH, "sinfo": SINFO, "scontrol": SCONTROL, "squeue": SQUEUE}
     for name, text in programs.items():
         (tools / name).write_text(text, encoding="utf-8")
         (tools / name).chmod(0o755)
-    (directory / "slurm").symlink_to(ROOT / "slurm")
+    shutil.copytree(ROOT / "slurm", directory / "slurm", dirs_exist_ok=True)
+    site = directory / "slurm" / "env.sh"
+    site.write_text(re.sub(r"(?m)^(CMBERT_\w+_OPTIONS)=\(\)", rf"\1=({options})", site.read_text("utf-8")), "utf-8")
+    (directory / "calls").unlink(missing_ok=True)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "CMBERT_PYTHON": "python", **variables}
     done = subprocess.run(
         ["bash", "slurm/submit_all.sh", "recipes", "text", "4"], env=environment, cwd=directory, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    return done, (directory / "calls").read_text(encoding="utf-8").splitlines()
+    calls = directory / "calls"
+    return done, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
 
 
 def test_every_kind_is_tried_once_before_the_first_job(tmp_path: Path) -> None:
@@ -80,3 +93,36 @@ def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(variables: dict
     assert done.stderr.count("\n") == 1
     assert all("--test-only" in call for call in calls)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("options", ["--time=1:00:00", "--time 1:00:00", "-t 1:00:00", "-t1:00:00"])
+def test_an_option_counts_however_it_is_spelled(options: str, tmp_path: Path) -> None:
+    done, _ = submit_all(tmp_path, options, FAKE_LIMIT="12:00:00")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_of_sbatch_counts(tmp_path: Path) -> None:
+    done, _ = submit_all(tmp_path, FAKE_LIMIT="12:00:00", SBATCH_TIMELIMIT="1:00:00")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--nodes=2 --ntasks-per-node=4", "--nodes 2 --ntasks-per-node 4", "-N2 --ntasks-per-node=4",
+     "-N 2-2 --ntasks-per-node=4", "--nodes=9 -N 2 --ntasks-per-node=4"],
+)  # fmt: skip
+def test_the_plan_is_of_the_gpus_that_are_asked_for(options: str, tmp_path: Path) -> None:
+    _, calls = submit_all(tmp_path, options)
+    plans = [call for call in calls if " cmbert plan " in call]
+    assert plans
+    assert all(call.endswith("--gpus 8") for call in plans)
+
+
+@pytest.mark.parametrize(
+    "names", [{"FAKE_ROOT": "lr=3e-4"}, {"FAKE_NAME": "a\\tb"}, {"FAKE_ROOT": "跑 步", "FAKE_NAME": "集 * '合"}]
+)
+def test_what_is_in_the_queue_is_not_submitted_again_whatever_its_name(names: dict, tmp_path: Path) -> None:
+    submit_all(tmp_path, **names)
+    done, calls = submit_all(tmp_path, **names, FAKE_QUEUED="yes")
+    assert done.returncode == 0, done.stderr
+    assert [call for call in calls if "--test-only" not in call] == []

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.data.shards import read_manifest, write_manifest
+from cmbert.data.loader import PackedBatch
+from cmbert.data.shards import ShardWriter, read_manifest, token_dtype, write_manifest
 from cmbert.errors import ConfigError
+from cmbert.evaluate import pseudo_perplexity
 from cmbert.evaluate.domains import evaluate_sets, name_sets, position_table, score_table
-from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, score_batch
+from cmbert.evaluate.pseudo_perplexity import MASK_RATE, Unit, evaluate, heldout_reader, score_batch
 from cmbert.evaluate.table import display_width, markdown_table
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import MASK_ID, Tokenizer
-from tests.conftest import SENTENCES, make_shards
+from tests.conftest import SENTENCES, VOCAB_SIZE, make_shards
 
 
 @pytest.fixture
@@ -36,15 +39,58 @@ def test_characters_are_counted_where_they_begin(tokenizer: Tokenizer) -> None:
     assert not lengths[: MASK_ID + 1].any()
 
 
-def test_bits_per_character_is_the_naive_sum(model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path) -> None:
-    score = evaluate(model, tokenizer, shards, context=64, max_rows=10)
-    batch = heldout_reader(tokenizer, shards, 64).micro_batch(range(10), MASK_RATE)
+@pytest.mark.parametrize("unit", ["word", "token"])
+def test_bits_per_character_is_the_naive_sum(
+    unit: Unit, model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path
+) -> None:
+    score = evaluate(model, tokenizer, shards, context=64, max_rows=10, unit=unit)
+    reader = heldout_reader(tokenizer, shards, 64, unit)
+    rows = reader.assemble(range(10))
+    words: list[list[int]] = []
+    for place, (token, begins) in enumerate(zip(rows.ids.tolist(), rows.unit_starts.tolist(), strict=True)):
+        if token > MASK_ID and (begins or unit == "token"):
+            words.append([])
+        if token > MASK_ID:
+            words[-1].append(place)
+    length_of = {place: len(word) for word in words for place in word}
+    batch = reader.micro_batch(range(10), MASK_RATE)
     loss_M, _ = score_batch(model, batch, torch.device("cpu"))
     byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
     spelled = {index: token for token, index in tokenizer.backend.get_vocab().items()}
-    raw = b"".join(bytes(byte_of[char] for char in spelled[target]) for target in batch.targets.tolist())
-    characters = sum(byte & 0xC0 != 0x80 for byte in raw)
-    assert score.bits_per_character == pytest.approx(loss_M.sum() / math.log(2) / characters)
+    asked = [length_of[place] for place in batch.masked_positions.tolist()]
+    bits = characters = 0.0
+    for length, loss, target in zip(asked, loss_M.tolist(), batch.targets.tolist(), strict=True):
+        weight = list(length_of.values()).count(length) / asked.count(length)
+        bits += weight * loss / math.log(2)
+        characters += weight * sum(byte_of[char] & 0xC0 != 0x80 for char in spelled[target])
+    assert score.bits_per_character == pytest.approx(bits / characters)
+
+
+@pytest.mark.parametrize("context", [64, 1024])
+def test_bits_per_character_are_those_of_the_whole_text(
+    context: int, model: MaskedLanguageModel, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's budget seldom has room for a long word, which its model must not gain or lose by."""
+
+    def score_batch(model: Any, batch: PackedBatch, device: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones(len(batch.targets)), np.ones(len(batch.targets), bool)  # 1 nat a token
+
+    monkeypatch.setattr(pseudo_perplexity, "score_batch", score_batch)
+    characters = tokenizer.token_character_lengths()
+    one, many = int(np.flatnonzero(characters == 1)[-1]), int(characters.argmax())
+    assert characters[many] > 2
+    words = [[many], [one] * 6]  # few and many tokens to the character
+    random, writer = np.random.default_rng(0), ShardWriter(tmp_path, "00000", token_dtype(VOCAB_SIZE))
+    num_tokens = num_characters = 0
+    for _ in range(400):
+        chosen = [words[i] for i in random.integers(2, size=60)]
+        tokens = np.concatenate(chosen)
+        writer.append(tokens, np.array([len(tokens)]), np.concatenate([np.arange(len(word)) == 0 for word in chosen]))
+        num_tokens, num_characters = num_tokens + len(tokens), num_characters + characters[tokens].sum()
+    facts = {"fingerprint": tokenizer.fingerprint, "vocab_size": VOCAB_SIZE}
+    write_manifest(tmp_path, {"tokenizer": facts, "shards": [writer.close()]})
+    score = evaluate(model, tokenizer, tmp_path, context=context)
+    assert score.bits_per_character == pytest.approx(num_tokens / num_characters / math.log(2), rel=0.01)
 
 
 def test_units(model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path) -> None:

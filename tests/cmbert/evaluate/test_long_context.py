@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
 from cmbert.errors import InputError
 from cmbert.evaluate import long_context
 from cmbert.evaluate.long_context import (
@@ -135,6 +135,36 @@ def test_a_model_that_cannot_read_far_breaks(
     assert "no verdict: 3 documents" in capsys.readouterr().out
 
 
+def test_a_document_of_one_endless_word_does_not_spoil_the_others(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    def make(name: str, words: list[int]) -> Path:
+        (tmp_path / name).mkdir()
+        writer = ShardWriter(tmp_path / name, "00000", token_dtype(VOCAB_SIZE))
+        for every in words:  # tokens of a word
+            starts = np.arange(1024) % every == 0
+            writer.append(np.arange(1024) % 300 + 50, np.array([1024]), starts)
+        facts = {"fingerprint": tokenizer.fingerprint, "vocab_size": VOCAB_SIZE}
+        write_manifest(tmp_path / name, {"tokenizer": facts, "shards": [writer.close()]})
+        return tmp_path / name
+
+    found = stress(model, tokenizer, make("some", [2, 1024, 3]), longest=1024)
+    assert found.documents == 2
+    assert all(math.isfinite(score.loss) and math.isfinite(score.difference_error) for score in found.contexts)
+    with pytest.raises(InputError, match="no word of its documents of 1024 tokens can be hidden and scored"):
+        stress(model, tokenizer, make("none", [1024]), longest=1024)
+
+
+def test_the_figures_of_one_document_are_json(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, long_shards: Path
+) -> None:
+    found = stress(model, tokenizer, long_shards, longest=1024, max_documents=1)
+    assert math.isnan(found.contexts[0].loss_error)
+    written = json.loads(json.dumps(found.as_dict(), allow_nan=False))  # NaN is not JSON
+    assert written["contexts"][0]["loss_error"] is None
+    assert written["contexts"][0]["loss"] == found.contexts[0].loss
+
+
 def test_memory_does_not_grow_with_the_square(model: MaskedLanguageModel) -> None:
     length = 16_384
     ids = np.full(length, 9)
@@ -149,6 +179,13 @@ def test_no_document_is_long_enough(model: MaskedLanguageModel, tokenizer: Token
     with pytest.raises(InputError, match=r"has 5,000 tokens, --long-context 8192 needs .*ask for --long-context 4096"):
         stress(model, tokenizer, long_shards, longest=8192)
     assert SHORTEST_CONTEXT == 512
+
+
+@pytest.mark.parametrize("longest", [0, -1024, 512])
+def test_a_length_that_is_not_512_doubled(longest: int, long_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "nowhere", "--data", str(long_shards), "--long-context", str(longest)]
+    assert main(arguments) == 2
+    assert f"--long-context: {longest} must be 512 doubled; try 1024" in capsys.readouterr().err
 
 
 def test_command_and_picture(

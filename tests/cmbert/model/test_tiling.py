@@ -47,6 +47,18 @@ def test_the_middle_of_the_large_model_is_the_small_one(make_model):
     assert torch.equal(queries[:16], queries[32:])  # heads 0 and 2 are the small model's head 0
 
 
+def test_only_what_the_small_model_cannot_have_stays_fresh(make_model):
+    small, large = make_model(num_layers=2), make_model(num_layers=4, **TWICE)
+    weights = {name: 2 + torch.rand_like(weight) for name, weight in small.state_dict().items()}
+    tile_weights(weights, small.config, large, fresh_share=0.0)
+    assert source_layer(3, small.config, large.config) == 0  # and layer 0 has no norm before its attention
+    fresh = [name for name, weight in large.named_parameters() if torch.equal(weight, torch.ones_like(weight))]
+    assert fresh == ["model.layers.3.attn_norm.weight"]
+    del weights["model.layers.1.mlp.Wi.weight"]
+    with pytest.raises(KeyError, match=r"model.layers.1.mlp.Wi.weight"):
+        tile_weights(weights, small.config, large)
+
+
 def test_fresh_weights_part_the_copies(make_model, pack):
     small, large = make_model(), make_model(**TWICE)
     tiled(small, large, fresh_share=0.1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.errors import CheckpointError
+from cmbert.errors import CheckpointError, ConfigError
 from cmbert.train.distributed import Launch
 from cmbert.train.metrics import EVENTS_FILE, read_events
 from cmbert.train.preflight import begin_life
@@ -70,3 +70,11 @@ def test_a_torn_line_of_events_does_not_stop_a_life(lives: Lives) -> None:
     assert lives.begin("7") == "-\t2"
     assert path.read_bytes().startswith(whole + b'{"time": ')
     assert [event["kind"] for event in read_events(lives.run)] == ["life", "life"]
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb"])
+def test_a_run_that_no_line_can_hold_is_refused(name: str, lives: Lives) -> None:
+    lives.run = lives.run / name
+    with pytest.raises(ConfigError, match=r"run_directory: .* has a tab or a line's end in it; name it otherwise"):
+        lives.begin("7")
+    assert not lives.run.exists()

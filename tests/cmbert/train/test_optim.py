@@ -111,6 +111,21 @@ def test_stable_adamw_agrees_with_optimi() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-19, 1e-24])
+def test_what_has_no_gradient_yet_stays_finite_however_small_eps_is(eps: float) -> None:
+    parameters = [nn.Parameter(torch.ones(4, 3)) for _ in range(2)]
+    clipped, plain = (
+        AdamW([{"params": [p], "weight_decay": DECAY}], betas=BETAS, eps=eps, clip_updates=clip, lr=0.01)
+        for p, clip in zip(parameters, (True, False), strict=True)
+    )
+    for _ in range(3):
+        for parameter, optimizer in zip(parameters, (clipped, plain), strict=True):
+            parameter.grad = torch.zeros(4, 3)
+            parameter.grad[0] = 0.1  # a token that came; the others are rows of an embedding that did not
+            optimizer.step()
+    assert torch.equal(*parameters)  # steady gradients: nothing to clip
+
+
 def test_a_flat_tensor_of_many_parameters_is_the_same() -> None:
     whole, flat = random_parameters(0), nn.Parameter(torch.cat([p.flatten() for p in random_parameters(0)]).detach())
     train(make(whole, clip_updates=True), lambda t: fill(whole, t), 12)

@@ -1,6 +1,7 @@
 """A stage begins from a run that is finished, or as its user says; what it begins from is said."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,17 @@ def test_the_log_names_the_checkpoint_and_its_step(
     with caplog.at_level(logging.INFO, "cmbert"):
         starting_model(next_stage(recipe_file, run))
     assert f"starting from the weights of {run}/checkpoints/step_000000006, step 6 of 16" in caplog.text
+
+
+def test_weights_of_another_tokenizer_are_refused(recipe_file: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    run = leave_run(recipe, 16)
+    other = shutil.copytree(tokenizer_directory, tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"NFC"', '"NFD"'), encoding="utf-8")  # as many ids
+    with pytest.raises(ConfigError) as refused:
+        check_starting_weights(load_recipe(recipe_file, [f"train.init_from={run}", f"data.tokenizer={other}"]))
+    assert str(refused.value) == (
+        f"data.tokenizer: {other} is not the tokenizer that the weights of {run} (train.init_from) were trained with; "
+        f"that run names {recipe.data.tokenizer}"
+    )
