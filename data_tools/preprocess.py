@@ -91,12 +91,9 @@ def preprocess(
         return
     parts_directory = output.with_name(f".{output.name}.parts")
     name = kind["segmenter"]["name"]  # "auto" is settled once
-    tasks = plan_tasks(files)
-    parts = [parts_directory / part_name(task, {**kind, **options}, described) for task in tasks]
-    work = [
-        Work(task, part, tokenizer_directory, name, text_key, on_bad_line)
-        for task, part in zip(tasks, parts, strict=True)
-    ]
+    tasks = {parts_directory / part_name(task, {**kind, **options}, described): task for task in plan_tasks(files)}
+    parts = list(tasks)
+    work = [Work(task, part, tokenizer_directory, name, text_key, on_bad_line) for part, task in tasks.items()]
     try:
         if share:
             make_parts(work[share.number :: share.num_jobs], workers, output)
