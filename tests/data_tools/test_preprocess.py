@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
 from data_tools.document import Document
+from data_tools.encode import EncodedBatch, Encoder
 from data_tools.preprocess import Share, preprocess
 from data_tools.runner import local_workers
 from data_tools.tokenizer_training import train_tokenizer
@@ -133,13 +134,49 @@ def test_an_edited_input_is_not_done_already(
 
 @pytest.mark.usefixtures("small_tasks")
 def test_a_touch_loses_no_work(
-    corpus: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """By their time touched files are others; their documents are read again, and the parts made of them are kept."""
+    encoded: list[str] = []
+
+    def note(self: Encoder, documents: Sequence[Document]) -> EncodedBatch:
+        encoded.extend(document.text for document in documents)
+        return encode(self, documents)
+
+    encode = Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", note)
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
+    everything = sorted(encoded)
+    encoded.clear()
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 2))
     made = len(list((tmp_path / ".shards.parts").iterdir()))
-    corpus.touch()
+    os.utime(corpus, ns=(5, 5))
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert f"going on, {made} of " in capsys.readouterr().out
+    assert (f"going on, {made} of " in capsys.readouterr().out) == (known_by == "content")
+    assert sorted(encoded) == everything
+    assert {**hashes(tmp_path / "alone"), "manifest.json": ""} == {**hashes(tmp_path / "shards"), "manifest.json": ""}
+    assert not list(find_faults(tmp_path / "shards", tokenizer=load_tokenizer(tokenizer_directory)))
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_an_edit_costs_the_parts_that_it_is_in(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str
+) -> None:
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
+    parts = tmp_path / ".shards.parts"
+    before = {path.stat().st_ino for path in parts.iterdir()}
+    raw = corpus.read_bytes()
+    place = raw.rindex("今天".encode())
+    corpus.write_bytes(raw[:place] + "昨天".encode() + raw[place + 6 :])
+    os.utime(corpus, ns=(5, 5))
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
+    after = {path.stat().st_ino for path in parts.iterdir()}
+    assert before < after  # renamed, and one left that no task has a use for
+    assert len(after) == len(before) + 1 > 3
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
+    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
+    assert hashes(tmp_path / "shards") == hashes(tmp_path / "alone")
 
 
 @pytest.mark.usefixtures("small_tasks")
