@@ -75,7 +75,7 @@ class CleanConfig:
     on_bad_line: Literal["fail", "skip"] = "fail"
     """A line without usable text: stop there, or skip and count it."""
     heldout_share: float = 0.001
-    """Share of the kept texts that --heldout sets aside, chosen by a hash of the text."""
+    """Share of the texts that --heldout sets aside, chosen by a hash of their letters (`data_tools.heldout`)."""
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)

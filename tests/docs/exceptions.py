@@ -53,6 +53,10 @@ CLEAN = (
     "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} "
     "--heldout text/heldout/{0}"
 )
+HOLD_OUT = "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --heldout text/heldout/{0}"
+CLEAN_AGAINST = (
+    "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} --against text/heldout"
+)
 SHARDS = "data_tools preprocess --input text/{0} --tokenizer runs/large/tokenizer --output runs/large/shards/{0}"
 DOMAIN = "data_tools preprocess --input {0}.jsonl --tokenizer runs/large/tokenizer --output runs/domains/{0}"
 OWN_SET = "data_tools preprocess --input {0}.jsonl --tokenizer runs/quickstart/tokenizer --output runs/{0}"
@@ -71,7 +75,9 @@ DOMAINS_SCORED = (
 INSTEAD: dict[str, tuple[str, ...]] = {
     "sbatch slurm/stage1.sh": (TRAIN.format("large/stage1"),),
     "sbatch --dependency=afterok:JOB slurm/stage2.sh": (TRAIN.format("large/stage2"),),
-    CLEAN.format("cci3_hq"): tuple(CLEAN.format(name) for name in CORPORA),
+    HOLD_OUT.format("cci3_hq"): tuple(HOLD_OUT.format(name) for name in CORPORA),
+    CLEAN_AGAINST.format("cci3_hq"): tuple(CLEAN_AGAINST.format(name) for name in CORPORA),
+    CLEAN.format("cci3_hq"): tuple(line.format(name) for line in (HOLD_OUT, CLEAN_AGAINST) for name in CORPORA),
     SHARDS.format("cci3_hq"): tuple(SHARDS.format(name) for name in CORPORA),
     DOMAIN.format("legal"): ("{}", DOMAIN.format("medical")),
     DOMAINS_SCORED: (OWN_SET.format("laws"), OWN_SET.format("reviews"), "{}"),
