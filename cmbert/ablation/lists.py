@@ -12,8 +12,9 @@ from typing import Any, Literal
 from cmbert.config.load import build, build_recipe, merge, read_table
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
+from cmbert.evaluate.domains import LEAST_CONTEXT
 
-SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+SHARE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -78,6 +79,10 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
         raise ConfigError(f"{path}: arms: name at least two to compare")
     if found.seeds < 1:
         raise ConfigError(f"{path}: seeds: {found.seeds} must be 1 or more")
+    if short := [context for context in found.contexts if context < LEAST_CONTEXT]:
+        raise ConfigError(f"{path}: contexts: {short[0]} must be at least {LEAST_CONTEXT} tokens")
+    if not found.units:
+        raise ConfigError(f"{path}: units: name what the final score hides, word or token")
     prepare = () if base else found.prepare
     found = replace(found, base=str(base or path.parent / found.base), prepare=prepare)
     if found.contexts:

@@ -173,18 +173,20 @@ class MegatronPair:
 
     def prove(self, folder: Path | None, crew: Crew) -> None:
         """Read all tokens once, unless `folder` keeps what was found. All of `crew` call this and end alike."""
-        self.proof = crew.of_all(partial(self._known, folder if crew.rank == 0 else None))[0]
-        if self.proof is None:
-            dtype, size = _map_columns(self.index)[3], file_size(self.tokens) or 0
-            if crew is ALONE:
-                self.proof = _prove_alone(self.tokens, dtype, size, self.tokens.stat().st_mtime_ns)
-            else:
-                self.proof = prove_file(self.tokens, dtype, size, crew)
+        known = crew.of_all(partial(self._recalled, folder))  # all words: a proof may have megabytes, a crew thousands
+        if len(set(known)) == 1 and known[0]:
+            return
+        dtype, size = _map_columns(self.index)[3], file_size(self.tokens) or 0
+        if crew is ALONE:
+            self.proof = _prove_alone(self.tokens, dtype, size, self.tokens.stat().st_mtime_ns)
+        else:
+            self.proof = prove_file(self.tokens, dtype, size, crew)
 
-    def _known(self, folder: Path | None) -> Proof | None:
+    def _recalled(self, folder: Path | None) -> str:
+        """Return the fingerprint, as far as it is known with what `folder` keeps."""
         if folder:
             self.recall(folder)
-        return self.proof
+        return self.fingerprint
 
     def keep(self, folder: Path) -> None:
         """Write the proof into `folder`, for the next life of a run."""

@@ -65,6 +65,7 @@ def test_shares_are_of_token_counts_alone() -> None:
     [
         ("set.train = { total_tokens = 4096 }", "trains on 4,096 tokens, the base recipe on 8,192"),
         ('set.schedule = { decay_tokens = "a fifth" }', "'a fifth' is neither a number of tokens nor a share"),
+        (f'set.schedule = {{ decay_tokens = "{"9" * 400} %" }}', "is neither a number of tokens nor a share"),
         ("set.mask = { peak_rat = 0.3 }", "mask.peak_rat: unknown key; did you mean 'peak_rate'"),
         ("set.mask = { peak_rate = 1.3 }", "b: mask.peak_rate: 1.3 must be above 0 and below 1"),
         ('set.evaluation = { shards = "" }', "evaluation.shards: name the held-out set"),
@@ -79,6 +80,31 @@ def test_mistakes(recipe_file: Path, tmp_path: Path, arm: str, message: str) -> 
         plan_runs(load_list(path), path, tmp_path / "out", 1)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("contexts = [64, 8]", "contexts: 8 must be at least 16 tokens"),
+        ("contexts = [-1]", "contexts: -1 must be at least 16 tokens"),
+        ("units = []", "units: name what the final score hides"),
+        ("seeds = 0", "seeds: 0 must be 1 or more"),
+    ],
+)
+def test_what_the_last_step_would_refuse_is_refused_first(
+    recipe_file: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    path = write_list(tmp_path, recipe_file, "")
+    path.write_text(f"{line}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_list(path)
+
+
+def test_without_contexts_all_arms_are_scored_as_the_base_recipe_is_trained(recipe_file: Path, tmp_path: Path) -> None:
+    path = write_list(tmp_path, recipe_file, "set.data = { context_tokens = 128 }")
+    assert load_list(path).contexts == (64,)
+    (tmp_path / "longer.toml").write_text('extends = "base.toml"\n[data]\ncontext_tokens = 256\n', encoding="utf-8")
+    assert load_list(path, tmp_path / "longer.toml").contexts == (256,)
 
 
 def write_list(folder: Path, recipe_file: Path, arm: str) -> Path:

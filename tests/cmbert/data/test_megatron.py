@@ -229,3 +229,36 @@ def test_ranks_find_together_what_one_finds(
     if num_ids:
         path.write_bytes(raw[:-1])  # cut short meanwhile: one rank sees it, all end
         assert all(isinstance(found, ShardError) for found in prove_together(path, dtype, len(raw), 3))
+
+
+def test_ranks_agree_on_a_proof_or_read_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """One rank that does not see what the folder keeps (a slow file system) lets all read; none waits for another."""
+    write_pair(tmp_path / "set", [[5, 6, 7]] * 100, list(range(101)))
+    kept = ShardSet(tmp_path / "set")
+    kept.prove()
+    kept.keep_proof(tmp_path / "plan")
+    for folders in (["plan"] * 3, ["plan", "none", "plan"], ["none"] * 3):
+        said: list[Any] = []
+        board: list[Any] = [None] * 3
+        barrier = threading.Barrier(3, timeout=60)
+
+        def gather(rank: int, value: Any, board: list[Any] = board, barrier: threading.Barrier = barrier) -> list[Any]:
+            board[rank] = value
+            barrier.wait()
+            found = list(board)
+            barrier.wait()
+            return found
+
+        def prove(rank: int, folders: list[str] = folders, gather: Any = gather, said: list[Any] = said) -> str:
+            shards = ShardSet(tmp_path / "set")
+
+            def count(value: Any) -> list[Any]:
+                said.append(value)
+                return gather(rank, value)
+
+            shards.prove(tmp_path / folders[rank], Crew(rank, 3, count))
+            return shards.fingerprint
+
+        with ThreadPoolExecutor(3) as pool:
+            assert set(pool.map(prove, range(3))) == {kept.fingerprint}
+        assert len(said) == (3 if set(folders) == {"plan"} else 6)  # the second time it is what each has read
