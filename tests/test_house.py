@@ -36,7 +36,7 @@ ONE_HOME = {
     "scipy": ("cmbert/evaluate/",),
     "onnx": ("cmbert/model/onnx.py",),
     "onnxruntime": ("cmbert/model/onnx.py",),
-    "transformers": ("cmbert/model/hf.py", "cmbert/evaluate/", HF_CODE),
+    "transformers": ("cmbert/model/hf.py", "cmbert/model/gate.py", "cmbert/evaluate/", HF_CODE),
 }
 FORBIDDEN = {  # room -> packages it must not import
     "cmbert/": ("data_tools", "recipes", "tests"),

@@ -8,12 +8,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from cmbert.cli import main
 from cmbert.config.schema import ModelConfig
 from cmbert.evaluate import embed_train
 from cmbert.evaluate.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
-from cmbert.evaluate.embed_train import build_datasets, last_checkpoint
+from cmbert.evaluate.embed_train import SCALE, build_datasets, last_checkpoint
+from cmbert.evaluate.embedding import open_embedder
 from cmbert.evaluate.pairs import Graded, Pair
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.hf import export_folder
@@ -259,3 +262,20 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(command, tmp_path, caps
     assert command(tmp_path / "run") == 2
     assert "are free on the" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_the_forwards_of_a_step_change_neither_loss_nor_gradient(model, with_negatives):
+    embedder = open_embedder(str(model), 32).eval()
+    texts = [[text(topic, form) * (1 + topic) for topic in range(7)] for form in range(2 + with_negatives)]
+    found = []
+    for size in (7, 3, 2):  # 7 pairs: one forward, or several of which the last is smaller
+        features = [embedder.preprocess(column) for column in texts]
+        loss = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=size)(features, None)
+        embedder.zero_grad()
+        loss.backward()
+        gradients = [weight.grad.flatten() for weight in embedder.parameters() if weight.grad is not None]
+        found.append((loss.item(), torch.cat(gradients)))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-5)
+        assert (gradient - found[0][1]).norm() < 1e-5 * found[0][1].norm()
