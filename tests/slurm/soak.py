@@ -27,7 +27,18 @@ from cmbert.train.checkpoint import CHECKPOINTS, list_checkpoints, read_state
 from cmbert.train.metrics import read_events
 from tests.integration.launching import settings, trace, train
 from tests.integration.soak import make_recipe
-from tests.processes import SERVER, TRACKER, Process, find, fork_servers, is_alive, left_of, loaders, resource_trackers
+from tests.processes import (
+    SERVER,
+    TRACKER,
+    Process,
+    find,
+    find_parent,
+    fork_servers,
+    is_alive,
+    left_of,
+    loaders,
+    resource_trackers,
+)
 from tests.slurm.cluster import WAIT_SECONDS, Cluster, processes, wait_until, works_in
 from tests.slurm.desk import DONE, ONE_NODE, TWO_NODES, Desk
 
@@ -74,6 +85,11 @@ class Life:
 
     def helpers(self, kind: Callable[[list[Process]], list[Process]]) -> list[int]:
         return [one.pid for one in kind(self.look())]
+
+    def servers(self) -> list[int]:
+        """Return the fork servers. A loader process whose server was killed looks like one; its parent is no rank."""
+        ranks = self.ranks()
+        return [one.pid for one in fork_servers(self.look()) if find_parent(one) in ranks]
 
     def node_of(self, rank: int) -> str:
         return re.findall(rb"SLURMD_NODENAME=(\w+)", Path(f"/proc/{rank}/environ").read_bytes())[0].decode()
@@ -149,12 +165,12 @@ def start_again(life: Life, _: random.Random) -> None:
 
 
 STOPPED, REQUEUED = "were asked to stop; requeued", "(?<!asked to stop); requeued"
-LOADERS, SERVERS, TRACKERS = (partial(Life.helpers, kind=kind) for kind in (loaders, fork_servers, resource_trackers))
+LOADERS, TRACKERS = (partial(Life.helpers, kind=kind) for kind in (loaders, resource_trackers))
 FAULTS = (
     Fault("kill -9 of a rank", one_of(Life.ranks), REQUEUED, at_start=True),
     Fault("kill -9 of all ranks", lambda life, _: kill(life.ranks()), REQUEUED, at_start=True),
     Fault("kill -9 of a loader process", one_of(LOADERS), REQUEUED, needs=LOADERS),
-    Fault("kill -9 of a fork server", one_of(SERVERS), "", ends=False, needs=SERVERS),
+    Fault("kill -9 of a fork server", one_of(Life.servers), "", ends=False, needs=Life.servers),
     Fault("kill -9 of a resource tracker", one_of(TRACKERS), "", ends=False, needs=TRACKERS),
     Fault("TERM to a rank", one_of(Life.ranks, signal.SIGTERM), STOPPED),
     Fault("USR1 to all processes", cancel("USR1"), STOPPED, at_start=True),
