@@ -87,7 +87,7 @@ class Life:
         return [one.pid for one in kind(self.look())]
 
     def servers(self) -> list[int]:
-        """Return the fork servers; a loader process whose server was killed looks like one, but its parent is no rank."""
+        """Return the fork servers. A loader process whose server was killed looks like one; its parent is no rank."""
         ranks = self.ranks()
         return [one.pid for one in fork_servers(self.look()) if find_parent(one) in ranks]
 
