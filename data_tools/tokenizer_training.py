@@ -32,6 +32,7 @@ MIN_PAIR_COUNT = 2  # ours: a pair seen once is no pattern
 MOST_UNITS = 8_000_000  # ours: beyond, the rarest are forgotten while counting; some 1 GB
 MODEL_MAX_LENGTH = 8_192  # tokens, the long stage of the paper
 READ_FACTOR = 16  # of a corpus larger than this many samples, evenly spread tasks are read instead of everything
+LONGEST_CHARACTERS = 1_000_000  # ours: a tenth of the letters in a row at which Oniguruma gives up
 MEASURED_SHARE = 0.02  # ours: of the sample's documents, kept from training to measure on
 MEASURED_BYTES = 8_000_000  # ours: enough for three digits
 
@@ -94,7 +95,7 @@ def train_tokenizer(
     sample, skipped = read_sample(files, sample_bytes, text_key, on_bad_line)
     if not sample:
         raise InputError(f"the input has no document with text of at most --sample-size {sample_bytes} bytes")
-    training, measured = hold_out(sample)
+    training, measured = map(cut_long, hold_out(sample))
     if not done:
         units, forgotten = count_units([document.text for document in training], boundaries)
         num_units = len(units)
@@ -161,6 +162,15 @@ def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]
         else:
             training.append(document)
     return (training, measured) if training else (measured, [])
+
+
+def cut_long(documents: Sequence[Document]) -> list[Document]:
+    """Return the documents, those longer than LONGEST_CHARACTERS in pieces: Oniguruma gives up on endless runs."""
+    return [
+        document._replace(text=document.text[first : first + LONGEST_CHARACTERS])
+        for document in documents
+        for first in range(0, len(document.text), LONGEST_CHARACTERS)
+    ]
 
 
 def count_units(texts: Sequence[str], boundaries: Boundaries) -> tuple[Counter[str], int]:

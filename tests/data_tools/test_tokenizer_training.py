@@ -17,7 +17,7 @@ from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
 from data_tools.document import Document
 from data_tools.sample import stratified
 from data_tools.tokenizer_report import MODEL_SIZES
-from data_tools.tokenizer_training import PATTERN, count_units, train_tokenizer
+from data_tools.tokenizer_training import PATTERN, count_units, cut_long, train_tokenizer
 
 TEXTS = [
     "今天天气很好，我们一起去公园散步。今天天气很好！",
@@ -207,6 +207,16 @@ def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
         assert number == pytest.approx(share * totals[source], abs=2)
     assert {d.id for d in stratified(documents[::-1], 60_000)} == {d.id for d in chosen}
     assert len(stratified(documents, 10**9)) == 4_000
+
+
+def test_millions_of_letters_in_a_row() -> None:
+    """Oniguruma panics at ten million; what is learnt does not hang on where so long a document is cut."""
+    documents = [Document("a", "s", "今天"), Document("b", "s", "ACGT" * 2_750_000), Document("c", "s", "很好")]
+    cut = cut_long(documents)
+    assert [document.id for document in cut] == ["a", *["b"] * 11, "c"]
+    assert "".join(document.text for document in cut) == "".join(document.text for document in documents)
+    units, _ = count_units([document.text for document in cut], "clause")
+    assert sum(len(unit) * count for unit, count in units.items()) == 11_000_004
 
 
 def test_rare_units_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
