@@ -159,5 +159,5 @@ def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader
     if state.source_rows and not reader.blend.learn(state.rows, state.source_rows):
         raise CheckpointError(
             f"{checkpoint}: its data.sources stand at rows {state.source_rows}, which this recipe's blend cannot have "
-            "made of {state.rows:,} rows; resume with the data and the version it was made with"
+            f"made of {state.rows:,} rows; resume with the data and the version it was made with"
         )

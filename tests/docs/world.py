@@ -74,7 +74,7 @@ def make_world(folder: Path) -> Path:
     texts = [_text(draw, words, 300) for _ in range(3_600)] + [_text(draw, words, 80_000) for _ in range(8)]
     _lines(folder / "raw/cci3_hq/0.jsonl", ({"text": text} for text in texts))
     for name in ("cci4_web_zh", "cosmopedia_zh"):
-        _lines(folder / f"raw/{name}/0.jsonl", ({"text": _text(draw, words, 300)} for _ in range(60)))
+        _lines(folder / f"raw/{name}/0.jsonl", ({"text": _text(draw, words, 300)} for _ in range(120)))
     sample = [{"text": _text(draw, words, 80_000)} for _ in range(20)]
     _lines(folder / "text/cci3_hq_sample/0.jsonl", sample)
     for name in ("legal", "medical", "reviews"):

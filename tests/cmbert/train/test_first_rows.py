@@ -89,7 +89,8 @@ def test_a_checkpoint_of_another_blend_or_version_is_refused(two_sources: Path, 
         check_fits(checkpoint, dataclasses.replace(state, source_rows=[]), tokenizer, reader)
     large, small = state.source_rows
     moved = dataclasses.replace(state, source_rows=[large - 3, small + 3])
-    with pytest.raises(CheckpointError, match=rf"stand at rows \[{large - 3}, {small + 3}\], which"):
+    stands = rf"stand at rows \[{large - 3}, {small + 3}\], which this recipe.s blend cannot have made of 32 rows"
+    with pytest.raises(CheckpointError, match=stands):
         check_fits(checkpoint, moved, tokenizer, reader)
 
 
