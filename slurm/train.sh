@@ -82,11 +82,19 @@ newest_checkpoint() {
 
 # Let the nodes be checked; sets run, newest, lives, reach, last. An unfit node is not used again by this job.
 preflight() {
-    local result="slurm/logs/$SLURM_JOB_ID.preflight" bad excluded found
+    local result="slurm/logs/$SLURM_JOB_ID.preflight" bad excluded found pause
     rm -rf "$result"
-    # --wait=0: the others say who did not answer.
-    start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]}")" \
-        ${CMBERT_PREFLIGHT_SECONDS:+--wait-seconds "$CMBERT_PREFLIGHT_SECONDS"} --max-lives "$MAX_LIVES"
+    # srun itself ends with 1, too, where it does not reach the controller; then nothing has begun.
+    for pause in 5 60 ""; do
+        # --wait=0: the others say who did not answer.
+        start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]}")" \
+            ${CMBERT_PREFLIGHT_SECONDS:+--wait-seconds "$CMBERT_PREFLIGHT_SECONDS"} --max-lives "$MAX_LIVES"
+        if ((code != 1)) || [[ -z $pause || -e $result ]]; then
+            break
+        fi
+        say "the preflight did not begin; once more in $pause s"
+        sleep "$pause"
+    done
     IFS=$'\t' read -r run newest lives reach last 2>/dev/null <"$result/life" || true
     bad=$(cut -f1 "$result/bad_nodes" 2>/dev/null | paste -sd,) || true
     rm -rf "$result"

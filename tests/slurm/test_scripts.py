@@ -52,6 +52,11 @@ if [[ $* != *" preflight "* ]]; then
     fi
     exit "${FAKE_TRAIN:-0}"
 fi
+if ((${FAKE_SRUN_FAILS:-0} > $(wc -l 2>/dev/null < srun_failed || echo 0))); then
+    echo >> srun_failed
+    echo "srun: error: Unable to confirm allocation for job 24003: Zero Bytes were transmitted or received" >&2
+    exit 1
+fi
 result=slurm/logs/24003.preflight
 mkdir $result
 [[ ${FAKE_LIFE:-} == none ]] || printf '%b\\t%s\\t18\\n' "${FAKE_LIFE:-run\\t-\\t1}" "${FAKE_REACH:-18}" > $result/life
@@ -109,6 +114,15 @@ def run_in_job(
         (directory / "slurm" / "env.sh").write_text(site, encoding="utf-8")
     command = ["bash", copy, *arguments]
     return subprocess.run(command, env=variables, cwd=directory, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("failures", range(4))
+def test_an_srun_that_began_nothing_is_started_again(failures: int, tmp_path: Path) -> None:
+    done = run_in_job(STAGES[0], tmp_path, FAKE_SRUN_FAILS=str(failures))
+    assert done.returncode == (failures == 3)
+    assert done.stdout.count("the preflight did not begin; once more in") == min(failures, 2)
+    assert ("finished" in done.stdout) == (failures < 3)
+    assert ("the preflight ended with code 1, see above; not requeued" in done.stdout) == (failures == 3)
 
 
 @pytest.mark.parametrize("script", STAGES, ids=name_of)
