@@ -49,10 +49,6 @@ NOT_RUN = (
            "tests/integration/test_launchers.py"),
 )  # fmt: skip
 
-CLEAN = (
-    "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} "
-    "--heldout text/heldout/{0}"
-)
 HOLD_OUT = "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --heldout text/heldout/{0}"
 CLEAN_AGAINST = (
     "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} --against text/heldout"
@@ -77,7 +73,6 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "sbatch --dependency=afterok:JOB slurm/stage2.sh": (TRAIN.format("large/stage2"),),
     HOLD_OUT.format("cci3_hq"): tuple(HOLD_OUT.format(name) for name in CORPORA),
     CLEAN_AGAINST.format("cci3_hq"): tuple(CLEAN_AGAINST.format(name) for name in CORPORA),
-    CLEAN.format("cci3_hq"): tuple(line.format(name) for line in (HOLD_OUT, CLEAN_AGAINST) for name in CORPORA),
     SHARDS.format("cci3_hq"): tuple(SHARDS.format(name) for name in CORPORA),
     DOMAIN.format("legal"): ("{}", DOMAIN.format("medical")),
     DOMAINS_SCORED: (OWN_SET.format("laws"), OWN_SET.format("reviews"), "{}"),
