@@ -243,6 +243,8 @@ class Soak:
         saved.append(newest)
         if fault.strike is lose_node:
             desk.slurm.revive()
+            # slurmctld 22.05 crashes (address 0) when srun asks for a job that begins while a lost node returns
+            wait_until(desk.slurm.is_idle, "both nodes idle")
         desk.next_life(job)
         if fault.strike is lose_daemon:  # the older life learns of the newer at its next save
             self.note(key, self.end_of(life, time.monotonic(), fault))
