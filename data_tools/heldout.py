@@ -16,6 +16,7 @@ from data_tools.quality import code_points, gram_hashes
 NFKC = normalizers.NFKC()  # not Python's, which takes quadratic time for thousands of marks on one letter
 NO_LETTER, ASCII = re.compile(r"[\W_]+"), re.compile(r"[\x00-\x7f]+")
 CANONICAL = normalizer(NormalizeConfig(urls="remove", emails="remove"))
+STAND_IN = re.compile("<(?:url|email)>")  # what a corpus may have written for an address
 ENOUGH_LETTERS = 20  # ours: a text of fewer beyond ASCII is told by all its letters
 GRAM_LETTERS = 8  # ours: about five words, as in the search for near duplicates
 KEPT_GRAMS = 8  # ours: one in so many grams is compared, the same ones in every text
@@ -29,7 +30,7 @@ def canonical_letters(text: str) -> str:
 
     What `NormalizeConfig` lets a corpus do to addresses, widths, tags and spaces changes only the rest.
     """
-    letters = NO_LETTER.sub("", NFKC.normalize_str(CANONICAL(text)))
+    letters = NO_LETTER.sub("", NFKC.normalize_str(STAND_IN.sub("", CANONICAL(text))))
     beyond = ASCII.sub("", letters)
     return beyond if len(beyond) >= ENOUGH_LETTERS else letters.lower()
 

@@ -75,7 +75,8 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
         text = LINE_END.sub("\n", text)
         if config.fold_width:
             text = text.translate(FOLD_WIDTH)
-        text, count = CONTROL.subn("", nfc(text))
+        text, count = CONTROL.subn("", text)  # before NFC: an accent may come to stand behind its letter
+        text = nfc(text)
         if count:
             removed.count("control_character", count, count)
         for kind, sign, pattern, replacement in replacements:

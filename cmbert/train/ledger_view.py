@@ -11,6 +11,7 @@ from cmbert.data.loader import PackedBatch, RowReader, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import find_checkpoint, read_state
+from cmbert.train.first_rows import begin_reading, rows_after_stage_before
 from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe
 from cmbert.train.schedule import step_mask_rate, step_rows
 
@@ -33,13 +34,15 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         rows_per_step=recipe.train.rows_per_step,
         plan_folder=run / PLAN_FOLDER,
     )
-    if checkpoint := find_checkpoint(run):
-        reader.blend.begin_at(read_state(checkpoint).first_rows or [0] * len(reader.blend.sources))
     print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
     for line in describe(record, reader):
         print(line)
     if not show:
         return
+    if checkpoint := find_checkpoint(run):
+        begin_reading(recipe, reader, read_state(checkpoint))
+    else:
+        reader.blend.begin_at(rows_after_stage_before(recipe, reader))
     rows = range(record.first_row, record.first_row + len(step_rows(step, recipe)))
     again = reader.pieces(reader.find(rows))
     if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):

@@ -98,6 +98,8 @@ def test_what_is_held_out_does_not_depend_on_normalisation() -> None:
     for number in range(30):
         text = prose(number)
         assert {canonical_letters(normalizer(config)(text)) for config in configs} == {canonical_letters(text)}
+    few = "联系 a@b.cn，详见 http://x.cn/y，谢谢支持"  # all of its letters count
+    assert {canonical_letters(normalizer(config)(few)) for config in configs} == {canonical_letters(few)}
     english = [f"An English text, number {number}, with next to no 汉字." for number in range(50)]
     assert len({heldout_key(canonical_letters(text)) for text in english}) == 50
 

@@ -125,6 +125,11 @@ def test_nfc_is_pythons() -> None:
             assert nfc(text) == unicodedata.normalize("NFC", text)
 
 
+def test_what_was_kept_apart_by_a_character_that_goes_is_composed() -> None:
+    cleaned = normalizer(NormalizeConfig())("caf\u0065\u200b\u0301 \u1100\ufeff\u1161 e</b>\u00ad\u0301")
+    assert cleaned == unicodedata.normalize("NFC", cleaned) == "café 가 é"
+
+
 UNITS = (
     *"-a1<&=\"' \n\r（图\u3000。",
     *("a.", "a@", "@a.", "a@a.", "a@-.", "a@a.com", "www.", "www.a", "http://", "http:", " \n", "\n\n", "\t\n"),

@@ -110,6 +110,11 @@ def test_stage_two_of_the_same_rows_sees_what_a_longer_stage_one_would(
     second = settings(f"run_directory={tmp_path}/stage2", f"train.init_from={tmp_path}/run", "train.total_tokens=2048")
     said = train(recipe_file, *second, "--max-steps", "2")
     assert "reading on where" in said
+    checkpoints = tmp_path / "stage2/checkpoints"
+    checkpoints.rename(tmp_path / "not yet")
+    print_step(tmp_path / "stage2", 1, show=True)  # before its first checkpoint, which says where it began
+    assert "row 8: " in capsys.readouterr().out
+    (tmp_path / "not yet").rename(checkpoints)
     train(recipe_file, *second)
     for step in range(4):
         for mine, theirs in zip(
