@@ -118,8 +118,6 @@ def _check(run: EmbeddingRun) -> None:
         raise ConfigError("--scaling: a number of pairs is there twice; give each once")
     if min(run.scaling, default=1) < 1:
         raise ConfigError("--scaling: a number of pairs is below 1")
-    if not run.recipe.learning_rate > 0:
-        raise ConfigError(f"--learning-rate {run.recipe.learning_rate}: it must be above 0")
 
 
 def _folder(run: EmbeddingRun, size: int) -> Path:

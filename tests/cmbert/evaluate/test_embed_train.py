@@ -231,7 +231,6 @@ def test_a_checkpoint_is_exported_first(command, model, tmp_path, monkeypatch):
         (("--model", "{data}"), "no checkpoint there"),
         (("--model", "./absent"), "./absent: no such folder"),
         (("--scaling", "8,8"), "--scaling"),
-        (("--learning-rate", "0"), "--learning-rate"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(command, data, tmp_path, capsys, options, message):
@@ -239,6 +238,14 @@ def test_refusals_are_one_line_and_leave_nothing(command, data, tmp_path, capsys
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_learning_rate_that_is_none(command, tmp_path, capsys, rate):
+    with pytest.raises(SystemExit, match="2"):
+        command(tmp_path / "out", "--learning-rate", rate)
+    assert f"argument --learning-rate: {rate} must be positive" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
