@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,7 +22,7 @@ from data_tools.readers import DocumentReader, input_files, whole_files
 
 pytest.importorskip("datatrove")
 
-from data_tools.clean import clean
+from data_tools.clean import _open_work_folder, clean
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = (
@@ -102,10 +103,27 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
     assert "English English" in page
     assert not list(tmp_path.glob(".*"))
     capsys.readouterr()
+    (tmp_path / ".clean.clean/texts").mkdir(parents=True)  # what a kill leaves that comes after the last rename
     clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
     assert "done already" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(ConfigError, match=r"other settings \(config\)"):
         clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
+
+
+def test_a_work_folder_that_is_half_emptied_is_nobodys(tmp_path: Path) -> None:
+    """A kill there must not leave markers of tasks whose texts are gone."""
+    work = tmp_path / ".clean.clean"
+    work.mkdir()
+    _open_work_folder(work, ["ours"])
+    (work / "log").mkdir()
+    (work / "texts").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_tools.clean.remove", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            _open_work_folder(work, ["another"])
+    _open_work_folder(work, ["ours"])
+    assert [path.name for path in work.iterdir()] == ["identity"]
 
 
 def test_what_is_taken_out_of_texts_is_counted(write_lines: Callable, tmp_path: Path) -> None:
