@@ -250,6 +250,37 @@ def test_what_another_configuration_began_is_removed(
     assert not work.exists()
 
 
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path, write_lines: Callable) -> None:
+    """Else they would finish tasks, and mark them done, of the next call: its output would lack these texts."""
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{LONG}" * 5} for i in range(300)])
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\nimport data_tools.clean_steps, data_tools.tasks\n"
+        "data_tools.tasks.SMALLEST_TASK_BYTES = 300_000\n"
+        "def wait(*_):\n    open(f'{sys.argv[-1]}.{os.getpid()}', 'w').close()\n    time.sleep(600)\n"
+        "data_tools.clean_steps.drop_reason = wait\n"
+        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "killed"
+    command = [sys.executable, str(program), "clean", "--input", str(corpus), "--workers", "2", "--output", str(output)]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("killed.*"))) == 2)
+        workers = [int(path.suffix[1:]) for path in tmp_path.glob("killed.*")]
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
     records = [{"text": f"{i}{LONG[i % 50 :]}{chr(0x4E00 + i % 8000) * 3}" * 3} for i in range(6_000)]
     corpus = write_lines("corpus.jsonl", records)
