@@ -63,13 +63,14 @@ def clean(
     only_heldout = output is None
     output, heldout = _outputs(output, heldout)
     settings |= {"only": "held out"} if only_heldout else {"heldout": str(heldout)} if heldout else {}
+    work = output.with_name(f".{output.name}.clean")
     if is_done(output, REPORT_FILE, settings):
+        remove(work)  # a kill may have come between the last rename and the end
         print(f"{output}: done already, with the same settings")
         return
     if heldout and heldout.is_dir():
         raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
     tasks = plan_tasks(files)
-    work = output.with_name(f".{output.name}.clean")
     with alone_in(work):
         _open_work_folder(work, [task.identity(settings) for task in tasks])
         passes = Passes(
@@ -89,7 +90,7 @@ def clean(
                 raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
             write_json(aside / REPORT_FILE, report)
             write_report_page(report, aside / "report.html")
-    shutil.rmtree(work)
+    remove(work)
     print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
 
 
@@ -117,6 +118,7 @@ def _open_work_folder(work: Path, identities: list[str]) -> None:
     """Go on in the work folder if it belongs to the same input and settings, else empty it."""
     marker, identity = work / "identity", "\n".join(identities)
     if not (marker.is_file() and marker.read_text(encoding="utf-8") == identity):
+        marker.unlink(missing_ok=True)  # first: a kill leaves nothing that still seems to belong to somebody
         left = [path for path in work.iterdir() if not is_lease(path)]
         if left:
             logger.info("%s: of another input or configuration: starting over", work)

@@ -1,5 +1,10 @@
 """datatrove's local executor without its running commentary; each task still has its log file."""
 
+import functools
+import os
+import threading
+
+import multiprocess
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 from loguru import logger
@@ -15,4 +20,12 @@ class QuietExecutor(LocalPipelineExecutor):
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         logger.disable("datatrove")  # in each worker
+        _end_with_parent()
         return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+@functools.cache  # once in a process
+def _end_with_parent() -> None:
+    """Let this worker end when its parent is killed: else it would mark tasks of the next call done."""
+    if parent := multiprocess.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -86,10 +86,11 @@ def preprocess(
     options = {"text_key": text_key, "on_bad_line": on_bad_line}
     described = dict(zip(files, describe_inputs(files), strict=True))
     settings = {"inputs": list(described.values()), **kind, **options, "shard_tokens": shard_tokens}
+    parts_directory = output.with_name(f".{output.name}.parts")
     if is_done(output, MANIFEST_FILE, settings):
+        remove(parts_directory)  # a kill may have come between the rename of the set and the end
         print(f"{output}: done already, with the same settings")
         return
-    parts_directory = output.with_name(f".{output.name}.parts")
     name = kind["segmenter"]["name"]  # "auto" is settled once
     tasks = {parts_directory / part_name(task, {**kind, **options}, described): task for task in plan_tasks(files)}
     parts = list(tasks)

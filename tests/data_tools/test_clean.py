@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,7 +22,7 @@ from data_tools.readers import DocumentReader, input_files, whole_files
 
 pytest.importorskip("datatrove")
 
-from data_tools.clean import clean
+from data_tools.clean import _open_work_folder, clean
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = (
@@ -102,10 +103,27 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
     assert "English English" in page
     assert not list(tmp_path.glob(".*"))
     capsys.readouterr()
+    (tmp_path / ".clean.clean/texts").mkdir(parents=True)  # what a kill leaves that comes after the last rename
     clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
     assert "done already" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(ConfigError, match=r"other settings \(config\)"):
         clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
+
+
+def test_a_work_folder_that_is_half_emptied_is_nobodys(tmp_path: Path) -> None:
+    """A kill there must not leave markers of tasks whose texts are gone."""
+    work = tmp_path / ".clean.clean"
+    work.mkdir()
+    _open_work_folder(work, ["ours"])
+    (work / "log").mkdir()
+    (work / "texts").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_tools.clean.remove", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            _open_work_folder(work, ["another"])
+    _open_work_folder(work, ["ours"])
+    assert [path.name for path in work.iterdir()] == ["identity"]
 
 
 def test_what_is_taken_out_of_texts_is_counted(write_lines: Callable, tmp_path: Path) -> None:
@@ -230,6 +248,37 @@ def test_what_another_configuration_began_is_removed(
     assert caplog.text.count("of another input or configuration: starting over") == 1
     assert len(texts_of(tmp_path / "clean")) == 40
     assert not work.exists()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path, write_lines: Callable) -> None:
+    """Else they would finish tasks, and mark them done, of the next call: its output would lack these texts."""
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{LONG}" * 5} for i in range(300)])
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\nimport data_tools.clean_steps, data_tools.tasks\n"
+        "data_tools.tasks.SMALLEST_TASK_BYTES = 300_000\n"
+        "def wait(*_):\n    open(f'{sys.argv[-1]}.{os.getpid()}', 'w').close()\n    time.sleep(600)\n"
+        "data_tools.clean_steps.drop_reason = wait\n"
+        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "killed"
+    command = [sys.executable, str(program), "clean", "--input", str(corpus), "--workers", "2", "--output", str(output)]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("killed.*"))) == 2)
+        workers = [int(path.suffix[1:]) for path in tmp_path.glob("killed.*")]
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
