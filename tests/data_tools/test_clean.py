@@ -1,5 +1,6 @@
 """`clean`: every drop has its reason, one text of each group of duplicates stays, a killed run goes on."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from data_tools.readers import DocumentReader, input_files, whole_files
 pytest.importorskip("datatrove")
 
 from data_tools.clean import _open_work_folder, clean
+from tests.processes import is_alive
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = (
@@ -276,9 +278,10 @@ def test_workers_end_with_their_parent(tmp_path: Path, write_lines: Callable) ->
         workers = [int(path.suffix[1:]) for path in tmp_path.glob("killed.*")]
         process.kill()
         process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        wait_until(lambda: not any(map(is_alive, workers)))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
