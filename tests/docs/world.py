@@ -58,7 +58,8 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "ablations/common.toml": {"seeds": 1},
     # enough of the little text is set aside that a text of the long-context check is among it
-    **{f"large/clean/{name}.toml": {"heldout_share": 0.3} for name in ("cci3_hq", "cci4_web_zh", "cosmopedia_zh")},
+    "large/clean/cci3_hq.toml": {"heldout_share": 0.4},
+    **{f"large/clean/{name}.toml": {"heldout_share": 0.3} for name in ("cci4_web_zh", "cosmopedia_zh")},
 }
 
 
