@@ -52,7 +52,7 @@ state_of() {
 # If it has left the queue and NEXT, a job that it must precede, has not, it is done: Slurm would have cancelled NEXT.
 # In mode "check" nothing is submitted: Slurm is asked whether it would take the job.
 submit() {
-    local name=$1 next=$2 needs=$3 state reason
+    local name=$1 next=$2 needs=$3 state reason said
     local -a dependency=()
     shift 3
     job=$(number_of "$name")
@@ -68,7 +68,11 @@ submit() {
     fi
     needs=${needs:+afterok:${needs// /:}}
     if [[ $state == PENDING && -n $needs ]]; then
-        scontrol update "jobid=$job" "Dependency=$needs" # what it waited for may have been submitted anew
+        # What it waited for may have been submitted anew; if it has begun meanwhile, that is done.
+        if ! said=$(scontrol update "jobid=$job" "Dependency=$needs" 2>&1) && [[ $said != *"no longer pending"* ]]; then
+            echo "$said" >&2
+            exit 1
+        fi
     elif [[ -z $state ]]; then
         [[ -z $needs ]] || dependency=("--dependency=$needs" --kill-on-invalid-dep=yes)
         job=$(sbatch --parsable --job-name="cmbert-$name" ${dependency[@]+"${dependency[@]}"} "$@")

@@ -31,6 +31,10 @@ case "$*" in
 esac
 """
 SCONTROL = """#!/bin/bash
+if [[ $1 == update ]]; then
+    echo "${FAKE_UPDATE:-} for job 1014" >&2
+    exit 1
+fi
 echo "MaxArraySize            = 1001"
 """
 KINDS = ["--array=0-3 slurm/preprocess.sh", "slurm/preprocess.sh", "slurm/run.sh", "slurm/stage1.sh", "slurm/stage2.sh",
@@ -38,7 +42,7 @@ KINDS = ["--array=0-3 slurm/preprocess.sh", "slurm/preprocess.sh", "slurm/run.sh
 
 
 SQUEUE = """#!/bin/bash
-[[ -z ${FAKE_QUEUED:-} ]] || echo RUNNING None
+[[ -z ${FAKE_QUEUED:-} ]] || echo "$FAKE_QUEUED None"
 """
 
 
@@ -123,6 +127,14 @@ def test_the_plan_is_of_the_gpus_that_are_asked_for(options: str, tmp_path: Path
 )
 def test_what_is_in_the_queue_is_not_submitted_again_whatever_its_name(names: dict, tmp_path: Path) -> None:
     submit_all(tmp_path, **names)
-    done, calls = submit_all(tmp_path, **names, FAKE_QUEUED="yes")
+    done, calls = submit_all(tmp_path, **names, FAKE_QUEUED="RUNNING")
     assert done.returncode == 0, done.stderr
     assert [call for call in calls if "--test-only" not in call] == []
+
+
+@pytest.mark.parametrize(("said", "code"), [("Job is no longer pending execution", 0), ("Access/permission denied", 1)])
+def test_a_job_that_begins_while_its_dependency_is_set_is_let_alone(said: str, code: int, tmp_path: Path) -> None:
+    submit_all(tmp_path)
+    done, _ = submit_all(tmp_path, FAKE_QUEUED="PENDING", FAKE_UPDATE=said)
+    assert done.returncode == code, done.stderr
+    assert (said in done.stderr) == bool(code)
