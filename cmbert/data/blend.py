@@ -133,6 +133,11 @@ class Blend:
         self.begins = list(rows)
         self._before = [self.begins]
 
+    def go_on(self, num_rows: int, source_rows: Sequence[int], first_rows: Sequence[int]) -> bool:
+        """Continue as a checkpoint of `num_rows` rows says, which may lack either list; False if another blend's."""
+        self.begin_at(first_rows or [0] * len(self.sources))
+        return not source_rows or self.learn(num_rows, source_rows)
+
     def learn(self, num_rows: int, source_rows: Sequence[int]) -> bool:
         """Take from a checkpoint what `consumed` gave after `num_rows` rows; False if another blend gave it.
 

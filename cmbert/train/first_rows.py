@@ -17,9 +17,7 @@ def begin_reading(recipe: Recipe, reader: RowReader, state: TrainState | None) -
     if state is None:
         reader.blend.begin_at(from_first_rank(lambda: rows_after_stage_before(recipe, reader)))
         return
-    reader.blend.begin_at(state.first_rows or [0] * len(reader.blend.sources))
-    if state.source_rows:
-        reader.blend.learn(state.rows, state.source_rows)
+    reader.blend.go_on(state.rows, state.source_rows, state.first_rows)
 
 
 def rows_after_stage_before(recipe: Recipe, reader: RowReader) -> list[int]:

@@ -155,8 +155,7 @@ def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader
             f"{checkpoint}: of a version that mixed several data.sources in another order; end the run with that "
             "version, or start a new one from these weights by train.init_from"
         )
-    reader.blend.begin_at(state.first_rows or [0] * len(reader.blend.sources))
-    if state.source_rows and not reader.blend.learn(state.rows, state.source_rows):
+    if not reader.blend.go_on(state.rows, state.source_rows, state.first_rows):
         raise CheckpointError(
             f"{checkpoint}: its data.sources stand at rows {state.source_rows}, which this recipe's blend cannot have "
             f"made of {state.rows:,} rows; resume with the data and the version it was made with"
