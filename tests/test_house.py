@@ -17,6 +17,7 @@ GROUND_FLOOR = (
     "cmbert.lease",
     "cmbert.page",
     "cmbert.progress",
+    "cmbert.reading",
     "cmbert.seeding",
     "cmbert.config",
     "cmbert.tokenizer",

@@ -1,7 +1,6 @@
 """A DeepSpeed JSON file + a recipe -> one checked dict. ZeRO and precision are set there, the batch here."""
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import read_input
+from cmbert.reading import parse_json
 
 # Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
 # ignores a key it does not know, so a typing mistake there would silently train something else.
@@ -17,6 +17,7 @@ KNOWN_KEYS = (
     "gradient_predivide_factor", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger",
     "flops_profiler", "aio", "disable_allgather", "timers",
 )  # fmt: skip
+SECTIONS = frozenset(KNOWN_KEYS[:3]) | {"comms_logger", "flops_profiler", "aio"}  # those that are objects
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",
     "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
@@ -47,8 +48,8 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     if raw is None:
         raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it; {IN_A_CLONE}")
     try:
-        table = json.loads(raw.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        table = parse_json(raw)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: must be a JSON object")
@@ -62,6 +63,9 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
             raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
     zero_stage(table, path)
+    for key in SECTIONS & table.keys():
+        if not isinstance(table[key], dict):
+            raise ConfigError(f"{path}: {key}: {table[key]!r} must be an object")
     own = "bf16" if activation_dtype(table) == "bfloat16" else "fp32"
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
     if accumulated not in (None, own, "fp32"):

@@ -1,0 +1,105 @@
+"""Text files from outside, in UTF-8: lines, which only \\n and \\r\\n end, and JSON, whatever it holds."""
+
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cmbert.errors import InputError
+from cmbert.files import doing, read_bytes
+
+MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books have some 30 MB
+HALF_PAIR = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)  # of surrogates, as JSON spells it
+BOM = b"\xef\xbb\xbf"
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number, from 1, and text of every line that is not blank, without its end.
+
+    Only \\n and \\r\\n end a line: U+2028, U+0085 and \\x0b are characters of it. A byte-order mark is dropped. Raises
+    InputError naming file and line: no file, nothing but blank lines, not UTF-8, a NUL, a line above MAX_LINE_BYTES.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
+    number, is_blank = 0, True
+    with doing("open", path):
+        file = open(path, "rb")
+    with file:
+        while raw := _next_line(file, path):
+            number += 1
+            line = _decoded(raw.removeprefix(BOM) if number == 1 else raw, f"{path}:{number}").rstrip("\r\n")
+            if line.strip():
+                is_blank = False
+                yield number, line
+    if is_blank:
+        raise InputError(f"{path}: only blank lines" if number else f"{path}: empty file")
+
+
+def _next_line(file: BinaryIO, path: Path) -> bytes:
+    with doing("read", path):  # the disk's faults, not those of who asked for the line
+        return file.readline(MAX_LINE_BYTES + 1)
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    if len(raw) > MAX_LINE_BYTES:
+        raise InputError(f"{where}: a line of more than {MAX_LINE_BYTES:,} bytes; cut it")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8") from error
+    if "\0" in text:
+        raise InputError(f"{where}: holds a NUL character; remove it")
+    return text
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text holds; integers that Python makes none of become decimal.Decimal.
+
+    Raises ValueError, whose text is one line, for what is not JSON or not UTF-8, is nested too deeply, or holds half of
+    a surrogate pair, which is no character: what cuts an emoji in two leaves one.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        value = _parse(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if HALF_PAIR.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a surrogate pair (a cut emoji?), which is no character") from error
+    return value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python makes no integer of more than some thousand digits
+        return json.loads(text, parse_int=Decimal)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "file:line" and the object of every line that is not blank. Raises InputError as lines_of does."""
+    for number, line in lines_of(path):
+        where = f"{path}:{number}"
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not a JSON object: {error}") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: not a JSON object but {type(value).__name__}")
+        yield where, value
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds. Raises InputError naming the file if it is missing, no JSON or not UTF-8."""
+    try:
+        return parse_json(read_bytes(path).removeprefix(BOM))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
