@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cmbert.evaluate.finetune.backbone import Backbone, Piece, token_rows
-from cmbert.evaluate.finetune.examples import Example
+from cmbert.evaluate.finetune.fields import Example
 from cmbert.evaluate.finetune.tasks import Task
 
 STRIDE_TOKENS = 128  # by which two windows of a text overlap, as in CLUE's baseline

@@ -61,7 +61,8 @@ def test_chid(tmp_path):
     (tmp_path / "dev_answer.json").write_text('{"#idiom000001#": 1, "#idiom000002#": 0}', encoding="utf-8")
     first, second = read_split(TASKS["chid"], tmp_path, "dev").examples
     assert (first.id, first.label, second.label) == ("#idiom000001#", 1, 0)
-    assert first.pieces[1] == ("方兴未艾", "甲" * 72 + "____乙____。")
+    assert first.pieces[1] == second.pieces[1] == ("方兴未艾", "甲" * 100 + "____乙____。")
+    assert (first.kept, second.kept) == ((100, 104), (105, 109))
     lines(tmp_path / "test1.1.json", {"content": [passage], "candidates": ["一日千里", "方兴未艾"]})
     assert not read_split(TASKS["chid"], tmp_path, "test").labelled
 
@@ -96,10 +97,10 @@ def test_tsv_and_byte_order_mark(tmp_path):
     [
         ({"sentence1": "甲", "sentence2": "乙", "label": "2"}, r"dev\.json:2: label '2' is not one of afqmc's: 0, 1"),
         ({"sentence1": " ", "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 is empty"),
-        ({"sentence": "甲", "label": "1"}, r"dev\.json:2: sentence1 must be str, found none; fields: sentence, label"),
-        ({"sentence1": 5, "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 must be str, found int"),
+        ({"sentence": "甲", "label": "1"}, r"dev\.json:2: sentence1 must be text, found none; fields: sentence, label"),
+        ({"sentence1": 5, "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 must be text, found int"),
         ([1], r"dev\.json:2: not a JSON object but list"),
-        ({"sentence1": "甲", "sentence2": "乙"}, r"dev\.json: an example has no label; the dev split needs all"),
+        ({"sentence1": "甲", "sentence2": "乙"}, r"dev\.json:2: has no label under 'label'; the dev split needs all"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, record, message):
@@ -113,13 +114,13 @@ def test_missing_empty_and_broken_files(tmp_path):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     assert read_split(TASKS["afqmc"], tmp_path, "test") is None
     (tmp_path / "dev.json").write_text("\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"dev\.json: is empty"):
+    with pytest.raises(InputError, match=r"dev\.json: only blank lines"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     (tmp_path / "dev.json").write_text('{"sentence1"\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"dev\.json:1: not a JSON object"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     (tmp_path / "dev.json").write_bytes("甲".encode("gbk"))
-    with pytest.raises(InputError, match=r"dev\.json: not UTF-8"):
+    with pytest.raises(InputError, match=r"dev\.json:1: not UTF-8"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
 
 

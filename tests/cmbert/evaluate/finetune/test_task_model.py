@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmbert.evaluate.finetune.examples import Example
+from cmbert.evaluate.finetune.fields import Example
 from cmbert.evaluate.finetune.items import prepare
 from cmbert.evaluate.finetune.spans import exact_match, span_f1
 from cmbert.evaluate.finetune.task_model import TaskModel, mean_by_piece
