@@ -139,6 +139,43 @@ def test_tasks_are_found_by_name_and_file(tmp_path):
         load_task(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('name = ""', "name: must be a folder's name"),
+        ('name = "../x"', "name: must be a folder's name"),
+        ("max_length = 0", "max_length: must be 16 tokens or more"),
+        ("max_length = -5", "max_length: must be 16 tokens or more"),
+        ("epochs = 0", "epochs: must be 1 or more"),
+        ("batch_size = 0", "batch_size: must be 1 or more"),
+        ("learning_rate = -1.0", "learning_rate: must be positive"),
+        ("learning_rate = nan", "learning_rate: nan is not a number"),
+        ("text = []", "text: must name one key or two, found 0"),
+        ('text = ["a", "a"]', "text: must name one key or two, found 2"),
+        ('labels = ["0", "0"]', "labels: must list two labels or more, each once"),
+        ('dropped_labels = ["0"]', "labels: must list two labels or more, each once, none dropped"),
+        ("train = []", "train: must list one file or more"),
+        ('dev = [""]', "dev: must list one file or more"),
+        ('predictions = "a/b"', "predictions: must be a file's name"),
+        ("like = 3", "like: must be a task's name or file in quotes"),
+        ('like = "oclni"', "like ?oclni: unknown task; did you mean 'ocnli'"),
+        ('like = "mine.toml"', "like: task files are like each other in a circle"),
+    ],
+)
+def test_values_at_the_edge_of_a_task_file(tmp_path, line, said):
+    path = tmp_path / "mine.toml"
+    table = {"name": '"mine"', "labels": '["0", "1"]'} | {line.partition(" = ")[0]: line.partition(" = ")[2]}
+    path.write_text("".join(f"{key} = {value}\n" for key, value in table.items()), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        load_task(path)
+
+
+def test_a_task_file_like_another_beside_it(tmp_path):
+    (tmp_path / "a.toml").write_text('name = "a"\nlabels = ["0", "1"]\n', encoding="utf-8")
+    (tmp_path / "b.toml").write_text('like = "a.toml"\nname = "b"\nepochs = 2\n', encoding="utf-8")
+    assert load_task(tmp_path / "b.toml") == Task(name="b", labels=("0", "1"), epochs=2)
+
+
 def test_the_shipped_task_files_load():
     paths = sorted((ROOT / "recipes" / "tasks").glob("*.toml"))
     assert {load_task(path).name for path in paths} == {path.stem for path in paths}
