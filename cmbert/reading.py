@@ -19,24 +19,31 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 SHOWN_CHARACTERS = 60  # ours: of a value in a line of error
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number, from 1, and text of every line that is not blank, without its end.
+def every_line(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number, from 1, and text of every line, without its end; blank ones are lines too.
 
     Only \\n and \\r\\n end a line: U+2028, U+0085 and \\x0b are characters of it. A byte-order mark is dropped. Raises
-    InputError naming file and line: no file, nothing but blank lines, not UTF-8, a NUL, a line above MAX_LINE_BYTES.
+    InputError naming file and line: no file, not UTF-8, a NUL, a line above MAX_LINE_BYTES.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
-    number, is_blank = 0, True
+    number = 0
     with doing("open", path):
         file = open(path, "rb")
     with file:
         while raw := _next_line(file, path):
             number += 1
-            line = _decoded(raw.removeprefix(BOM) if number == 1 else raw, f"{path}:{number}").rstrip("\r\n")
-            if line.strip():
-                is_blank = False
-                yield number, line
+            line = _decoded(raw.removeprefix(BOM) if number == 1 else raw, f"{path}:{number}")
+            yield number, line.rstrip("\r\n")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield what every_line does of lines that are not blank. Raises InputError for a file without any, too."""
+    number, is_blank = 0, True
+    for number, line in every_line(path):
+        if line.strip():
+            is_blank = False
+            yield number, line
     if is_blank:
         raise InputError(f"{path}: only blank lines" if number else f"{path}: empty file")
 
@@ -123,3 +130,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not UTF-8 {at}; convert the file to UTF-8: {_conversion(raw)}") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}" if raw.strip() else f"{path}: empty file") from error
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Return an object that this program wrote earlier, with `keys`. Raises InputError for anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
+        what = f"holds no {missing[0]}" if isinstance(value, dict) else "is no JSON object"
+        raise InputError(f"{path}: {what}, so this program did not write it; remove it and run the same command again")
+    return value

@@ -29,6 +29,7 @@ from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, check_mem
 from cmbert.evaluate.interval import interval
 from cmbert.files import hash_file, write_json, write_text
 from cmbert.lease import alone_in
+from cmbert.reading import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def _check(place: Path, identity: dict[str, Any]) -> bool:
     """Return whether the folder is of this model, data and task, False if it is new; ConfigError if of others."""
     path, identity = place / IDENTITY_FILE, json.loads(json.dumps(identity))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_record(path)
         differing = [key for key in identity if found.get(key) != identity[key]]
         if differing:
             raise ConfigError(
@@ -209,7 +210,12 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
     """Run a trial, or read what an earlier call found."""
     path = place / "trials" / f"{setting.name}_seed{seed}.json"
     if path.is_file():
-        return TrialResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return TrialResult.from_dict(read_record(path, "setting"))
+        except TypeError as error:
+            raise InputError(
+                f"{path}: not a trial's record ({error}); remove it and run the same command again"
+            ) from error
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
