@@ -48,17 +48,15 @@ def read_training_data(folder: Path) -> list[TrainingFile]:
     path = folder / DATA_FILE
     if not path.is_file():
         return []
+    kinds = {field.name: int if field.name == "pairs" else str for field in dataclasses.fields(TrainingFile)}
     try:
-        files = [TrainingFile(**entry) for entry in read_json(path)]
-        if not all(
-            type(value) is (int if key == "pairs" else str) for file in files for key, value in vars(file).items()
-        ):
-            raise TypeError("a value is of another kind")
-        return files
-    except (InputError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: not a record of `cmbert embed-train`: {error}; train the model again"
-        ) from error
+        entries = read_json(path)
+    except InputError as error:
+        raise CheckpointError(f"{error}; train the model again") from error
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
+            raise CheckpointError(f"{path}: not a record of `cmbert embed-train`; train the model again")
+    return [TrainingFile(**entry) for entry in entries]
 
 
 def read_training_sentences(folder: Path) -> np.ndarray:

@@ -213,9 +213,7 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
         try:
             return TrialResult.from_dict(read_record(path, "setting"))
         except TypeError as error:
-            raise InputError(
-                f"{path}: not a trial's record ({error}); remove it and run the same command again"
-            ) from error
+            raise InputError(f"{path}: not a trial's record; remove it and run the same command again") from error
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
