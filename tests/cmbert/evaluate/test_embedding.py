@@ -71,7 +71,7 @@ def test_score_against_a_plain_computation(embedder):
     assert score_pairs(embedder, rows) == score
 
 
-def test_truncation_is_counted(embedder):
+def test_truncation_is_counted(embedder, caplog):
     def tokens(text):
         return len(embedder.tokenizer(text)["input_ids"])
 
@@ -79,14 +79,20 @@ def test_truncation_is_counted(embedder):
     expected = sum(tokens(text) > 32 for text in texts)
     assert 0 < expected < len(texts)
     assert count_truncated(embedder, texts) == expected
+    with caplog.at_level("INFO"):
+        score_pairs(embedder, [Graded(text, texts[0], place % 2) for place, text in enumerate(texts)])
+    assert f"{expected} of {len(texts)} scored texts are longer than the model reads, and cut" in caplog.text
 
 
-def test_mining_equals_the_librarys(embedder, monkeypatch):
+def test_mining_equals_the_librarys(embedder, monkeypatch, caplog):
     monkeypatch.setattr("cmbert.evaluate.embedding.MINING_ANCHORS", 7)
     random = np.random.default_rng(1)
     pairs = [Pair(TEXTS[a], TEXTS[b]) for a, b in random.integers(0, 100, (50, 2)) if a != b]
     pairs = list(dict.fromkeys([*pairs, Pair(pairs[0].anchor, TEXTS[7]), Pair(TEXTS[3], pairs[0].anchor)]))
-    mined = mine_negatives(embedder, pairs)
+    with caplog.at_level("INFO"):
+        mined = mine_negatives(embedder, pairs)
+    with_negative = sum(pair.negative is not None for pair in mined)
+    assert f"{with_negative} of {len(pairs)} pairs have a mined negative" in caplog.text
     assert [pair[:2] for pair in mined] == [pair[:2] for pair in pairs]
     rows = Dataset.from_dict({"anchor": [p.anchor for p in pairs], "positive": [p.positive for p in pairs]})
     theirs = mine_hard_negatives(

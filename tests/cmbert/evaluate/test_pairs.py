@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cmbert.errors import InputError
+from cmbert.evaluate.embed_data import DataPaths, hash_files, read_data
 from cmbert.evaluate.pairs import Graded, Pair, read_inference, read_labelled, read_pairs, read_similarity
 from cmbert.evaluate.t2ranking import Reference, read_references, resolve
 
@@ -250,3 +251,15 @@ def test_what_is_left_out_is_counted(write, t2ranking, caplog):
     with caplog.at_level("INFO"):
         read_references(t2ranking)
     assert "qrels.train.tsv: left out: 1 of relevance 1, 0 repeated" in caplog.text
+
+
+def test_pairs_that_are_drawn_or_in_two_files_are_counted(write, caplog):
+    rows = [labelled(f"甲{i}", f"乙{i}", 1) for i in range(6)]
+    first, second = write(rows[:4], "a.json"), write(rows[2:], "b.json")
+    evaluation = write([labelled("x", "y", 1), labelled("x", "z", 0)], "eval.json")
+    paths = DataPaths((first, second), evaluation, (), ())
+    with caplog.at_level("INFO"):
+        data = read_data(paths, hash_files(paths), sizes=(3,), negatives="none", seed=5)
+    assert len(data.pairs) == 3
+    assert "b.json: 2 of them are in the files before it, and count once" in caplog.text
+    assert "3 of 6 pairs are trained on, drawn by seed 5" in caplog.text

@@ -25,8 +25,12 @@ def model(recipe_file: Path) -> MaskedLanguageModel:
     return model.eval()
 
 
-def test_score_is_the_naive_mean_and_repeats(model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path) -> None:
-    score = evaluate(model, tokenizer, shards, context=64, max_rows=20)
+def test_score_is_the_naive_mean_and_repeats(
+    model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        score = evaluate(model, tokenizer, shards, context=64, max_rows=20)
+    assert "the first 20 of " in caplog.text
     reader = heldout_reader(tokenizer, shards, 64)
     losses, hits = [], 0
     for row in range(20):
