@@ -15,26 +15,35 @@ HALF_PAIR = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )  # of surrogates, as JSON spells it
 BOM = b"\xef\xbb\xbf"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+SHOWN_CHARACTERS = 60  # ours: of a value in a line of error
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number, from 1, and text of every line that is not blank, without its end.
+def every_line(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number, from 1, and text of every line, without its end; blank ones are lines too.
 
     Only \\n and \\r\\n end a line: U+2028, U+0085 and \\x0b are characters of it. A byte-order mark is dropped. Raises
-    InputError naming file and line: no file, nothing but blank lines, not UTF-8, a NUL, a line above MAX_LINE_BYTES.
+    InputError naming file and line: no file, not UTF-8, a NUL, a line above MAX_LINE_BYTES.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
-    number, is_blank = 0, True
+    number = 0
     with doing("open", path):
         file = open(path, "rb")
     with file:
         while raw := _next_line(file, path):
             number += 1
-            line = _decoded(raw.removeprefix(BOM) if number == 1 else raw, f"{path}:{number}").rstrip("\r\n")
-            if line.strip():
-                is_blank = False
-                yield number, line
+            line = _decoded(raw.removeprefix(BOM) if number == 1 else raw, f"{path}:{number}")
+            yield number, line.rstrip("\r\n")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield what every_line does of lines that are not blank. Raises InputError for a file without any, too."""
+    number, is_blank = 0, True
+    for number, line in every_line(path):
+        if line.strip():
+            is_blank = False
+            yield number, line
     if is_blank:
         raise InputError(f"{path}: only blank lines" if number else f"{path}: empty file")
 
@@ -50,10 +59,24 @@ def _decoded(raw: bytes, where: str) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8") from error
+        at = f"at byte {error.start} of the line"
+        raise InputError(f"{where}: not UTF-8 {at}; convert the file to UTF-8: {_conversion(raw)}") from error
     if "\0" in text:
-        raise InputError(f"{where}: holds a NUL character; remove it")
+        raise InputError(f"{where}: holds a NUL character; remove it, or if the file is UTF-16: {_conversion(raw)}")
     return text
+
+
+def _conversion(raw: bytes) -> str:
+    """Return the command that makes UTF-8 of what is most likely none: Chinese text is in GB18030 else, or UTF-16."""
+    found = "UTF-16" if raw.startswith(UTF_16_MARKS) or b"\0" in raw else "GB18030"
+    return f"iconv -f {found} -t UTF-8"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a line of error shows it: printable, and cut to SHOWN_CHARACTERS."""
+    text = repr(value if not isinstance(value, str | bytes | list) else value[: 2 * SHOWN_CHARACTERS])
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -65,13 +88,12 @@ def parse_json(text: str | bytes) -> Any:
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         value = _parse(text)
+        if HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if HALF_PAIR.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError("holds half of a surrogate pair (a cut emoji?), which is no character") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair (a cut emoji?), which is no character") from error
     return value
 
 
@@ -91,7 +113,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{where}: not a JSON object: {error}") from error
+            hint = "; a \\r alone ends no line" if "\r" in line else ""
+            raise InputError(f"{where}: not a JSON object: {error}{hint}") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: not a JSON object but {type(value).__name__}")
         yield where, value
@@ -99,7 +122,20 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def read_json(path: Path) -> Any:
     """Return what a file of JSON holds. Raises InputError naming the file if it is missing, no JSON or not UTF-8."""
+    raw = read_bytes(path)
     try:
-        return parse_json(read_bytes(path).removeprefix(BOM))
+        return parse_json(raw.removeprefix(BOM))
+    except UnicodeDecodeError as error:
+        at = f"at byte {error.start}"
+        raise InputError(f"{path}: not UTF-8 {at}; convert the file to UTF-8: {_conversion(raw)}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+        raise InputError(f"{path}: not JSON: {error}" if raw.strip() else f"{path}: empty file") from error
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Return an object that this program wrote earlier, with `keys`. Raises InputError for anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
+        what = f"holds no {missing[0]}" if isinstance(value, dict) else "is no JSON object"
+        raise InputError(f"{path}: {what}, so this program did not write it; remove it and run the same command again")
+    return value

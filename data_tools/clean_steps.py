@@ -140,7 +140,7 @@ class Characters(WordTokenizer):
 
     def sent_tokenize(self, text: str) -> list[str]:
         """Return the lines."""
-        return text.splitlines()
+        return text.split("\n")
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Return the bounds of the characters."""

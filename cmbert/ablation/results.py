@@ -1,7 +1,6 @@
 """What a sweep found: scores of every arm over its seeds, and differences from the first arm, seed by seed."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cmbert.ablation.lists import AblationList, Arm, Run
-from cmbert.errors import CheckpointError
+from cmbert.errors import CheckpointError, InputError
 from cmbert.evaluate.interval import interval
+from cmbert.reading import read_json
 from cmbert.train.metrics import read_metrics
 
 MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")
@@ -103,13 +103,13 @@ def _read_answers(run: Run, ablation: AblationList) -> dict[Question, dict[str, 
 
 def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = read_json(path)
         scores = written.get("scores", [written])
         found = {Question(score["context_tokens"], score["unit"]): score for score in scores}
         if missing := [measure for score in scores for measure in MEASURES if measure not in score]:
             raise KeyError(missing[0])
         return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not what `cmbert eval` writes ({error}); remove it and run again") from error
 
 

@@ -5,15 +5,15 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cmbert.errors import CheckpointError
+from cmbert.errors import CheckpointError, InputError
 from cmbert.files import aside_path, fsync_path, write_json
+from cmbert.reading import read_json
 
 DATA_FILE = "training_data.json"
 SENTENCES_FILE = "training_sentences.npy"
@@ -49,8 +49,13 @@ def read_training_data(folder: Path) -> list[TrainingFile]:
     if not path.is_file():
         return []
     try:
-        return [TrainingFile(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+        files = [TrainingFile(**entry) for entry in read_json(path)]
+        if not all(
+            type(value) is (int if key == "pairs" else str) for file in files for key, value in vars(file).items()
+        ):
+            raise TypeError("a value is of another kind")
+        return files
+    except (InputError, TypeError) as error:
         raise CheckpointError(
             f"{path}: not a record of `cmbert embed-train`: {error}; train the model again"
         ) from error

@@ -14,13 +14,13 @@ from cmbert.evaluate.pairs import (
     Graded,
     Pair,
     PairFile,
-    lines_of,
     read_inference,
     read_labelled,
     read_pairs,
     read_similarity,
 )
 from cmbert.files import hash_file
+from cmbert.reading import lines_of
 from cmbert.seeding import generator
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ def read_data(
         raise ConfigError(f"{num_pairs:,} pairs asked for, but the files have {len(found):,} different ones")
     order = generator(seed, "embedding pairs").permutation(len(found))[:num_pairs]
     chosen = [found[index] for index in order.tolist()]
+    if num_pairs < len(found):
+        logger.info("%s of %s pairs are trained on, drawn by seed %d", f"{num_pairs:,}", f"{len(found):,}", seed)
     pairs = _texts(paths.pairs, chosen, negatives)
     if negatives == "given":
         logger.info(
@@ -137,6 +139,9 @@ def _unique_pairs(
             file = read_pairs(path)
             _say(path, file)
             fresh = [pair for pair in file.pairs if (pair.anchor, pair.positive) not in seen]
+            if len(fresh) < len(file.pairs):
+                again = len(file.pairs) - len(fresh)
+                logger.info("%s: %s of them are in the files before it, and count once", path.name, f"{again:,}")
             seen |= {(pair.anchor, pair.positive) for pair in fresh}
             found += [(origin, pair) for pair in fresh]
             entry = (path.name, _source(path, file.is_triplets), len(fresh), hashes[path])

@@ -1,7 +1,6 @@
 """`cmbert embed-train`: score the start, train at each size from it, score again; what is done is not done twice."""
 
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -26,6 +25,7 @@ from cmbert.evaluate.embed_data import DataPaths, Negatives, TrainingData, hash_
 from cmbert.evaluate.embed_train import Recipe
 from cmbert.files import hash_file, write_json
 from cmbert.lease import alone_in, is_lease
+from cmbert.reading import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     settings = _settings(run, hashes)
     is_begun = _is_begun(run.output, settings)
     if is_begun and (run.output / RESULTS_FILE).is_file():
-        results = json.loads((run.output / RESULTS_FILE).read_text(encoding="utf-8"))
+        results = read_record(run.output / RESULTS_FILE, "before", "runs", "settings")
         logger.info("%s is finished; remove it to train again", run.output)
         _print(results)
         return results
@@ -147,7 +147,7 @@ def _is_begun(output: Path, settings: dict[str, Any]) -> bool:
     """Return whether `output` holds this run, begun before. Raises CheckpointError if it holds something else."""
     path = output / SETTINGS_FILE
     if path.is_file():
-        old, new = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(settings)
+        old, new = _flat(read_record(path)), _flat(settings)
         different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if different:
             key = different[0]
@@ -174,7 +174,7 @@ def _before(run: EmbeddingRun, data: TrainingData) -> dict[str, Any]:
     path = run.output / BEFORE_FILE
     if not path.is_file():
         write_json(path, score_pairs(open_embedder(run.model, run.max_length), data.evaluation).as_dict())
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_record(path, "pearson", "spearman", "pairs")
     logger.info(
         "before: Pearson %.4f, Spearman %.4f on %s pairs", before["pearson"], before["spearman"], f"{before['pairs']:,}"
     )
@@ -188,7 +188,7 @@ def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) 
 
     if (folder / RUN_FILE).is_file():
         logger.info("%s pairs: done before", f"{size:,}")
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return read_record(folder / RUN_FILE, "pairs", "training", "after")
     embedder = open_embedder(run.model, run.max_length)
     pairs = data.pairs[:size]
     if run.negatives == "mined":

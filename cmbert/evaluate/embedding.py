@@ -4,6 +4,7 @@ Shapes: P pairs, A different anchors, C different candidate texts, D hidden size
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.pairs import Graded, Pair
 from cmbert.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 ENCODE_TEXTS = 4096  # encoded between two signs of progress (ours)
 ENCODE_BATCH = 64  # texts of one forward (ours)
@@ -127,7 +130,11 @@ def score_pairs(embedder: SentenceTransformer, rows: Sequence[Graded]) -> Score:
     embeddings = encode(embedder, texts, "scoring")
     first, second = ([index[getattr(row, side)] for row in rows] for side in ("first", "second"))
     cosine = np.einsum("pd,pd->p", embeddings[first], embeddings[second], dtype=np.float64)
-    return score_cosines(cosine, np.array([row.grade for row in rows]), count_truncated(embedder, texts))
+    if truncated := count_truncated(embedder, texts):
+        logger.info(
+            "%s of %s scored texts are longer than the model reads, and cut", f"{truncated:,}", f"{len(texts):,}"
+        )
+    return score_cosines(cosine, np.array([row.grade for row in rows]), truncated)
 
 
 def score_cosines(cosine: np.ndarray, labels: np.ndarray, truncated_texts: int = 0) -> Score:
@@ -193,7 +200,10 @@ def mine_negatives(embedder: SentenceTransformer, pairs: Sequence[Pair]) -> list
             found[anchor] = texts[column] if math.isfinite(value) else None
         progress.advance(len(block))
     progress.close()
-    return [pair._replace(negative=found[pair.anchor]) for pair in pairs]
+    mined = [pair._replace(negative=found[pair.anchor]) for pair in pairs]
+    without = sum(pair.negative is None for pair in mined)
+    logger.info("%s of %s pairs have a mined negative", f"{len(mined) - without:,}", f"{len(mined):,}")
+    return mined
 
 
 @contextlib.contextmanager

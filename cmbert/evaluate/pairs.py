@@ -9,15 +9,15 @@ Formats, all UTF-8:
 """
 
 import itertools
-import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmbert.errors import InputError
+from cmbert.reading import json_lines, lines_of, shown
 
 TRIPLET_KEYS = ("query", "title", "neg_title")
 PAIR_KEYS = ("sentence1", "sentence2", "label")
@@ -59,15 +59,19 @@ def read_pairs(path: Path) -> PairFile:
     of a label-1 pair that has the same first text. A pair of twice the same text, or a negative that is one of its
     pair's texts, teaches nothing true and is left out. Raises InputError on a malformed line.
     """
-    is_triplets = _first(path).keys() >= set(TRIPLET_KEYS)
-    pairs = [Pair(*texts) for texts in _read_triplets(path)] if is_triplets else _read_labelled(path)
+    is_triplets = next(_json_lines(path))[1].keys() >= set(TRIPLET_KEYS)
+    pairs, unused = ([Pair(*texts) for texts in _read_triplets(path)], 0) if is_triplets else _read_labelled(path)
     unlike = [pair for pair in pairs if pair.anchor != pair.positive]
     unique = {(p.anchor, p.positive): _without_false_negative(p) for p in reversed(unlike)}
     kept = [unique[key] for key in dict.fromkeys((p.anchor, p.positive) for p in unlike)]
     if not kept:
         raise InputError(f"{path}: no pair with label 1; give a file that has some")
     dropped = {"of equal texts": len(pairs) - len(unlike), "repeated": len(unlike) - len(kept)}
-    return PairFile(kept, is_triplets, ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count))
+    return PairFile(kept, is_triplets, _note(dropped | {"of label 0 that are no pair's negative": unused}))
+
+
+def _note(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
 
 
 def _without_false_negative(pair: Pair) -> Pair:
@@ -75,28 +79,31 @@ def _without_false_negative(pair: Pair) -> Pair:
 
 
 def _read_triplets(path: Path) -> Iterator[tuple[str, ...]]:
-    for number, record in _json_lines(path):
-        yield tuple(_text(path, number, record, key) for key in TRIPLET_KEYS)
+    for where, record in _json_lines(path):
+        yield tuple(_text(where, record, key) for key in TRIPLET_KEYS)
 
 
-def _read_labelled(path: Path) -> list[Pair]:
+def _read_labelled(path: Path) -> tuple[list[Pair], int]:
+    """Return the pairs of label 1 with negatives, and how many of label 0 are none of them."""
     labelled = read_labelled(path)
     negatives: dict[str, list[str]] = defaultdict(list)
     for first, second, label in labelled:
         if label == 0:
             negatives[first].append(second)
     taken = {first: itertools.cycle(seconds) for first, seconds in negatives.items()}
-    return [Pair(a, b, next(taken[a]) if a in taken else None) for a, b, label in labelled if label == 1]
+    pairs = [Pair(a, b, next(taken[a]) if a in taken else None) for a, b, label in labelled if label == 1]
+    asked = Counter(pair.anchor for pair in pairs)
+    return pairs, sum(max(len(seconds) - asked[first], 0) for first, seconds in negatives.items())
 
 
 def read_labelled(path: Path) -> list[Graded]:
     """Read SimCLUE pairs with their labels, 0 or 1, as SimCLUE's test set is. Raises InputError on a malformed line."""
     rows = []
-    for number, record in _json_lines(path):
-        first, second = (_text(path, number, record, key) for key in PAIR_KEYS[:2])
-        label = _value(path, number, record, "label")
+    for where, record in _json_lines(path):
+        first, second = (_text(where, record, key) for key in PAIR_KEYS[:2])
+        label = _value(where, record, "label")
         if isinstance(label, bool) or str(label) not in LABELS:
-            raise InputError(f"{path}:{number}: label is {label!r}; it must be 0 or 1")
+            raise InputError(f"{where}: label is {shown(label)}; it must be 0 or 1")
         rows.append(Graded(first, second, LABELS[str(label)]))
     return rows
 
@@ -107,23 +114,31 @@ def read_inference(path: Path) -> PairFile:
     Neutral ones are left out. Raises InputError on a malformed line or if nothing is entailed.
     """
     by_label: dict[str, dict[str, list[str]]] = {label: defaultdict(list) for label in NLI_LABELS}
-    for number, record in _json_lines(path):
-        premise, hypothesis = (_text(path, number, record, key) for key in PAIR_KEYS[:2])
-        label = _value(path, number, record, "label")
-        if label not in by_label:
-            raise InputError(f"{path}:{number}: label is {label!r}; it must be one of {', '.join(NLI_LABELS)}")
+    for where, record in _json_lines(path):
+        premise, hypothesis = (_text(where, record, key) for key in PAIR_KEYS[:2])
+        label = _value(where, record, "label")
+        if not isinstance(label, str) or label not in by_label:
+            raise InputError(f"{where}: label is {shown(label)}; it must be one of {', '.join(NLI_LABELS)}")
         by_label[label][premise].append(hypothesis)
     pairs: dict[tuple[str, str], Pair] = {}
+    contradicted, equal = by_label["contradiction"], 0
+    unused = sum(max(len(texts) - len(by_label["entailment"][first]), 0) for first, texts in contradicted.items())
     for premise, entailed in by_label["entailment"].items():
-        against = itertools.cycle(by_label["contradiction"].get(premise, [None]))
+        against = itertools.cycle(contradicted.get(premise, [None]))
+        equal += entailed.count(premise)
         for hypothesis in entailed:
             if hypothesis != premise:
                 pair = Pair(premise, hypothesis, next(against))
                 pairs.setdefault((premise, hypothesis), _without_false_negative(pair))
     if not pairs:
         raise InputError(f"{path}: no line with label entailment; give a file that has some")
-    unused = sum(len(texts) for label in ("neutral", "-") for texts in by_label[label].values())
-    return PairFile(list(pairs.values()), is_triplets=False, note=f"{unused:,} neutral or undecided" if unused else "")
+    dropped = {
+        "neutral or undecided": sum(len(texts) for label in ("neutral", "-") for texts in by_label[label].values()),
+        "of equal texts": equal,
+        "repeated": sum(map(len, by_label["entailment"].values())) - equal - len(pairs),
+        "contradictions that are no pair's negative": unused,
+    }
+    return PairFile(list(pairs.values()), is_triplets=False, note=_note(dropped))
 
 
 def read_similarity(path: Path) -> list[Graded]:
@@ -132,13 +147,13 @@ def read_similarity(path: Path) -> list[Graded]:
     Raises InputError on a malformed line or a grade outside 0 to 5.
     """
     rows = []
-    for number, first, second, score in _similarity_lines(path):
+    for where, first, second, score in _similarity_lines(path):
         try:
             grade = math.nan if isinstance(score, bool) else float(score)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             grade = math.nan
         if not 0 <= grade <= 5:
-            raise InputError(f"{path}:{number}: score is {score!r}; it must be a number from 0 to 5")
+            raise InputError(f"{where}: score is {shown(score)}; it must be a number from 0 to 5")
         rows.append(Graded(first, second, grade))
     if not rows:
         raise InputError(f"{path}: only a header")
@@ -146,77 +161,57 @@ def read_similarity(path: Path) -> list[Graded]:
     return [row._replace(grade=row.grade / scale) for row in rows]
 
 
-def _similarity_lines(path: Path) -> Iterator[tuple[int, str, str, Any]]:
-    _, first = next(lines_of(path))
+def _similarity_lines(path: Path) -> Iterator[tuple[str, str, str, Any]]:
+    header, first = next(lines_of(path))
     if first.lstrip().startswith("{"):
-        for number, record in _json_lines(path):
-            texts = [_text(path, number, record, key) for key in PAIR_KEYS[:2]]
-            yield number, *texts, _value(path, number, record, "score" if "score" in record else "label")
+        for where, record in _json_lines(path):
+            one, other = (_text(where, record, key) for key in PAIR_KEYS[:2])
+            yield where, one, other, _value(where, record, "score" if "score" in record else "label")
         return
     for number, line in lines_of(path):
+        where = f"{path}:{number}"
         columns = line.split("||")[1:] if line.count("||") == 3 else line.split("\t")
         if len(columns) != 3:
             raise InputError(
-                f"{path}:{number}: not a graded pair; write JSON with sentence1, sentence2, score, or three columns "
+                f"{where}: not a graded pair; write JSON with sentence1, sentence2, score, or three columns "
                 "with tabs between them"
             )
-        if number == 1 and columns[:2] == ["sentence1", "sentence2"]:
+        if number == header and columns[:2] == ["sentence1", "sentence2"]:
             continue
         for text in columns[:2]:
             if not text.strip():
-                raise InputError(f"{path}:{number}: empty sentence; remove the line")
-        yield number, columns[0], columns[1], columns[2].strip()
+                raise InputError(f"{where}: empty sentence; remove the line")
+        yield where, columns[0], columns[1], columns[2].strip()
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and the text of each line. Raises InputError if there is no such file, or no text."""
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; name a file in it")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    number, is_blank = 0, True
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    is_blank = False
-                    yield number, line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number + 1}: not UTF-8 hereabouts; convert the file to UTF-8") from error
-    if is_blank:
-        raise InputError(f"{path}: only blank lines" if number else f"{path}: empty file")
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        yield from json_lines(path)
+    except InputError as error:
+        hint = (
+            f"; write one object per line, such as {_example(PAIR_KEYS)}" if "not a JSON object" in str(error) else ""
+        )
+        raise InputError(f"{error}{hint}") from error
 
 
-def _first(path: Path) -> dict[str, Any]:
-    return next(_json_lines(path))[1]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in lines_of(path):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: not a JSON object; write one per line, such as {_example(PAIR_KEYS)}")
-        yield number, record
-
-
-def _value(path: Path, number: int, record: dict[str, Any], key: str) -> Any:
+def _value(where: str, record: dict[str, Any], key: str) -> Any:
     if key not in record:
+        names = shown(", ".join(map(repr, record)) or "nothing")[1:-1]
         raise InputError(
-            f"{path}:{number}: no {key!r}, but {', '.join(map(repr, record)) or 'nothing'}; lines must be like "
+            f"{where}: no {key!r}, but {names}; lines must be like "
             f"{_example(TRIPLET_KEYS if key in TRIPLET_KEYS else PAIR_KEYS)}"
         )
     return record[key]
 
 
-def _text(path: Path, number: int, record: dict[str, Any], key: str) -> str:
-    text = _value(path, number, record, key)
+def _text(where: str, record: dict[str, Any], key: str) -> str:
+    text = _value(where, record, key)
     if not isinstance(text, str):
-        raise InputError(f"{path}:{number}: {key} is {text!r}; it must be text")
+        raise InputError(f"{where}: {key} is {shown(text)}; it must be text")
     if not text.strip():
-        raise InputError(f"{path}:{number}: {key} is empty; remove the line")
+        raise InputError(f"{where}: {key} is empty; remove the line")
+    if "\0" in text:
+        raise InputError(f"{where}: {key} holds a NUL character; remove it")
     return text
 
 

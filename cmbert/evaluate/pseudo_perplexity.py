@@ -87,7 +87,9 @@ def evaluate(
     """
     reader = heldout_reader(tokenizer, shards, context, unit)
     num_rows = reader.blend.sources[0].num_rows
-    num_rows = num_rows if max_rows is None else min(num_rows, max_rows)
+    if max_rows is not None and max_rows < num_rows:
+        logger.info("%s: the first %s of %s rows are scored", shards, f"{max_rows:,}", f"{num_rows:,}")
+        num_rows = max_rows
     batch_rows = max(1, BATCH_TOKENS // context)
     losses, positions, lengths, characters, num_correct = [], [], [], [], 0
     tokens_by_length = np.zeros(context + 1, np.int64)  # of units

@@ -8,16 +8,22 @@ Tab-separated, with or without a header line, not quoted:
 """
 
 import itertools
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from cmbert.errors import InputError
-from cmbert.evaluate.pairs import Pair, lines_of
+from cmbert.evaluate.pairs import Pair
 from cmbert.progress import Progress
+from cmbert.reading import lines_of, shown
+
+logger = logging.getLogger(__name__)
 
 COLLECTION, QUERIES = "collection.tsv", "queries.train.tsv"
+NUMBER = re.compile(r"[0-9]{1,18}")
 JUDGED, RETRIEVAL = "qrels.train.tsv", "qrels.retrieval.train.tsv"
 POSITIVE_RELEVANCE = 2  # T2Ranking, section 3: 2 and 3 count as relevant in retrieval
 NEGATIVE_RELEVANCE = 0  # judged "completely irrelevant"; 1, on the topic, is left out (ours)
@@ -56,6 +62,7 @@ def read_references(folder: Path) -> list[Reference]:
     is_judged = path.name == JUDGED
     positives: dict[int, list[int]] = defaultdict(list)
     negatives: dict[int, list[int]] = defaultdict(list)
+    between = 0
     for number, columns in _rows(path, 4 if is_judged else 2):
         query, passage = (_integer(path, number, columns[column]) for column in (0, 2 if is_judged else 1))
         relevance = _integer(path, number, columns[3]) if is_judged else POSITIVE_RELEVANCE
@@ -65,12 +72,17 @@ def read_references(folder: Path) -> list[Reference]:
             positives[query].append(passage)
         elif relevance == NEGATIVE_RELEVANCE:
             negatives[query].append(passage)
+        else:
+            between += 1
     if not positives:
         raise InputError(f"{path}: no passage answers a query; give T2Ranking's own file")
     references = []
     for query, passages in positives.items():
         against = itertools.cycle(negatives.get(query, [None]))
         references += [Reference(query, passage, next(against)) for passage in dict.fromkeys(passages)]
+    repeated = sum(map(len, positives.values())) - len(references)
+    if between or repeated:
+        logger.info("%s: left out: %s of relevance 1, %s repeated", path.name, f"{between:,}", f"{repeated:,}")
     return references
 
 
@@ -95,7 +107,8 @@ def _texts(path: Path, wanted: set[int]) -> dict[int, str]:
         if identifier in wanted:
             if not text.strip():
                 raise InputError(f"{path}:{number}: empty text of {identifier}, which a pair needs; remove its pairs")
-            texts[identifier] = text
+            if texts.setdefault(identifier, text) != text:
+                raise InputError(f"{path}:{number}: a second text of {identifier}; remove one")
     progress.close()
     if missing := wanted - texts.keys():
         raise InputError(f"{path}: no text of {min(missing)} ({len(missing):,} missing), which pairs need")
@@ -103,17 +116,17 @@ def _texts(path: Path, wanted: set[int]) -> dict[int, str]:
 
 
 def _rows(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
+    header = next(lines_of(path))[0]
     for number, line in lines_of(path):
         row = line.split("\t", maxsplit=columns - 1)
         if len(row) != columns:
             raise InputError(f"{path}:{number}: {len(row)} columns, must be {columns} with tabs between them")
-        if number == 1 and row[0] in ("qid", "pid"):
+        if number == header and row[0] in ("qid", "pid"):
             continue
         yield number, row
 
 
 def _integer(path: Path, number: int, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError(f"{path}:{number}: {text!r} is not a whole number") from error
+    if not NUMBER.fullmatch(text):
+        raise InputError(f"{path}:{number}: {shown(text)} is not a whole number")
+    return int(text)

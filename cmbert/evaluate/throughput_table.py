@@ -5,7 +5,6 @@ Weights are drawn at random, since speed does not depend on them: of a hub's mod
 Tokens are drawn from each model's own vocabulary; how much text a token holds is another question, for `cmbert eval`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from cmbert.evaluate.throughput import (
     time_in_turn,
 )
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.reading import read_json
 
 OUR_MODEL_TYPES = ("cmbert", "modernbert")  # of folders that `cmbert export` writes
 OFFSET_MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")  # their first position is the padding id + 1
@@ -81,7 +81,8 @@ def _open(model: Path, overrides: Sequence[str], device: torch.device) -> Candid
 def _model_type(folder: Path) -> str:
     """Return what kind of model a folder says it holds, "" for none."""
     path = folder / "config.json"
-    return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
+    found = read_json(path) if path.is_file() else {}
+    return str(found.get("model_type", "")) if isinstance(found, dict) else ""
 
 
 def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Candidate:

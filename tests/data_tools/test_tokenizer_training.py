@@ -16,7 +16,7 @@ from cmbert.errors import ConfigError
 from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
 from data_tools.document import Document
 from data_tools.sample import stratified
-from data_tools.tokenizer_report import MODEL_SIZES
+from data_tools.tokenizer_report import MODEL_SIZES, read_wordpiece
 from data_tools.tokenizer_training import PATTERN, count_units, cut_long, train_tokenizer
 
 TEXTS = [
@@ -226,3 +226,21 @@ def test_rare_units_are_forgotten_beyond_the_bound(monkeypatch: pytest.MonkeyPat
     assert len(units) <= 50
     assert forgotten > 100
     assert units["今天"] == 35
+
+
+def test_a_vocabulary_of_odd_tokens(tmp_path):
+    """Only a line feed ends a token: U+2028, U+0085, \\x0b and blanks are tokens, and none shifts the ids after it."""
+    words = ["[PAD]", "[UNK]", "\u2028", "\x85", "\x0b", "\x1c", "", " ", "\u3000", "今", "a", "天"]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\ufeff" + "\r\n".join(words) + "\r\n", encoding="utf-8", newline="")
+    backend = read_wordpiece(path)
+    assert [backend.token_to_id(word) for word in words] == list(range(len(words)))
+    assert backend.encode("今天").ids == [9, 11]
+    path.write_bytes("[UNK]\n今".encode("gb18030"))
+    with pytest.raises(ConfigError, match=r"--against .*vocab\.txt:2: not UTF-8.*iconv -f GB18030"):
+        read_wordpiece(path)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"vocab\.txt: holds no \[UNK\]"):
+        read_wordpiece(path)
+    with pytest.raises(ConfigError, match=r"--against .*absent\.txt: no such file"):
+        read_wordpiece(tmp_path / "absent.txt")

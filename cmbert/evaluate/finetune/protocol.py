@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,21 +18,24 @@ from typing import Any
 import torch
 
 from cmbert.environment import versions
-from cmbert.errors import ConfigError
+from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.contamination import read_training_data, share_seen
 from cmbert.evaluate.finetune.backbone import Backbone
 from cmbert.evaluate.finetune.examples import Split, read_split
 from cmbert.evaluate.finetune.items import Item, prepare
+from cmbert.evaluate.finetune.task_model import ANSWER_TOKENS
 from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
 from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
 from cmbert.evaluate.interval import interval
 from cmbert.files import hash_file, write_json, write_text
 from cmbert.lease import alone_in
+from cmbert.reading import read_record
 
 logger = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
 IDENTITY_FILE = "identity.json"
+NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # an id that is one; a text such as "007" stays one
 MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
 
 
@@ -81,9 +85,13 @@ def _follow(
     items = {
         name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
     }
-    cut = sum(not piece.whole for part in items.values() for item in part for piece in item.pieces)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
-    logger.info("%s, %s: %s examples; %d texts cut to %d tokens", task.name, place.name, counts, cut, max_length)
+    losses = _losses(task, splits, items)
+    lost = "".join(f"; {count:,} {what.replace('_', ' ')}" for what, count in losses.items() if count)
+    logger.info("%s, %s: %s examples, of %d tokens at most%s", task.name, place.name, counts, max_length, lost)
+    items["train"] = [item for item in items["train"] if task.kind != "span" or item.example.answer_start >= 0]
+    if not items["train"]:
+        raise InputError(f"{task.name}: no answer of {', '.join(task.train)} stands in its text; nothing to learn")
     data = Data(**items)
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
@@ -98,12 +106,28 @@ def _follow(
         "grid": [{**asdict(trial.setting), "dev": trial.dev} for trial in searched],
         "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
         "train_examples": len(data.train),
-        "texts_cut": cut,
+        **losses,
         "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
         **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
     _write_predictions(task, data.test, max(trials, key=lambda trial: trial.dev[task.score_names[0]]), place)
     return result
+
+
+def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[Item]]) -> dict[str, int]:
+    """Return what of a task's files is not learned from or asked whole, by what it is. Answers are those of train."""
+    every = [item for part in items.values() for item in part]
+    spans = items["train"] if task.kind == "span" else []
+    lengths = [last - first + 1 for item in spans for first, last in item.spans]
+    unlabelled = sum(not item.example.labelled for item in items["test"])
+    return {
+        "texts_cut": sum(not piece.whole for item in every for piece in item.pieces),
+        "examples_left_out_for_their_label": sum(split.left_out for split in splits.values() if split),
+        "answers_not_in_their_text_left_out": sum(item.example.answer_start < 0 for item in spans),
+        "answers_across_all_windows": sum(item.lost for item in spans),
+        f"windows_with_an_answer_above_{ANSWER_TOKENS}_tokens": sum(length > ANSWER_TOKENS for length in lengths),
+        "test_examples_without_answer_so_none_scored": unlabelled if unlabelled < len(items["test"]) else 0,
+    }
 
 
 def settings_of(
@@ -172,7 +196,7 @@ def _check(place: Path, identity: dict[str, Any]) -> bool:
     """Return whether the folder is of this model, data and task, False if it is new; ConfigError if of others."""
     path, identity = place / IDENTITY_FILE, json.loads(json.dumps(identity))
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_record(path)
         differing = [key for key in identity if found.get(key) != identity[key]]
         if differing:
             raise ConfigError(
@@ -186,7 +210,12 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
     """Run a trial, or read what an earlier call found."""
     path = place / "trials" / f"{setting.name}_seed{seed}.json"
     if path.is_file():
-        return TrialResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return TrialResult.from_dict(read_record(path, "setting"))
+        except TypeError as error:
+            raise InputError(
+                f"{path}: not a trial's record ({error}); remove it and run the same command again"
+            ) from error
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
@@ -220,7 +249,7 @@ def _write_predictions(task: Task, items: Sequence[Item], trial: TrialResult, pl
         return
     lines = []
     for identity, answer in pairs:
-        record = {"id": int(identity) if identity.isdigit() else identity, "label": answer}
+        record = {"id": int(identity) if NUMBER.fullmatch(identity) else identity, "label": answer}
         if task.kind == "choice":
             record["label"] = int(answer)
         lines.append(json.dumps(record, ensure_ascii=False))

@@ -4,7 +4,6 @@ Every column is one split of one task: dev, test and the leaderboard's hidden te
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,12 @@ from typing import Any
 from cmbert.evaluate.table import markdown_table
 from cmbert.files import write_text
 from cmbert.page import section, table, write_page
+from cmbert.reading import read_record
 
+RESULT_KEYS = (  # what the tables show
+    *("task", "model", "scores", "splits", "setting", "grid", "max_length", "texts_cut", "train_examples"),
+    *("hardware", "seconds"),
+)
 MAJORITY = "majority class"
 LEADERBOARD = "leaderboard test"
 PUBLISHED = {
@@ -50,7 +54,7 @@ NOTES = (
 def read_results(output: Path) -> list[dict[str, Any]]:
     """Return every result.json under `output`/TASK/MODEL/, ordered by task and model."""
     paths = sorted(output.glob("*/*/result.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [read_record(path, *RESULT_KEYS) for path in paths]
 
 
 def write_results(output: Path) -> None:

@@ -29,6 +29,8 @@ class Found(NamedTuple):
     """Class or choice; -1 for a span."""
     text: str
     """The span; empty for a class or choice."""
+    score: float = 0.0
+    """Of a span's start and end together: of parts of one long text the best answers."""
 
 
 class TaskModel(nn.Module):
@@ -84,7 +86,7 @@ class TaskModel(nn.Module):
         found, first = [], 0
         for item in items:
             last = first + len(item.pieces)
-            found.append(Found(-1, best_span(item, scores[first:last])))
+            found.append(best_span(item, scores[first:last]))
             first = last
         return found
 
@@ -97,8 +99,8 @@ def mean_by_piece(hidden_TD: torch.Tensor, lengths: Sequence[int]) -> torch.Tens
     return (sums.index_add(0, piece_T, hidden_TD.float()) / counts[:, None]).to(hidden_TD.dtype)
 
 
-def best_span(item: Item, scores_PL2: torch.Tensor) -> str:
-    """Return the text whose start and end score highest together over an example's pieces."""
+def best_span(item: Item, scores_PL2: torch.Tensor) -> Found:
+    """Return the span whose start and end score highest together over an example's pieces; empty without any token."""
     best, text = -torch.inf, ""
     for piece, scores_L2 in zip(item.pieces, scores_PL2, strict=True):
         places = [place for place, second in enumerate(piece.second) if second]
@@ -113,4 +115,4 @@ def best_span(item: Item, scores_PL2: torch.Tensor) -> str:
             start, end = divmod(int(pairs.argmax()), len(ends))
             context = item.example.pieces[0][1] or ""
             best, text = score, context[piece.offsets[first + start][0] : piece.offsets[first + end][1]]
-    return text
+    return Found(-1, text, best)

@@ -1,10 +1,11 @@
 """One fine-tuning: one model, one setting, one seed. Deterministic on a CPU; goes on after the last saved epoch."""
 
 import copy
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def backward(model: TaskModel, batch: Sequence[Item]) -> float:
     """Add up the gradients of a batch's mean loss, a few forwards if it is long; return its summed loss."""
     num_targets = model.num_targets(batch)
     total = 0.0
-    for part in by_tokens(batch):
+    for part in by_tokens([part for item in batch for part in in_parts(item)]):
         loss = model.loss_sum(part)
         (loss / num_targets).backward()
         total += float(loss.detach())
@@ -203,13 +204,24 @@ def _longest(item: Item) -> int:
     return max(len(piece.ids) for piece in item.pieces)
 
 
+def in_parts(item: Item) -> Iterator[Item]:
+    """Yield a span task's item in parts of at most FORWARD_TOKENS positions: a book has thousands of windows."""
+    windows = max(1, FORWARD_TOKENS // _longest(item)) if item.spans else len(item.pieces)
+    for first in range(0, len(item.pieces), windows):
+        some = slice(first, first + windows)
+        yield item if windows >= len(item.pieces) else replace(item, pieces=item.pieces[some], spans=item.spans[some])
+
+
 def answer_all(model: TaskModel, items: Sequence[Item]) -> list[Found]:
     """Answer every item, in order."""
-    places = {id(item): place for place, item in enumerate(items)}
-    found: list[Found] = [Found(-1, "")] * len(items)
-    for part in by_tokens(items):
-        for item, answer in zip(part, model.answer(part), strict=True):
-            found[places[id(item)]] = answer
+    parts = [(place, part) for place, item in enumerate(items) for part in in_parts(item)]
+    places = {id(part): place for place, part in parts}
+    found: list[Found] = [Found(-1, "", -math.inf)] * len(items)
+    for some in by_tokens([part for _, part in parts]):
+        for part, answer in zip(some, model.answer(some), strict=True):
+            place = places[id(part)]
+            if answer.score > found[place].score:
+                found[place] = answer
     return found
 
 

@@ -163,3 +163,90 @@ def test_t2ranking_faults(t2ranking, name, text, message):
 def test_a_folder_that_is_not_t2ranking(tmp_path):
     with pytest.raises(InputError, match=r"collection\.tsv: no such file; a folder of pairs must be T2Ranking"):
         read_references(tmp_path)
+
+
+HALF = "好\ud83d"
+TRIPLET = {"query": "甲", "title": "乙", "neg_title": "丙"}
+READERS = {
+    "pairs": (read_pairs, GOOD),
+    "triplets": (read_pairs, TRIPLET),
+    "labelled": (read_labelled, GOOD),
+    "inference": (read_inference, GOOD | {"label": "entailment"}),
+    "similarity": (read_similarity, GOOD | {"label": 0.5}),
+}
+
+
+@pytest.mark.parametrize(("read", "record"), READERS.values(), ids=READERS)
+def test_half_of_a_surrogate_pair(tmp_path, read, record):
+    """transformers#43459, tokenizers#1011: what cuts an emoji in two leaves one."""
+    path = tmp_path / "a.json"
+    for key in (*record, "id"):
+        path.write_text(f"{json.dumps(record)}\n{json.dumps(record | {key: HALF})}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"a\.json:2: .*holds half of a surrogate pair"):
+            read(path)
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize(("read", "record"), READERS.values(), ids=READERS)
+def test_a_line_separator_inside_a_record(write, read, record, odd):
+    rows = [record, {key: odd.join((value, value)) if key != "label" else value for key, value in record.items()}]
+    found = read(write(rows))
+    found = getattr(found, "pairs", found)
+    assert odd in found[1][0]
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_characters_that_end_no_line_of_a_table(t2ranking, tmp_path, odd):
+    path = tmp_path / "sts.tsv"
+    path.write_text(f"\n甲{odd}甲\t乙\t4\r\nb\tc\t1\r\n", encoding="utf-8", newline="")
+    assert read_similarity(path) == [Graded(f"甲{odd}甲", "乙", 0.8), Graded("b", "c", 0.2)]
+    for name, text in (("collection.tsv", "0\t零"), ("queries.train.tsv", "7\t问")):
+        (t2ranking / name).write_text(f"{text}{odd}字\r\n", encoding="utf-8", newline="")
+    (t2ranking / "qrels.train.tsv").write_text("7\t0\t0\t3\r\n", encoding="utf-8", newline="")
+    assert resolve(t2ranking, read_references(t2ranking), negatives=True) == [Pair(f"问{odd}字", f"零{odd}字")]
+
+
+@pytest.mark.parametrize(
+    ("read", "lines", "message"),
+    [
+        (read_inference, [labelled("甲", "乙", ["entailment"])], r"a\.json:1: label is \['entailment'\]"),
+        (
+            read_pairs,
+            ['{"sentence1": "a", "sentence2": "b", "label": ' + "9" * 5000 + "}"],
+            r"a\.json:1: label is Deci",
+        ),
+        (read_pairs, [labelled("甲", "乙", 1.0)], r"a\.json:1: label is 1\.0; it must be 0 or 1"),
+        (read_pairs, [labelled("甲", "乙", float("nan"))], r"a\.json:1: label is nan"),
+        (read_pairs, [{"x\u2028": 1}], r"a\.json:1: no 'sentence1', but"),
+        (read_pairs, [labelled("a\0", "b", 1)], r"a\.json:1: sentence1 holds a NUL"),
+        (read_pairs, ["[" * 100_000], r"a\.json:1: not a JSON object: nested too deeply"),
+        (read_similarity, [labelled("甲", "乙", "9" * 5000)], r"a\.json:1: score is '999"),
+        (read_similarity, [labelled("甲", "乙", 10**400)], r"a\.json:1: score is 1000"),
+    ],
+)
+def test_odd_values_make_one_short_line(write, read, lines, message):
+    path = write(lines)
+    with pytest.raises(InputError, match=message) as error:
+        read(path)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("code", ["gb18030", "utf-16"])
+def test_other_encodings_say_how_to_convert(tmp_path, code):
+    (tmp_path / "a.json").write_text(json.dumps(GOOD, ensure_ascii=False), encoding=code)
+    with pytest.raises(InputError, match=rf"a\.json:1: .*iconv -f {code.upper()} -t UTF-8"):
+        read_pairs(tmp_path / "a.json")
+
+
+def test_what_is_left_out_is_counted(write, t2ranking, caplog):
+    rows = [labelled("甲", "乙", 1), labelled("甲", "丙", 0), labelled("甲", "丁", 0), labelled("戊", "己", 0)]
+    assert read_pairs(write(rows)).note == "2 of label 0 that are no pair's negative"
+    rows = [("前", "是", "entailment"), ("前", "是", "entailment"), ("前", "前", "entailment")]
+    rows += [("前", "非", "contradiction"), ("别", "非", "contradiction"), ("别", "中", "neutral")]
+    note = "1 neutral or undecided, 1 of equal texts, 1 repeated, 1 contradictions that are no pair's negative"
+    assert read_inference(write([labelled(*row) for row in rows])).note == note
+    with caplog.at_level("INFO"):
+        read_references(t2ranking)
+    assert "qrels.train.tsv: left out: 1 of relevance 1, 0 repeated" in caplog.text

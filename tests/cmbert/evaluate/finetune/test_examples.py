@@ -61,7 +61,8 @@ def test_chid(tmp_path):
     (tmp_path / "dev_answer.json").write_text('{"#idiom000001#": 1, "#idiom000002#": 0}', encoding="utf-8")
     first, second = read_split(TASKS["chid"], tmp_path, "dev").examples
     assert (first.id, first.label, second.label) == ("#idiom000001#", 1, 0)
-    assert first.pieces[1] == ("方兴未艾", "甲" * 72 + "____乙____。")
+    assert first.pieces[1] == second.pieces[1] == ("方兴未艾", "甲" * 100 + "____乙____。")
+    assert (first.kept, second.kept) == ((100, 104), (105, 109))
     lines(tmp_path / "test1.1.json", {"content": [passage], "candidates": ["一日千里", "方兴未艾"]})
     assert not read_split(TASKS["chid"], tmp_path, "test").labelled
 
@@ -96,10 +97,10 @@ def test_tsv_and_byte_order_mark(tmp_path):
     [
         ({"sentence1": "甲", "sentence2": "乙", "label": "2"}, r"dev\.json:2: label '2' is not one of afqmc's: 0, 1"),
         ({"sentence1": " ", "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 is empty"),
-        ({"sentence": "甲", "label": "1"}, r"dev\.json:2: sentence1 must be str, found none; fields: sentence, label"),
-        ({"sentence1": 5, "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 must be str, found int"),
+        ({"sentence": "甲", "label": "1"}, r"dev\.json:2: sentence1 must be text, found none; fields: sentence, label"),
+        ({"sentence1": 5, "sentence2": "乙", "label": "1"}, r"dev\.json:2: sentence1 must be text, found int"),
         ([1], r"dev\.json:2: not a JSON object but list"),
-        ({"sentence1": "甲", "sentence2": "乙"}, r"dev\.json: an example has no label; the dev split needs all"),
+        ({"sentence1": "甲", "sentence2": "乙"}, r"dev\.json:2: has no label under 'label'; the dev split needs all"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, record, message):
@@ -113,13 +114,13 @@ def test_missing_empty_and_broken_files(tmp_path):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     assert read_split(TASKS["afqmc"], tmp_path, "test") is None
     (tmp_path / "dev.json").write_text("\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"dev\.json: is empty"):
+    with pytest.raises(InputError, match=r"dev\.json: only blank lines"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     (tmp_path / "dev.json").write_text('{"sentence1"\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"dev\.json:1: not a JSON object"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
     (tmp_path / "dev.json").write_bytes("甲".encode("gbk"))
-    with pytest.raises(InputError, match=r"dev\.json: not UTF-8"):
+    with pytest.raises(InputError, match=r"dev\.json:1: not UTF-8"):
         read_split(TASKS["afqmc"], tmp_path, "dev")
 
 
@@ -136,6 +137,43 @@ def test_tasks_are_found_by_name_and_file(tmp_path):
     path.write_text('name = "mine"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"labels: must list two labels or more"):
         load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('name = ""', "name: must be a folder's name"),
+        ('name = "../x"', "name: must be a folder's name"),
+        ("max_length = 0", "max_length: must be 16 tokens or more"),
+        ("max_length = -5", "max_length: must be 16 tokens or more"),
+        ("epochs = 0", "epochs: must be 1 or more"),
+        ("batch_size = 0", "batch_size: must be 1 or more"),
+        ("learning_rate = -1.0", "learning_rate: must be positive"),
+        ("learning_rate = nan", "learning_rate: nan is not a number"),
+        ("text = []", "text: must name one key or two, found 0"),
+        ('text = ["a", "a"]', "text: must name one key or two, found 2"),
+        ('labels = ["0", "0"]', "labels: must list two labels or more, each once"),
+        ('dropped_labels = ["0"]', "labels: must list two labels or more, each once, none dropped"),
+        ("train = []", "train: must list one file or more"),
+        ('dev = [""]', "dev: must list one file or more"),
+        ('predictions = "a/b"', "predictions: must be a file's name"),
+        ("like = 3", "like: must be a task's name or file in quotes"),
+        ('like = "oclni"', "like ?oclni: unknown task; did you mean 'ocnli'"),
+        ('like = "mine.toml"', "like: task files are like each other in a circle"),
+    ],
+)
+def test_values_at_the_edge_of_a_task_file(tmp_path, line, said):
+    path = tmp_path / "mine.toml"
+    table = {"name": '"mine"', "labels": '["0", "1"]'} | {line.partition(" = ")[0]: line.partition(" = ")[2]}
+    path.write_text("".join(f"{key} = {value}\n" for key, value in table.items()), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        load_task(path)
+
+
+def test_a_task_file_like_another_beside_it(tmp_path):
+    (tmp_path / "a.toml").write_text('name = "a"\nlabels = ["0", "1"]\n', encoding="utf-8")
+    (tmp_path / "b.toml").write_text('like = "a.toml"\nname = "b"\nepochs = 2\n', encoding="utf-8")
+    assert load_task(tmp_path / "b.toml") == Task(name="b", labels=("0", "1"), epochs=2)
 
 
 def test_the_shipped_task_files_load():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmbert.cli import main
-from cmbert.errors import CheckpointError, ConfigError
+from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.evaluate.contamination import TrainingFile, sentence_hashes, write_training_data
 from cmbert.evaluate.finetune import trial as trial_module
 from cmbert.evaluate.finetune.examples import read_split
@@ -242,3 +242,45 @@ def test_reading_comprehension_from_file_to_submission(ours, tmp_path):
     answers = json.loads((tmp_path / "out/cmrc2018/mine/cmrc2018_predict.json").read_text(encoding="utf-8"))
     assert sorted(answers) == [f"Q{i}" for i in range(6)]
     assert sum(answers[f"Q{i}"] == word for i, word in enumerate(words)) > 3
+
+
+def test_what_is_cut_or_left_out_is_said(ours, tmp_path, caplog):
+    """An answer that is not in its text, one longer than any window, a label that is dropped, a test half answered."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    texts = {"很好": "今天很好。", "广州": "今天很好。", "今天" * 40: "今天" * 60 + "。"}
+    articles = [
+        {"context_text": text, "qas": [{"query_id": f"Q{i}", "query_text": "去哪里？" * 9, "answers": [answer]}]}
+        for i, (answer, text) in enumerate(texts.items())
+    ]
+    for name in ("train.json", "dev.json", "test.json"):
+        (folder / name).write_text(json.dumps({"data": articles}), encoding="utf-8")
+    setting = Setting(learning_rate=1e-3, batch_size=2, epochs=1)
+    task = replace(find_task("cmrc2018"), max_length=32)
+    with caplog.at_level("INFO"):
+        result = run(ours, task, folder, tmp_path / "out", [setting], seeds=1)
+    assert result["answers_not_in_their_text_left_out"] == 1
+    assert result["answers_across_all_windows"] == 1
+    assert result["train_examples"] == 2
+    assert result["texts_cut"] >= 3 * 3  # a question that is cut, in every window
+    assert "1 answers not in their text left out; 1 answers across all windows" in caplog.text
+
+    pair = {"sentence1": "他在看书", "sentence2": "他没在睡觉"}
+    records = [pair | {"label": label, "id": i} for i, label in enumerate(("entailment", "-", "neutral", "-"))]
+    tests = [pair | {"label": "neutral", "id": "007"}, pair | {"id": "²"}]
+    for name, rows in (("train.50k.json", records), ("dev.json", records), ("test.json", tests)):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = run(ours, find_task("ocnli"), folder, tmp_path / "out", [setting], seeds=1)
+    assert result["examples_left_out_for_their_label"] == 4
+    assert result["test_examples_without_answer_so_none_scored"] == 1
+    assert result["splits"]["test"] == {"examples": 2, "labelled": False}
+    lines = (tmp_path / "out/ocnli/mine/ocnli_50k_predict.json").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["007", "²"]
+
+
+def test_a_train_split_whose_answers_stand_nowhere(ours, tmp_path):
+    article = {"context_text": "甲", "qas": [{"query_id": "Q", "query_text": "谁？", "answers": ["乙"]}]}
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_text(json.dumps({"data": [article]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"no answer of train\.json stands in its text; nothing to learn"):
+        run(ours, find_task("cmrc2018"), tmp_path, tmp_path / "out", [SETTING], seeds=1)

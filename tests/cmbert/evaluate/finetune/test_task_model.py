@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmbert.evaluate.finetune.examples import Example
+from cmbert.evaluate.finetune import trial as trial_module
+from cmbert.evaluate.finetune.fields import Example
 from cmbert.evaluate.finetune.items import prepare
 from cmbert.evaluate.finetune.spans import exact_match, span_f1
 from cmbert.evaluate.finetune.task_model import TaskModel, mean_by_piece
 from cmbert.evaluate.finetune.tasks import Task
-from cmbert.evaluate.finetune.trial import Data, Setting, backward, by_tokens, macro_f1, run_trial
+from cmbert.evaluate.finetune.trial import Data, Setting, answer_all, backward, by_tokens, in_parts, macro_f1, run_trial
 
 TEXTS = ["今天天气很好", "不喜欢", "这家酒店的服务态度差，房间不干净" * 3, "好"]
 CLASSES = Task(name="c", labels=("0", "1", "2"))
@@ -190,3 +191,27 @@ def test_an_epochs_loss_is_the_mean_over_its_targets(ours, monkeypatch, tmp_path
     expected = model.loss_sum(items).item() / model.num_targets(items)
     (loss,) = run_trial(ours, task, data, still, 0, tmp_path / "saved.pt").losses
     assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_book_is_read_in_parts(ours, monkeypatch):
+    """More windows than one forward holds: the same loss, gradients and answer as in one."""
+    model = TaskModel(ours, SPANS, 0).eval()
+    items = prepare(
+        ours,
+        SPANS,
+        [span_example("今天天气很好，" * 40 + "它在1862年建成。", "1862年"), span_example("很好", "好")],
+        32,
+    )
+    found, losses, gradients = [], [], []
+    for tokens in (16_384, 70):
+        monkeypatch.setattr(trial_module, "FORWARD_TOKENS", tokens)
+        model.zero_grad()
+        losses.append(backward(model, items))
+        gradients.append(model.output.weight.grad.clone())
+        found.append([(answer.text, round(answer.score, 3)) for answer in answer_all(model, items)])
+        parts = list(by_tokens([part for item in items for part in in_parts(item)]))
+        assert all(sum(len(piece.ids) for item in part for piece in item.pieces) <= tokens for part in parts)
+    assert len(parts) > 10
+    assert found[0] == found[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
