@@ -41,8 +41,13 @@ def hash_blocks(path: Path) -> tuple[str, str]:
 
 
 def unpack_checksums(packed: str) -> np.ndarray:
-    """Return the checksums that `hash_blocks` packed, shape (blocks,), uint32."""
-    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
+    """Return the checksums that `hash_blocks` packed, shape (blocks,), uint32. Raises ValueError for another text."""
+    return np.frombuffer(base64.b64decode(packed, validate=True), dtype="<u4")
+
+
+def num_blocks(num_bytes: int) -> int:
+    """Return of how many blocks a file is."""
+    return -(-num_bytes // BLOCK_BYTES)
 
 
 class BlockGuard:
@@ -112,8 +117,8 @@ def prove_file(path: Path, dtype: np.dtype, num_bytes: int, crew: Crew = ALONE) 
     """
     if num_bytes >= PROOF_SAID_BYTES:
         logger.info("%s: reading all %.0f GB once, to know its ids and to tell when it changes", path, num_bytes / 1e9)
-    num_blocks = -(-num_bytes // BLOCK_BYTES)
-    first, last = (num_blocks * rank // crew.size for rank in (crew.rank, crew.rank + 1))
+    blocks = num_blocks(num_bytes)
+    first, last = (blocks * rank // crew.size for rank in (crew.rank, crew.rank + 1))
     return _join(crew.of_all(partial(_prove_blocks, path, dtype, num_bytes, first, last)))
 
 
