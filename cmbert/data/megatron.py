@@ -186,7 +186,7 @@ class MegatronPair:
 
     def recall(self, folder: Path) -> None:
         """Take the proof that `folder` keeps, if it keeps one of these very files."""
-        self.proof = self.proof or read_proof(self._proof_path(folder))
+        self.proof = self.proof or read_proof(self._proof_path(folder), self.tokens.stat().st_size)
 
     def prove(self, folder: Path | None, crew: Crew) -> None:
         """Read all tokens once, unless `folder` keeps what was found. All of `crew` call this and end alike."""

@@ -1,5 +1,6 @@
 """Shard sets and Megatron pairs, each file damaged while the others are right."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -95,14 +96,19 @@ def test_a_file_that_the_manifest_vouches_for(
     accepts_or_says(use_set(folder, tokenizer), str(folder))
 
 
+def vouched_for(value: Any) -> bytes:
+    """Return a manifest with the seal of what it says, where it can have one."""
+    with contextlib.suppress(UnicodeEncodeError, TypeError):
+        return json_bytes(sealed(value))
+    return json_bytes(value)
+
+
 @given(data=st.data())
 @inputs_at_this_door()
 def test_manifests(tmp_path: Path, tokenizer: Tokenizer, data: st.DataObject) -> None:
     valid = json.loads(SET["manifest.json"])
     changed = st.builds(json_bytes, damaged_values(valid))
-    vouched = st.builds(
-        lambda value: json_bytes(sealed(value) if isinstance(value, dict) else value), damaged_values(valid)
-    )
+    vouched = damaged_values(valid).map(vouched_for)
     raw = data.draw(st.one_of(changed, vouched, damaged_bytes(SET["manifest.json"])))
     folder = lay_out(tmp_path / "set", "manifest.json", raw)
     accepts_or_says(lambda: read_manifest(folder), str(folder))
