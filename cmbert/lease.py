@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cmbert.errors import CheckpointError, LeaseLostError
 from cmbert.files import doing, patiently, read_bytes, write_bytes, write_json
+from cmbert.shapes import parse_as
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
 WATCH_RENEWALS = 6  # ours: half a minute; compiling and importing hold up the thread that renews for some seconds
@@ -100,10 +101,8 @@ def _numbers(run: Path) -> list[int]:
 
 def _read(run: Path, number: int) -> Owner:
     path = _path(run, number)
-    try:
-        return Owner(**json.loads(read_bytes(path)))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a lease ({error}); remove it if nothing trains there") from error
+    raw, remedy = read_bytes(path), "remove it if nothing trains there"
+    return Owner(**parse_as(raw, Owner, f"{path}: not a lease", error=CheckpointError, remedy=remedy))
 
 
 class Lease:

@@ -19,9 +19,11 @@ GROUND_FLOOR = (
     "cmbert.progress",
     "cmbert.reading",
     "cmbert.seeding",
+    "cmbert.shapes",
     "cmbert.config",
     "cmbert.tokenizer",
     "cmbert.data.shards",
+    "cmbert.data.manifest",
     "cmbert.data.integrity",
     "cmbert.data.megatron",
 )
