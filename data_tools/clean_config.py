@@ -14,6 +14,9 @@ class NormalizeConfig:
 
     fold_width: bool = True
     """Full-width letters, digits and symbols become ASCII; Chinese punctuation (，：；！？（）) stays."""
+    fold_compatibility: bool = True
+    """Characters of older encodings and PDF files become those that people type: radicals (⽅ 方), half-width kana,
+    small and vertical punctuation (﹐ ，), units (㎏ kg, ㎡ m²), ligatures (ﬁ fi), no-break spaces. ① ℃ ½ stay."""
     strip_html: bool = True
     """Tags, comments, scripts and styles go; entities (&nbsp;) become characters."""
     urls: Literal["keep", "remove", "replace"] = "keep"
