@@ -29,8 +29,13 @@ class NormalizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """What a text must be like to stay. The first three shares are of the characters that are not white space."""
+    """What a text must be like to stay. The shares of Hanzi, punctuation and digits are of what is not white space."""
 
+    max_undecodable_share: float = 0.01
+    """More U+FFFD, private-use characters and such that stand for none: every third sentence is damaged (undecodable).
+    Judged, as is the next, before such characters are removed."""
+    max_mojibake_share: float = 0.05
+    """More of what only text in another encoding looks like, 锛堜腑 or ï¼ˆä¸­ (mojibake; `data_tools.decodability`)."""
     min_characters: int = 20
     """Shorter texts go (too_short)."""
     max_characters: int = 2_000_000

@@ -10,6 +10,7 @@ from tokenizers import normalizers
 from data_tools.clean_config import NormalizeConfig
 from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
 from data_tools.compatibility import FOLDED, fold_compatibility
+from data_tools.decodability import MAYBE_UNDECODABLE, UNDECODABLE
 from data_tools.encoders import INERT_CHARACTERS
 from data_tools.markup import strip_html
 
@@ -76,6 +77,8 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
         text = LINE_END.sub("\n", text)
         if config.fold_width:
             text = text.translate(FOLD_WIDTH)
+        if MAYBE_UNDECODABLE.search(text):
+            text = replace(UNDECODABLE, text, "", "undecodable_character", removed)
         text, count = CONTROL.subn("", text)  # before NFC: an accent may come to stand behind its letter
         if config.fold_compatibility:
             text = fold_compatibility(text, removed.note)
