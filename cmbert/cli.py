@@ -12,6 +12,7 @@ from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
 from cmbert.cli_values import positive_number, share, step_range, words
 from cmbert.errors import run_command
+from cmbert.outlets import open_outlets
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
 from cmbert.train.launchers import is_launched, variables_in
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     They do so with 75, too, for a training run that was asked to stop (70: hung; 1: this or another rank failed).
     stop: listens to signals already, if it is a training that runs.
     """
+    open_outlets()
     options = build_parser().parse_args(arguments)
     options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")

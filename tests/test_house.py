@@ -15,6 +15,7 @@ GROUND_FLOOR = (
     "cmbert.cli_values",
     "cmbert.files",
     "cmbert.lease",
+    "cmbert.outlets",
     "cmbert.page",
     "cmbert.progress",
     "cmbert.reading",
