@@ -4,6 +4,7 @@ Exit code 2 is for what stays until somebody mends it; 74 for what may be gone w
 """
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 
@@ -60,6 +61,7 @@ PASSING_ERRNOS = frozenset(
     }
 )
 
+HALF_NAME = re.compile("[\udc80-\udcff]")  # how Python spells the bytes of a file name that is not UTF-8
 IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
 
 
@@ -131,6 +133,12 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         if module not in EXTRA_OF:
             raise
         print(f"{program}: error: {module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except UnicodeEncodeError as error:
+        if not HALF_NAME.search(error.object):
+            raise
+        name = error.object.encode("utf-8", "backslashreplace").decode()
+        print(f"{program}: error: {name}: a name that is not UTF-8 cannot be used here; rename it", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
         if error.strerror is None:

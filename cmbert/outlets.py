@@ -12,6 +12,19 @@ from typing import Any
 STDIN, STDOUT, STDERR = range(3)
 
 
+def use_utf8() -> None:
+    """Let file names be UTF-8 in every locale: start this Python again, in its UTF-8 mode, if they are not.
+
+    Recipes and manifests name files in UTF-8, and PyTorch opens no others; Python 3.15 is so by itself (PEP 686). What
+    is printed keeps its encoding. Signals must not be listened to yet.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = getattr(sys.stdout, "encoding", "utf-8")
+    changes = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or shown}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **changes})
+
+
 class Outlet(io.FileIO):
     """A descriptor to write to that takes everything; `lost` is the error of what went nowhere."""
 
