@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmbert.cli_values import integers, numbers, positive, positive_number, words
-from cmbert.errors import ConfigError
+from cmbert.cli_values import any_path, integers, numbers, positive, positive_number, seed, utf8_path, words
 
 if TYPE_CHECKING:
     from cmbert.evaluate.embed_run import EmbeddingRun
@@ -32,13 +31,13 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     )
     finetune.add_argument(
         "--data",
-        type=Path,
+        type=any_path,
         required=True,
         metavar="DIR",
         help="the task's files; of several tasks, their parent",
     )
-    finetune.add_argument("--output", type=Path, required=True, metavar="DIR", help="results of all models")
-    finetune.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of the best setting (default 3)")
+    finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
+    finetune.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of the best setting (default 3)")
     finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
     finetune.add_argument(
         "--learning-rates", type=numbers, metavar="X,X", help="try these peak rates instead (default: the task's)"
@@ -62,8 +61,6 @@ def _finetune(options: argparse.Namespace) -> int:
     grids = [
         settings_of(task, options.grid, options.learning_rates, options.batch_sizes, options.epochs) for task in tasks
     ]
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds {options.seeds}: must be 1 or more")
     backbone = _open_backbone(options.model, options.untrained)
     name = options.name or "-".join(Path(options.model).parts[-2:]).strip("-/.") + "-untrained" * options.untrained
     for task, folder, settings in zip(tasks, folders, grids, strict=True):
@@ -106,12 +103,21 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
         "--model", required=True, metavar="MODEL", help="run, checkpoint, exported folder, or Hugging Face encoder"
     )
     embed.add_argument(
-        "--pairs", type=Path, nargs="+", required=True, metavar="FILE", help="SimCLUE JSON lines, T2Ranking's folder"
+        "--pairs",
+        type=any_path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="SimCLUE JSON lines, T2Ranking's folder",
     )
-    embed.add_argument("--eval", type=Path, required=True, metavar="FILE", help="SimCLUE's test: pairs with label 0, 1")
-    embed.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make; continued if there")
-    embed.add_argument("--sts", type=Path, nargs="+", default=[], metavar="FILE", help="also graded pairs, 0 to 5")
-    embed.add_argument("--nli", type=Path, nargs="+", default=[], metavar="FILE", help="also inference (OCNLI)")
+    embed.add_argument(
+        "--eval", type=any_path, required=True, metavar="FILE", help="SimCLUE's test: pairs with label 0, 1"
+    )
+    embed.add_argument(
+        "--output", type=utf8_path, required=True, metavar="DIR", help="folder to make; continued if there"
+    )
+    embed.add_argument("--sts", type=any_path, nargs="+", default=[], metavar="FILE", help="also graded pairs, 0 to 5")
+    embed.add_argument("--nli", type=any_path, nargs="+", default=[], metavar="FILE", help="also inference (OCNLI)")
     embed.add_argument(
         "--negatives",
         choices=["none", "given", "mined"],
@@ -132,7 +138,7 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
         "--learning-rate", type=positive_number, default=1e-4, metavar="X", help="at its peak (default 1e-4)"
     )
     embed.add_argument("--max-length", type=positive, default=256, metavar="N", help="tokens of a text (default 256)")
-    embed.add_argument("--seed", type=int, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
+    embed.add_argument("--seed", type=seed, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
     embed.set_defaults(command=_embed_train)
 
 

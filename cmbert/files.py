@@ -118,9 +118,25 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def fault_of_name(name: str) -> str:
+    """Return what keeps torch and others from opening a file of this name, and the remedy; "" if nothing does."""
+    if "\0" in name:
+        return f"{name!r} has a NUL character in it; take it out"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{name!r} is not UTF-8, and PyTorch opens no such file; rename it"
+    return ""
+
+
+def in_utf8(text: str) -> bytes:
+    """Return a text's bytes; those of a file name that is not UTF-8 as \\udcff, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, in_utf8(text))
 
 
 def write_json(path: Path, value: Any) -> None:

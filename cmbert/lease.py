@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from cmbert.environment import number_in
 from cmbert.errors import CheckpointError, LeaseLostError
-from cmbert.files import doing, patiently, read_bytes, write_bytes, write_json
+from cmbert.files import doing, in_utf8, patiently, read_bytes, write_bytes, write_json
 from cmbert.shapes import parse_as
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
@@ -65,7 +66,7 @@ def myself() -> Owner:
         pid=os.getpid(),
         born=_born(os.getpid()) or 0,
         job=os.environ.get("SLURM_JOB_ID", ""),
-        life=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        life=number_in(os.environ, "SLURM_RESTART_COUNT"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
     )
@@ -258,7 +259,7 @@ def _link(run: Path, number: int, me: Owner) -> bool:
     """Let a whole lease of this number appear; return False if another claimant was faster."""
     path = _path(run, number)
     aside = run / f".lease.{me.host}.{me.pid}.{threading.get_ident()}"
-    write_bytes(aside, json.dumps(asdict(me), ensure_ascii=False, indent=2).encode())
+    write_bytes(aside, in_utf8(json.dumps(asdict(me), ensure_ascii=False, indent=2)))
     try:
         with doing("link", path):
             os.link(aside, path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmbert.environment import hardware, installed_versions
+from cmbert.environment import hardware, installed_versions, number_in
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.contamination import (
     merge_training_data,
@@ -112,7 +112,7 @@ def _train(run: EmbeddingRun, data: TrainingData, settings: dict[str, Any]) -> d
 
 
 def _check(run: EmbeddingRun) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in(os.environ, "WORLD_SIZE") > 1:
         raise ConfigError("embed-train is one process on one device; start it without a launcher")
     if len(set(run.scaling)) != len(run.scaling):
         raise ConfigError("--scaling: a number of pairs is there twice; give each once")
