@@ -48,7 +48,14 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     finetune.add_argument("--epochs", type=integers, metavar="N,N", help="likewise, passes (default: the task's)")
     finetune.add_argument("--untrained", action="store_true", help="the same network with fresh weights: a baseline")
     finetune.add_argument("--name", metavar="NAME", help="of the model in folders and tables (default: from its path)")
+    _add_trust(finetune)
     finetune.set_defaults(command=_finetune)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that came with the model (read it first)"
+    )
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -61,7 +68,7 @@ def _finetune(options: argparse.Namespace) -> int:
     grids = [
         settings_of(task, options.grid, options.learning_rates, options.batch_sizes, options.epochs) for task in tasks
     ]
-    backbone = _open_backbone(options.model, options.untrained)
+    backbone = _open_backbone(options.model, options.untrained, options.trust_remote_code)
     name = options.name or "-".join(Path(options.model).parts[-2:]).strip("-/.") + "-untrained" * options.untrained
     for task, folder, settings in zip(tasks, folders, grids, strict=True):
         finetune(
@@ -79,7 +86,7 @@ def _finetune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_backbone(model: str, untrained: bool) -> "Backbone":
+def _open_backbone(model: str, untrained: bool, trust: bool) -> "Backbone":
     """Open one of our models as it is, any other through transformers."""
     from cmbert.evaluate.finetune.backbone import our_backbone, their_backbone
     from cmbert.model.hf import is_export
@@ -89,7 +96,7 @@ def _open_backbone(model: str, untrained: bool) -> "Backbone":
     if folder.is_dir() and (is_export(folder) or not (folder / "config.json").is_file()):
         trained = open_model(folder)
         return our_backbone(trained.model, trained.tokenizer.directory, untrained=untrained)
-    return their_backbone(model, untrained=untrained)
+    return their_backbone(model, untrained=untrained, trust=trust)
 
 
 def add_embed_train(commands: argparse._SubParsersAction) -> None:
@@ -139,6 +146,7 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
     )
     embed.add_argument("--max-length", type=positive, default=256, metavar="N", help="tokens of a text (default 256)")
     embed.add_argument("--seed", type=seed, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
+    _add_trust(embed)
     embed.set_defaults(command=_embed_train)
 
 
@@ -177,6 +185,7 @@ def _embedding_run(options: argparse.Namespace, folder: str) -> "EmbeddingRun":
         num_pairs=options.num_pairs,
         scaling=tuple(options.scaling),
         max_length=options.max_length,
+        trust=options.trust_remote_code,
         recipe=Recipe(
             epochs=options.epochs,
             batch_size=options.batch_size,
