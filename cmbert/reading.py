@@ -110,6 +110,10 @@ def json_value(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def _said(error: ValueError, what: str) -> str:
+    return f"not {what}: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield "file:line" and the object of every line that is not blank. Raises InputError as lines_of does."""
     for number, line in lines_of(path):
@@ -118,7 +122,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             value = parse_json(line)
         except ValueError as error:
             hint = "; a \\r alone ends no line" if "\r" in line else ""
-            raise InputError(f"{where}: not a JSON object: {error}{hint}") from error
+            raise InputError(f"{where}: {_said(error, 'a JSON object')}{hint}") from error
         if not isinstance(value, dict):
             raise InputError(f"{where}: not a JSON object but {type(value).__name__}")
         yield where, value
@@ -133,7 +137,7 @@ def read_json(path: Path) -> Any:
         at = f"at byte {error.start}"
         raise InputError(f"{path}: not UTF-8 {at}; convert the file to UTF-8: {_conversion(raw)}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}" if raw.strip() else f"{path}: empty file") from error
+        raise InputError(f"{path}: {_said(error, 'JSON')}" if raw.strip() else f"{path}: empty file") from error
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_characters_that_end_no_line_of_a_table(t2ranking, tmp_path, odd):
         (read_pairs, [labelled("甲", "乙", float("nan"))], r"a\.json:1: label is nan"),
         (read_pairs, [{"x\u2028": 1}], r"a\.json:1: no 'sentence1', but"),
         (read_pairs, [labelled("a\0", "b", 1)], r"a\.json:1: sentence1 holds a NUL"),
-        (read_pairs, ["[" * 100_000], r"a\.json:1: not a JSON object: nested too deeply"),
+        (read_pairs, ["[" * 100_000], r"a\.json:1: nested too deeply"),
         (read_similarity, [labelled("甲", "乙", "9" * 5000)], r"a\.json:1: score is '999"),
         (read_similarity, [labelled("甲", "乙", 10**400)], r"a\.json:1: score is 1000"),
     ],
