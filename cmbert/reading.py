@@ -101,11 +101,11 @@ def json_value(text: str) -> Any:
     """Return what parse_json does, but half surrogate pairs as they are: for who looks at some fields alone."""
     try:
         try:
-            return json.loads(text)
+            return json.loads(text, strict=False)  # a raw tab or \x0b in a string is what somebody wrote there
         except json.JSONDecodeError:
             raise
         except ValueError:  # Python makes no integer of more than some thousand digits
-            return json.loads(text, parse_int=Decimal)
+            return json.loads(text, strict=False, parse_int=Decimal)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
