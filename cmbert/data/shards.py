@@ -128,6 +128,11 @@ def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
     return bits[start % 8 : start % 8 + count].astype(bool)
 
 
+def is_shard_set(path: Path) -> bool:
+    """Return whether ShardSet opens what is there: a folder with a manifest, or a pair of Megatron's files."""
+    return (path / MANIFEST_FILE).is_file() or is_pair(path)
+
+
 class ShardSet:
     """A directory of shards, opened lazily, read by document. `path` may also be a Megatron-Core prefix (PREFIX.idx).
 
