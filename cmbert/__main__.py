@@ -1,10 +1,12 @@
 import sys
 
+from cmbert.outlets import use_utf8
 from cmbert.train.preemption import StopRequest
 
 
 def main() -> int:
     """Run one command; a training hears signals before anything that takes time is imported."""
+    use_utf8()
     stop = StopRequest()
     if sys.argv[1:2] == ["train"]:
         stop.listen()

@@ -6,12 +6,12 @@ Each command imports what it needs when it runs, so --help is instant.
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
-from cmbert.cli_values import positive_number, share, step_range, words
+from cmbert.cli_values import any_path, not_negative, positive, positive_number, share, step_range, utf8_path, words
 from cmbert.errors import run_command
+from cmbert.outlets import open_outlets
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
 from cmbert.train.launchers import is_launched, variables_in
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     They do so with 75, too, for a training run that was asked to stop (70: hung; 1: this or another rank failed).
     stop: listens to signals already, if it is a training that runs.
     """
+    open_outlets()
     options = build_parser().parse_args(arguments)
     options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")
@@ -68,9 +69,9 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
         "assumed has its source in docs/scale.md.",
     )
     _add_recipe(plan)
-    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="number of GPUs (default 8)")
+    plan.add_argument("--gpus", type=positive, default=8, metavar="N", help="number of GPUs (default 8)")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    plan.add_argument("--page", type=Path, metavar="FILE.html", help="also draw it all on an HTML page")
+    plan.add_argument("--page", type=any_path, metavar="FILE.html", help="also draw it all on an HTML page")
     for name, help in PLAN_ASSUMPTIONS:
         default = getattr(Assumptions, name)
         kind = share if name == "mfu" else positive_number
@@ -88,7 +89,7 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
     )
     _add_train_options(preflight)
     preflight.add_argument(
-        "--result", type=Path, required=True, metavar="DIR", help="shared folder for `life` and `bad_nodes`"
+        "--result", type=any_path, required=True, metavar="DIR", help="shared folder for `life` and `bad_nodes`"
     )
     preflight.add_argument(
         "--nodes", type=words, default=[], metavar="A,B", help="names in the order of ranks (default: not known)"
@@ -101,7 +102,7 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
         help="a rank silent for so long is dead (default 300)",
     )
     preflight.add_argument(
-        "--max-lives", type=int, metavar="N", help="starts of a job at one checkpoint (default: any number)"
+        "--max-lives", type=positive, metavar="N", help="starts of a job at one checkpoint (default: any number)"
     )
     preflight.set_defaults(command=_preflight)
 
@@ -121,7 +122,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH", help="continue what the run has (default auto)"
     )
-    train.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps of this call")
+    train.add_argument("--max-steps", type=positive, metavar="N", help="stop after N optimizer steps of this call")
     train.add_argument("--stop-after-seconds", type=positive_number, metavar="S", help="save and stop after S seconds")
     train.add_argument(
         "--skip-steps",
@@ -140,8 +141,8 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         help="a folder that transformers, sentence-transformers or onnxruntime loads",
         description="Write a model folder with a card, once its logits on training text equal ours. Needs no GPU.",
     )
-    export.add_argument("model", type=Path, help="run directory or checkpoint")
-    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument("model", type=utf8_path, help="run directory or checkpoint")
+    export.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="folder to make")
     export.add_argument(
         "--format",
         choices=["hf", "hf-modernbert", "onnx"],
@@ -155,21 +156,21 @@ def _add_ledger(commands: argparse._SubParsersAction) -> None:
     ledger = commands.add_parser(
         "ledger", help="what a step saw", description="Which documents a step saw; the decoded batch with its masks."
     )
-    ledger.add_argument("run", type=Path, help="run directory")
-    ledger.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, counted from 0")
+    ledger.add_argument("run", type=utf8_path, help="run directory")
+    ledger.add_argument("--step", type=not_negative, required=True, metavar="N", help="optimizer step, counted from 0")
     ledger.add_argument("--show", action="store_true", help="also print the texts, ⟦masked⟧ (default: documents only)")
     ledger.set_defaults(command=_ledger)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser("report", help="one HTML page about a run", description="Curves and figures of a run.")
-    report.add_argument("run", type=Path, help="run directory, or a folder of stages")
-    report.add_argument("--output", type=Path, required=True, metavar="FILE.html", help="page to write")
+    report.add_argument("run", type=any_path, help="run directory, or a folder of stages")
+    report.add_argument("--output", type=any_path, required=True, metavar="FILE.html", help="page to write")
     report.set_defaults(command=_report)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, help="recipe file (TOML), see recipes/")
+    parser.add_argument("recipe", type=any_path, help="recipe file (TOML), see recipes/")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
     )

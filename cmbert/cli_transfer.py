@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmbert.cli_values import integers, numbers, positive, positive_number, words
-from cmbert.errors import ConfigError
+from cmbert.cli_values import any_path, integers, numbers, positive, positive_number, seed, utf8_path, words
 
 if TYPE_CHECKING:
     from cmbert.evaluate.embed_run import EmbeddingRun
@@ -32,13 +31,13 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     )
     finetune.add_argument(
         "--data",
-        type=Path,
+        type=any_path,
         required=True,
         metavar="DIR",
         help="the task's files; of several tasks, their parent",
     )
-    finetune.add_argument("--output", type=Path, required=True, metavar="DIR", help="results of all models")
-    finetune.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of the best setting (default 3)")
+    finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
+    finetune.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of the best setting (default 3)")
     finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
     finetune.add_argument(
         "--learning-rates", type=numbers, metavar="X,X", help="try these peak rates instead (default: the task's)"
@@ -49,7 +48,14 @@ def add_finetune(commands: argparse._SubParsersAction) -> None:
     finetune.add_argument("--epochs", type=integers, metavar="N,N", help="likewise, passes (default: the task's)")
     finetune.add_argument("--untrained", action="store_true", help="the same network with fresh weights: a baseline")
     finetune.add_argument("--name", metavar="NAME", help="of the model in folders and tables (default: from its path)")
+    _add_trust(finetune)
     finetune.set_defaults(command=_finetune)
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that came with the model (read it first)"
+    )
 
 
 def _finetune(options: argparse.Namespace) -> int:
@@ -62,9 +68,7 @@ def _finetune(options: argparse.Namespace) -> int:
     grids = [
         settings_of(task, options.grid, options.learning_rates, options.batch_sizes, options.epochs) for task in tasks
     ]
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds {options.seeds}: must be 1 or more")
-    backbone = _open_backbone(options.model, options.untrained)
+    backbone = _open_backbone(options.model, options.untrained, options.trust_remote_code)
     name = options.name or "-".join(Path(options.model).parts[-2:]).strip("-/.") + "-untrained" * options.untrained
     for task, folder, settings in zip(tasks, folders, grids, strict=True):
         finetune(
@@ -82,7 +86,7 @@ def _finetune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_backbone(model: str, untrained: bool) -> "Backbone":
+def _open_backbone(model: str, untrained: bool, trust: bool) -> "Backbone":
     """Open one of our models as it is, any other through transformers."""
     from cmbert.evaluate.finetune.backbone import our_backbone, their_backbone
     from cmbert.model.hf import is_export
@@ -92,7 +96,7 @@ def _open_backbone(model: str, untrained: bool) -> "Backbone":
     if folder.is_dir() and (is_export(folder) or not (folder / "config.json").is_file()):
         trained = open_model(folder)
         return our_backbone(trained.model, trained.tokenizer.directory, untrained=untrained)
-    return their_backbone(model, untrained=untrained)
+    return their_backbone(model, untrained=untrained, trust=trust)
 
 
 def add_embed_train(commands: argparse._SubParsersAction) -> None:
@@ -106,12 +110,21 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
         "--model", required=True, metavar="MODEL", help="run, checkpoint, exported folder, or Hugging Face encoder"
     )
     embed.add_argument(
-        "--pairs", type=Path, nargs="+", required=True, metavar="FILE", help="SimCLUE JSON lines, T2Ranking's folder"
+        "--pairs",
+        type=any_path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="SimCLUE JSON lines, T2Ranking's folder",
     )
-    embed.add_argument("--eval", type=Path, required=True, metavar="FILE", help="SimCLUE's test: pairs with label 0, 1")
-    embed.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make; continued if there")
-    embed.add_argument("--sts", type=Path, nargs="+", default=[], metavar="FILE", help="also graded pairs, 0 to 5")
-    embed.add_argument("--nli", type=Path, nargs="+", default=[], metavar="FILE", help="also inference (OCNLI)")
+    embed.add_argument(
+        "--eval", type=any_path, required=True, metavar="FILE", help="SimCLUE's test: pairs with label 0, 1"
+    )
+    embed.add_argument(
+        "--output", type=utf8_path, required=True, metavar="DIR", help="folder to make; continued if there"
+    )
+    embed.add_argument("--sts", type=any_path, nargs="+", default=[], metavar="FILE", help="also graded pairs, 0 to 5")
+    embed.add_argument("--nli", type=any_path, nargs="+", default=[], metavar="FILE", help="also inference (OCNLI)")
     embed.add_argument(
         "--negatives",
         choices=["none", "given", "mined"],
@@ -132,7 +145,8 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
         "--learning-rate", type=positive_number, default=1e-4, metavar="X", help="at its peak (default 1e-4)"
     )
     embed.add_argument("--max-length", type=positive, default=256, metavar="N", help="tokens of a text (default 256)")
-    embed.add_argument("--seed", type=int, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
+    embed.add_argument("--seed", type=seed, default=0, metavar="N", help="draws pairs, orders batches (default 0)")
+    _add_trust(embed)
     embed.set_defaults(command=_embed_train)
 
 
@@ -171,6 +185,7 @@ def _embedding_run(options: argparse.Namespace, folder: str) -> "EmbeddingRun":
         num_pairs=options.num_pairs,
         scaling=tuple(options.scaling),
         max_length=options.max_length,
+        trust=options.trust_remote_code,
         recipe=Recipe(
             epochs=options.epochs,
             batch_size=options.batch_size,

@@ -1,41 +1,67 @@
 """What people give on a command line, read; a mistake becomes argparse's one line. Shared by cmbert and data_tools."""
 
 import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cmbert.files import fault_of_name
+
+MOST = 10**15  # ours: of whatever is counted; more than any corpus has bytes, and 64 bits still count its thousands
+MOST_NUMBER, LEAST_NUMBER = 1e15, 1e-15  # ours, likewise of what is measured
+MOST_SEED = 2**32 - 1  # NumPy's
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return a reader of whole numbers from `least` to `most`, written in plain digits."""
+
+    def read(text: str) -> int:
+        digits = re.fullmatch("0*([0-9]{1,20})", text)
+        if not digits or not least <= int(digits[1]) <= most:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be a whole number from {least} to {most}")
+        return int(digits[1])
+
+    return read
+
+
+positive, not_negative, seed = whole(1), whole(0), whole(0, MOST_SEED)
 
 
 def words(text: str) -> list[str]:
     """Return the words between commas."""
-    return [word for word in text.split(",") if word]
+    found = text.split(",")
+    if not all(word.strip() for word in found):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be names with commas, none of them empty")
+    return found
 
 
 def integers(text: str) -> list[int]:
-    """Return the whole numbers between commas."""
+    """Return the whole numbers, 1 or more, between commas."""
     try:
-        return [int(part) for part in words(text)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be whole numbers with commas, for example 512,8192") from error
+        return [positive(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        what = "must be whole numbers of 1 or more with commas, for example 512,8192"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}") from error
 
 
 def numbers(text: str) -> list[float]:
     """Return the numbers above 0 between commas."""
     try:
-        return [positive_number(part) for part in words(text)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: must be numbers with commas, for example 3e-5,5e-5") from error
-
-
-def positive(text: str) -> int:
-    """Return a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
-    return int(text)
+        return [positive_number(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        what = "must be positive numbers with commas, for example 3e-5,5e-5"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}") from error
 
 
 def positive_number(text: str) -> float:
-    """Return a number above 0 that is not infinite."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    """Return a number from LEAST_NUMBER to MOST_NUMBER."""
+    try:
+        value = float(text) if re.fullmatch("[-+.0-9eE]+", text) else -1.0
+    except ValueError:
+        value = -1.0
+    if not LEAST_NUMBER <= value <= MOST_NUMBER:
+        what = f"must be a positive number, from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}")
     return value
 
 
@@ -43,13 +69,36 @@ def share(text: str) -> float:
     """Return a number above 0, at most 1."""
     value = positive_number(text)
     if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at most 1")
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be at most 1")
     return value
 
 
 def step_range(text: str) -> tuple[int, int]:
     """Return the steps [first, last) of "first:last"."""
     first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text}: must be first:last, for example 500:505")
-    return int(first), int(last)
+    try:
+        found = not_negative(first), not_negative(last)
+    except argparse.ArgumentTypeError:
+        found = 0, 0
+    if found[0] >= found[1]:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be first:last, first below last, for example 500:505")
+    return found
+
+
+def any_path(text: str) -> Path:
+    """Return the path of a file or folder; an empty name, which would be the working directory, is a mistake."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; name a file or folder")
+    return Path(text)
+
+
+def utf8_path(text: str) -> Path:
+    """Return the path of what PyTorch, or a library like it, reads or writes: they know no other names than UTF-8."""
+    if fault := fault_of_name(text):
+        raise argparse.ArgumentTypeError(fault)
+    return any_path(text)
+
+
+def shown(text: str) -> str:
+    """Return what was given, so that its blanks and its length are seen on one line."""
+    return text if re.fullmatch(r"[!-~]{1,40}", text) else repr(text if len(text) <= 40 else text[:40] + "...")

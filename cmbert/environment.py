@@ -6,12 +6,22 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmbert.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
+
+
+def number_in(environment: Mapping[str, str], name: str) -> int:
+    """Return a variable's whole number, 0 where it is not set or empty. Raises ConfigError for what is no number."""
+    try:
+        return int(environment.get(name) or 0)
+    except ValueError:
+        raise ConfigError(f"environment: {name}={environment[name]!r} is not a number; check the launcher") from None
 
 
 def git_commit() -> str | None:

@@ -4,10 +4,11 @@ Exit code 2 is for what stays until somebody mends it; 74 for what may be gone w
 """
 
 import errno
-import os
-import select
+import re
 import sys
 from collections.abc import Callable
+
+from cmbert.outlets import open_outlets, take_loss
 
 EXIT_USER_ERROR = 2
 EXIT_LEASE_LOST = 73  # sysexits.h's EX_CANTCREAT, "cannot create the output": it is another run's now. Never restart it
@@ -43,7 +44,7 @@ PASSING_ERRNOS = frozenset(
         errno.ECONNRESET,  # a server, or a process of this run, ended
         errno.ECONNABORTED,
         errno.ECONNREFUSED,  # it is not yet up again
-        errno.EPIPE,  # the process that read has ended; of standard output see run_command
+        errno.EPIPE,  # the process that read has ended; standard output never raises it
         errno.ENETDOWN,  # a cable, a switch, a card
         errno.ENETUNREACH,
         errno.ENETRESET,
@@ -60,6 +61,7 @@ PASSING_ERRNOS = frozenset(
     }
 )
 
+HALF_NAME = re.compile("[\udc80-\udcff]")  # how Python spells the bytes of a file name that is not UTF-8
 IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
 
 
@@ -120,10 +122,9 @@ def advice(passing: bool) -> str:
 
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code; what is not our bug becomes one line on stderr and a code of its own."""
+    open_outlets()
     try:
-        code = command() or 0
-        sys.stdout.flush()
-        return code
+        return (command() or 0) or _said_all(program)
     except CmbertError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -133,10 +134,13 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
             raise
         print(f"{program}: error: {module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'", file=sys.stderr)
         return EXIT_USER_ERROR
+    except UnicodeEncodeError as error:
+        if not HALF_NAME.search(error.object):
+            raise
+        name = error.object.encode("utf-8", "backslashreplace").decode()
+        print(f"{program}: error: {name}: a name that is not UTF-8 cannot be used here; rename it", file=sys.stderr)
+        return EXIT_USER_ERROR
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and is_stdout_broken():
-            forget_stdout()  # the reader of our output has left (`| head`): nothing more to say
-            return EXIT_BROKEN_PIPE
         if error.strerror is None:
             raise
         print(f"{program}: error: {describe(error)}; {advice(may_pass(error))}", file=sys.stderr)
@@ -146,17 +150,12 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         return EXIT_INTERRUPTED
 
 
-def is_stdout_broken() -> bool:
-    """Return whether nobody reads standard output any more."""
-    try:
-        descriptor = sys.stdout.fileno()
-    except ValueError:  # closed, or not a file
-        return False
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-
-
-def forget_stdout() -> None:
-    """Send what is still printed nowhere: nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _said_all(program: str) -> int:
+    """Return the code of a command that has done its work: 0 if standard output took what it printed."""
+    lost = take_loss()
+    if lost is None:
+        return 0
+    if isinstance(lost, BrokenPipeError):  # the reader of our output has left (`| head`): nothing more to say
+        return EXIT_BROKEN_PIPE
+    print(f"{program}: error: standard output: {describe(lost)}; {advice(may_pass(lost))}", file=sys.stderr)
+    return EXIT_TRANSIENT if may_pass(lost) else EXIT_USER_ERROR

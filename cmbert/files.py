@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -117,14 +118,47 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def fault_of_name(name: str) -> str:
+    """Return what keeps torch and others from opening a file of this name, and the remedy; "" if nothing does."""
+    if "\0" in name:
+        return f"{name!r} has a NUL character in it; take it out"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{name!r} is not UTF-8, and PyTorch opens no such file; rename it"
+    return ""
+
+
+def in_utf8(text: str) -> bytes:
+    """Return a text's bytes; those of a file name that is not UTF-8 as \\udcff, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, in_utf8(text))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, Chinese text readable, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON, Chinese text readable; a number that is not finite, which JSON has not, becomes null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class PatientFile:
@@ -276,8 +310,12 @@ def file_size(path: Path) -> int | None:
     try:
         with doing("stat", path):
             found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a NUL, which no name holds
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 

@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from cmbert.environment import number_in
 from cmbert.errors import CheckpointError, LeaseLostError
-from cmbert.files import doing, patiently, read_bytes, write_bytes, write_json
+from cmbert.files import doing, in_utf8, patiently, read_bytes, write_bytes, write_json
+from cmbert.shapes import parse_as
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
 WATCH_RENEWALS = 6  # ours: half a minute; compiling and importing hold up the thread that renews for some seconds
@@ -64,7 +66,7 @@ def myself() -> Owner:
         pid=os.getpid(),
         born=_born(os.getpid()) or 0,
         job=os.environ.get("SLURM_JOB_ID", ""),
-        life=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        life=number_in(os.environ, "SLURM_RESTART_COUNT"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
     )
@@ -100,10 +102,8 @@ def _numbers(run: Path) -> list[int]:
 
 def _read(run: Path, number: int) -> Owner:
     path = _path(run, number)
-    try:
-        return Owner(**json.loads(read_bytes(path)))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a lease ({error}); remove it if nothing trains there") from error
+    raw, remedy = read_bytes(path), "remove it if nothing trains there"
+    return Owner(**parse_as(raw, Owner, f"{path}: not a lease", error=CheckpointError, remedy=remedy))
 
 
 class Lease:
@@ -259,7 +259,7 @@ def _link(run: Path, number: int, me: Owner) -> bool:
     """Let a whole lease of this number appear; return False if another claimant was faster."""
     path = _path(run, number)
     aside = run / f".lease.{me.host}.{me.pid}.{threading.get_ident()}"
-    write_bytes(aside, json.dumps(asdict(me), ensure_ascii=False, indent=2).encode())
+    write_bytes(aside, in_utf8(json.dumps(asdict(me), ensure_ascii=False, indent=2)))
     try:
         with doing("link", path):
             os.link(aside, path)

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from cmbert.files import write_text
+from cmbert.files import in_utf8, write_text
 
 Look = Literal["", "facts", "numbers", "texts"]
 
@@ -26,7 +26,7 @@ def write_page(output: Path, *, title: str, subtitle: str, sections: Sequence[st
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)
-    return len(page.encode())
+    return len(in_utf8(page))
 
 
 def section(heading: str, body: str) -> str:

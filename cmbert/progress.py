@@ -1,32 +1,47 @@
 """What commands say while they run: log lines; progress, live on a terminal, a line now and then elsewhere."""
 
 import logging
+import os
 import sys
 import time
+from typing import TextIO
 
-from cmbert.errors import forget_stdout
+from cmbert.errors import describe
+from cmbert.outlets import take_loss
 
 TERMINAL_INTERVAL_SECONDS = 0.2
 LOG_INTERVAL_SECONDS = 15.0
 
 
 class StdoutHandler(logging.StreamHandler):
-    """Log lines on stdout. When their reader has left (`| head`), the work goes on without them."""
+    """Log lines on stdout. What it does not take (a full disk, `| head`) is lost, and the work goes on without them."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
+    def __init__(self, package: str):
+        super().__init__()
+        self.package, self.has_told = package, False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Called by logging in the `except` of a failed write."""
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            forget_stdout()
-        else:
-            super().handleError(record)
+    @property
+    def stream(self) -> TextIO:
+        """Standard output as it is now."""
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """What logging sets is not asked for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; say it once if that fails."""
+        super().emit(record)
+        lost = take_loss()
+        if lost and not isinstance(lost, BrokenPipeError) and not self.has_told:
+            self.has_told = True
+            said = f"standard output: {describe(lost)}; log lines are lost, the work goes on"
+            print(f"{self.package}: {said}", file=sys.stderr)
 
 
 def log_to_stdout(package: str, form: str) -> None:
     """Show a package's own messages as `form` says; the libraries' stay at their defaults (DeepSpeed's are probes)."""
-    handler = StdoutHandler()
+    handler = StdoutHandler(package)
     handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
     logger = logging.getLogger(package)
     logger.handlers[:] = [handler]
@@ -43,7 +58,7 @@ class Progress:
     def __init__(self, label: str, total: float, unit: str, done: float = 0.0):
         self.label, self.total, self.unit = label, total, unit
         self.done = self.done_before = done
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.interval = TERMINAL_INTERVAL_SECONDS if self.live else LOG_INTERVAL_SECONDS
         self.started = self.shown = time.monotonic()
 
@@ -58,7 +73,10 @@ class Progress:
         left = " ".join(duration((self.total - self.done) / rate)) if rate > 0 else "?"
         share = 100 * self.done / self.total if self.total else 100.0
         text = f"{self.label}: {share:3.0f} %  {rate:,.1f} {self.unit}/s  {left} left" + (f"  {note}" if note else "")
-        print(f"\r\x1b[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        if self.live:  # what a narrow terminal breaks into two lines is not cleared
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            text = f"\r\x1b[K{text[: width - 1] if width > 1 else text}"
+        print(text, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the live line."""

@@ -86,8 +86,8 @@ def parse_json(text: str | bytes) -> Any:
     a surrogate pair, which is no character: what cuts an emoji in two leaves one.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
+    value = json_value(text)
     try:
-        value = _parse(text)
         if HALF_PAIR.search(text):
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except RecursionError as error:
@@ -97,13 +97,17 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def _parse(text: str) -> Any:
+def json_value(text: str) -> Any:
+    """Return what parse_json does, but half surrogate pairs as they are: for who looks at some fields alone."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # Python makes no integer of more than some thousand digits
-        return json.loads(text, parse_int=Decimal)
+        try:
+            return json.loads(text, strict=False)  # a raw tab or \x0b in a string is what somebody wrote there
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # Python makes no integer of more than some thousand digits
+            return json.loads(text, strict=False, parse_int=Decimal)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _said(error: ValueError, what: str) -> str:

@@ -4,7 +4,6 @@ Reads metrics.jsonl, resolved.toml and environment.json of each stage and, where
 and summary.json. First what is read, then the sections; report_charts.py draws, page.html says how it looks.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cmbert.config.load import read_toml
-from cmbert.errors import CheckpointError, ConfigError
+from cmbert.errors import ConfigError
 from cmbert.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
@@ -32,26 +30,13 @@ from cmbert.report_charts import (
     power_of_ten,
     smooth,
 )
-from cmbert.report_steps import PHASE_COLUMNS, steps_section
-from cmbert.train.metrics import METRICS_FILE, read_events, read_metrics, source_names
+from cmbert.report_files import FilledMask, Summary, read_optional, read_stages
+from cmbert.report_steps import steps_section
 
 logger = logging.getLogger(__name__)
 
 
-COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")
-COLUMNS += (
-    "realised_mask_rate",
-    "grad_norm",
-    "step_seconds",
-    "data_wait_seconds",
-    "tokens_per_second",
-    "fill_rate",
-    "time",
-    "rows_left_out",
-    "source_tokens",
-    "unit_lengths",
-)
-OPTIONAL_COLUMNS = ("heldout_loss", "peak_memory_bytes", "flops_per_second", "mfu", *PHASE_COLUMNS)  # of newer runs
+LAST_SECOND = 253_402_300_800  # of the year 9999, since 1970
 MAX_EVENTS = 20  # shown
 RECIPE_KEYS: tuple[str, ...] = ("model.num_layers", "model.hidden_size", "model.num_heads", "model.vocab_size")
 RECIPE_KEYS += ("data.context_tokens", "train.rows_per_step", "schedule.lr_max", "schedule.lr_min")
@@ -67,11 +52,11 @@ def write_report(run: Path, output: Path) -> None:
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name the page to write, for example {output / 'report.html'}")
     stages = read_stages(run)
-    summary = read_optional(run / "summary.json", dict)
+    summary = read_optional(run / "summary.json", Summary)
     scored = next((stage for stage in reversed(stages) if stage.evaluation), stages[-1])
     score = scored.evaluation | {name: value for name, value in summary.items() if value is not None}
     phases = summary.get("seconds") or {}
-    when = time.strftime("%d %B %Y", time.gmtime(stages[-1]["time"][-1]))
+    when = utc(stages[-1]["time"][-1], "%d %B %Y")
     count = f"{len(stages)} stages" if len(stages) > 1 else "one stage"
     steps = sum(len(stage["step"]) for stage in stages)
     sections = [
@@ -80,7 +65,7 @@ def write_report(run: Path, output: Path) -> None:
         position_section([stage for stage in stages if stage.evaluation.get("by_position")]),
         data_section(stages),
         events_section(stages),
-        fill_mask_section(read_optional(run / "fill_mask.json", list)),
+        fill_mask_section(read_optional(run / "fill_mask.json", list[FilledMask])),
         phases_section(phases),
         section("What was run", facts_table(stages)),
     ]
@@ -94,50 +79,9 @@ def write_report(run: Path, output: Path) -> None:
     logger.info("report %s (%d kB)", output, size // 1000)
 
 
-def read_stages(run: Path) -> list[Stage]:
-    """Read `run`, or its sub-directories if it is a folder of runs; those without a record are left out."""
-    folders = [run] if (run / METRICS_FILE).is_file() else sorted(path.parent for path in run.glob(f"*/{METRICS_FILE}"))
-    stages: list[Stage] = []
-    for folder in folders:
-        records = read_metrics(folder)
-        if not records:
-            continue
-        if missing := [name for name in COLUMNS if any(name not in record for record in records)]:
-            raise CheckpointError(f"{folder / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
-        columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS[:-2]}
-        for name in OPTIONAL_COLUMNS:
-            columns[name] = np.array([record.get(name, np.nan) for record in records], dtype=np.float64)
-        recipe = read_toml(folder / "resolved.toml") if (folder / "resolved.toml").is_file() else {}
-        environment, evaluation = (read_optional(folder / name, dict) for name in ("environment.json", "eval.json"))
-        start = int(stages[-1]["tokens"][-1]) if stages else 0
-        source_tokens, unit_lengths = (
-            np.sum([record[name] for record in records], axis=0).tolist() for name in ("source_tokens", "unit_lengths")
-        )
-        sources = source_names([source["path"] for source in recipe.get("data", {}).get("sources", [])])
-        sources = sources or [str(number) for number in range(len(source_tokens))]
-        losses = [record.get("source_loss") or [None] * len(sources) for record in records]
-        found = (columns, recipe, environment, evaluation, sources, np.array(losses, dtype=np.float64))
-        stages.append(
-            Stage(
-                folder.resolve().name, len(stages) + 1, start, *found, source_tokens, unit_lengths, read_events(folder)
-            )
-        )
-    if not stages:
-        raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
-    if not stages[-1].evaluation:
-        stages[-1].evaluation.update(read_optional(run / "eval.json", dict))  # of the whole run: of its last stage
-    return stages
-
-
-def read_optional(path: Path, kind: type) -> Any:
-    """Return the JSON value of a file, an empty one if there is no file. Raises CheckpointError if malformed."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else kind()
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{path}: not JSON ({error}); remove it or write it again") from error
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{path}: must hold a JSON {kind.__name__}; remove it or write it again")
-    return value
+def utc(seconds: float, how: str) -> str:
+    """Return a time in UTC as `how` says, a dash for one that no calendar has."""
+    return time.strftime(how, time.gmtime(seconds)) if 0 <= seconds < LAST_SECOND else "–"
 
 
 def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_seconds: float) -> str:
@@ -155,7 +99,8 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
         found.append(("Gap", f"{unigram - loss:.3f}", "nats", "unigram minus held-out"))
     if accuracy is not None:
         found.append(("Masked accuracy", f"{100 * accuracy:.1f}", "%", "held-out, first guess is right"))
-    found.append(("Training loss", f"{ends:.3f}", "nats", "smoothed; a tenth of its words unmasked"))
+    ended = f"{ends:.3f}" if np.isfinite(ends) else "not finite"
+    found.append(("Training loss", ended, "nats", "smoothed; a tenth of its words unmasked"))
     found.append(("Tokens seen", compact(stages[-1]["tokens"][-1]), "tokens", "positions of rows, all stages"))
     found.append(("Speed", f"{speed:,.0f}", "tokens/s", "median step"))
     mfu, memory = (np.concatenate([stage[name] for stage in stages]) for name in ("mfu", "peak_memory_bytes"))
@@ -177,7 +122,7 @@ def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
         f"{compact(stage.columns['tokens'][-1])} tokens</span>"
         for stage in stages
     ]
-    scale, power = power_of_ten(max(stage["learning_rate"].max() for stage in stages) or 1)
+    scale, power = power_of_ten(max(stage["learning_rate"].max() for stage in stages))
     windows = " and ".join(dict.fromkeys(str(2 * half_window(len(stage["step"])) + 1) for stage in stages))
     smoothed = f"light: every step; line: mean of {windows} steps"
     charts = [
@@ -205,7 +150,7 @@ def position_section(stages: Sequence[Stage]) -> str:
     rows = []
     for start, bucket in longest.items():
         found = [score.get(start) for score in scores]
-        cells = (f"{b['loss']:.3f}  ({b['masked_tokens']:,})" if b else "–" for b in found)
+        cells = (f"{b['loss']:.3f}  ({b['masked_tokens']:,})" if b and b["loss"] is not None else "–" for b in found)
         rows.append([f"{start:,} to {bucket['end'] - 1:,}", *cells])
     head = ["position, tokens", *(f"{stage.name}: nats (tokens)" for stage in stages)]
     drawing = draw(NARROW, "position", lambda axes: plot_positions(axes, stages))
@@ -257,7 +202,7 @@ def events_section(stages: Sequence[Stage]) -> str:
     if not found:
         return ""
     rows = [
-        (time.strftime("%Y-%m-%d %H:%M", time.gmtime(event["time"])), name, f"{event['step']:,}", event["text"])
+        (utc(event["time"], "%Y-%m-%d %H:%M"), name, f"{event['step']:,}", event["text"])
         for name, event in found[-MAX_EVENTS:]
     ]
     older = f"<p>The newest {MAX_EVENTS} of {len(found):,}.</p>" if len(found) > MAX_EVENTS else ""
@@ -268,7 +213,7 @@ def facts_table(stages: Sequence[Stage]) -> str:
     """Return what each stage saw, its recipe and its software; host names and folders are left out."""
     seen: list[tuple[str, Callable[[Stage], str]]] = [
         ("steps", lambda s: f"{len(s['step']):,}"),
-        ("rows", lambda s: f"{s.columns['tokens'][-1] / s.recipe['data']['context_tokens']:,.0f}" if s.recipe else "–"),
+        ("rows", lambda s: f"{s.columns['tokens'][-1] / s.context:,.0f}" if s.context else "–"),
         ("tokens seen (positions of rows)", lambda s: f"{s.columns['tokens'][-1]:,.0f}"),
         ("real tokens (no padding)", lambda s: f"{s['real_tokens'].sum():,.0f}"),
         ("fill rate, mean", lambda s: f"{100 * s['fill_rate'].mean():.2f} %"),

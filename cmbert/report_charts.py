@@ -59,6 +59,11 @@ class Stage:
         """The stand-in for this stage's colour."""
         return STAGE_COLOURS[(self.number - 1) % len(STAGE_COLOURS)]
 
+    @property
+    def context(self) -> int:
+        """Tokens of a row; 0 where that is not known."""
+        return self.recipe.get("data", {}).get("context_tokens", 0)
+
     def fact(self, key: str) -> str:
         """Return a value of the recipe by its dotted key, as text; a dash if it has none."""
         section, name = key.split(".")
@@ -78,8 +83,11 @@ def compact(value: float) -> str:
 
 
 def power_of_ten(highest: float) -> tuple[float, str]:
-    """Return the power of ten that `highest` is a few times of, as a number and as people write it: 1e-4, 10⁻⁴."""
-    exponent = int(np.floor(np.log10(highest)))
+    """Return the power of ten that `highest` is a few times of, as a number and as people write it: 1e-4, 10⁻⁴.
+
+    1 for what is not above 0 or has no such power as a number.
+    """
+    exponent = int(np.floor(np.log10(highest))) if 1e-300 < highest < 1e300 else 0
     return 10.0**exponent, "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
@@ -89,16 +97,21 @@ def half_window(num_steps: int) -> int:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Average over neighbouring steps; symmetric at the start, where a curve is steep, and one-sided at the end."""
-    index = np.arange(len(values))
+    """Average the finite values of neighbouring steps; nan where there is none nearby.
+
+    Symmetric at the start, where a curve is steep, and one-sided at the end.
+    """
+    known, index = np.isfinite(values), np.arange(len(values))
     before = np.minimum(index, half_window(len(values)))
     first, last = index - before, np.minimum(index + before, len(values) - 1) + 1
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    return (sums[last] - sums[first]) / (last - first)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(v)]) for v in (np.where(known, values, 0.0), known))
+    num_known = counts[last] - counts[first]
+    return np.divide(sums[last] - sums[first], num_known, out=np.full(len(values), np.nan), where=num_known > 0)
 
 
 def decimate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep at most MAX_POINTS points: the lowest and the highest of each stretch, so that no spike is lost."""
+    """Keep at most MAX_POINTS finite points: the lowest and the highest of each stretch, so that no spike is lost."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(x) <= MAX_POINTS:
         return x, y
     bounds = np.linspace(0, len(x), MAX_POINTS // 2, dtype=np.int64)
@@ -173,7 +186,7 @@ def plot_loss(axes: Axes, stages: Sequence[Stage], unigram: float | None) -> Non
     for stage in stages:
         found = np.isfinite(stage["heldout_loss"])
         axes.plot(stage["tokens"][found], stage["heldout_loss"][found], "o-", color=stage.colour, mec=CARD, linewidth=1)
-    scored = [stage for stage in stages if "heldout_loss" in stage.evaluation]
+    scored = [stage for stage in stages if stage.evaluation.get("heldout_loss") is not None]
     label = partial(axes.annotate, textcoords="offset points", ha="right")
     for line, stage in enumerate(reversed(scored)):
         loss, end = stage.evaluation["heldout_loss"], stage["tokens"][-1]
@@ -193,8 +206,10 @@ def plot_positions(axes: Axes, stages: Sequence[Stage]) -> None:
     starts = sorted({bucket["start"] for stage in stages for bucket in stage.evaluation["by_position"]})
     for stage in stages:
         buckets = stage.evaluation["by_position"]
-        places, losses = [starts.index(b["start"]) for b in buckets], [b["loss"] for b in buckets]
-        axes.plot(places, losses, color=stage.colour, linewidth=2, marker="o", markersize=7)
+        known = [(starts.index(bucket["start"]), bucket["loss"]) for bucket in buckets if bucket["loss"] is not None]
+        axes.plot(
+            *np.array(known, np.float64).reshape(-1, 2).T, color=stage.colour, linewidth=2, marker="o", markersize=7
+        )
     axes.set_xticks(range(len(starts)), [f"{start:,}+" for start in starts])
     axes.set_xlim(-0.5, len(starts) - 0.5)
     axes.margins(y=0.15)

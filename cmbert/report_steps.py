@@ -84,13 +84,6 @@ def time_figure(timed: Sequence[Stage], stages: Sequence[Stage], sizes: Sequence
     return figure("Where a step's time goes", note, "".join(draw(size, "step time", paint) for size in sizes), keys)
 
 
-def smooth_known(values: np.ndarray) -> np.ndarray:
-    """Average the known values of neighbouring steps; NaN where there is none nearby."""
-    known = np.isfinite(values)
-    weight = smooth(known.astype(np.float64))
-    return np.divide(smooth(np.where(known, values, 0.0)), weight, out=np.full(len(values), np.nan), where=weight > 0)
-
-
 def source_figure(mixed: Sequence[Stage], stages: Sequence[Stage], sizes: Sequence[tuple[int, int]]) -> str:
     """Return the smoothed training loss of each source, the MAX_SOURCES with the most tokens."""
     tokens: dict[str, int] = {}
@@ -105,10 +98,10 @@ def source_figure(mixed: Sequence[Stage], stages: Sequence[Stage], sizes: Sequen
         for stage in mixed:
             for name, loss in zip(stage.sources, stage.source_loss.T, strict=True):
                 if name in colours:
-                    line, known = smooth_known(loss), np.isfinite(smooth_known(loss))
                     style = (0, (4, 2)) if dashed[name] else "-"
-                    x, y = decimate(stage["tokens"][known], line[known])
-                    axes.plot(x, y, color=colours[name], linewidth=1.8, linestyle=style)
+                    axes.plot(
+                        *decimate(stage["tokens"], smooth(loss)), color=colours[name], linewidth=1.8, linestyle=style
+                    )
         token_axis(axes, stages)
 
     keys = []

@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import trainers
 
 from cmbert.errors import run_command
-from cmbert.files import write_json
+from cmbert.files import json_text, write_json
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from data_tools.encoders import batch_encoder, normalize
 from data_tools.preprocess import preprocess
@@ -65,7 +65,7 @@ def _run(inputs: Sequence[str] | None, names: Sequence[str], as_json: bool) -> N
                 for row in found:
                     print("  ".join(f"{key} {value}" for key, value in row.items() if key != "where"), flush=True)
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json_text(rows, indent=2))
 
 
 class Bench:

@@ -173,16 +173,17 @@ class Passes:
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
         from data_tools.clean_heldout import NotHeldOut, OnlyHeldOut
-        from data_tools.clean_steps import ChineseQuality, DropRecorder, Normalize, Read, as_record
+        from data_tools.clean_steps import ChineseQuality, Decodable, DropRecorder, Normalize, Read, as_record
 
         config, work = self.config, self.work
-        for folder in ("skipped", "removed", "dropped_quality", "dropped_held_out"):
+        for folder in ("skipped", "removed", "dropped_undecodable", "dropped_quality", "dropped_held_out"):
             (work / folder).mkdir(exist_ok=True)
         self._run(
             "filter",
             [
                 Read(self.pieces, config.text_key, config.on_bad_line, config.source, work / "skipped"),
                 *([OnlyHeldOut(config.heldout_share)] if self.only_heldout else []),
+                Decodable(config, DropRecorder(work / "dropped_undecodable")),
                 Normalize(config.normalize, work / "removed"),
                 ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
                 *(

@@ -14,6 +14,9 @@ class NormalizeConfig:
 
     fold_width: bool = True
     """Full-width letters, digits and symbols become ASCII; Chinese punctuation (，：；！？（）) stays."""
+    fold_compatibility: bool = True
+    """Characters of older encodings and PDF files become those that people type: radicals (⽅ 方), half-width kana,
+    small and vertical punctuation (﹐ ，), units (㎏ kg, ㎡ m²), ligatures (ﬁ fi), no-break spaces. ① ℃ ½ stay."""
     strip_html: bool = True
     """Tags, comments, scripts and styles go; entities (&nbsp;) become characters."""
     urls: Literal["keep", "remove", "replace"] = "keep"
@@ -26,8 +29,13 @@ class NormalizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """What a text must be like to stay. The first three shares are of the characters that are not white space."""
+    """What a text must be like to stay. The shares of Hanzi, punctuation and digits are of what is not white space."""
 
+    max_undecodable_share: float = 0.01
+    """More U+FFFD, private-use characters and such that stand for none: every third sentence is damaged (undecodable).
+    Judged, as is the next, before such characters are removed."""
+    max_mojibake_share: float = 0.05
+    """More of what only text in another encoding looks like, 锛堜腑 or ï¼ˆä¸­ (mojibake; `data_tools.decodability`)."""
     min_characters: int = 20
     """Shorter texts go (too_short)."""
     max_characters: int = 2_000_000

@@ -27,7 +27,7 @@ def collect(work: Path) -> dict[str, Any]:
             kept.setdefault(source, Counter()).update(counts)
     dropped: dict[str, Counter[str]] = {}
     samples: dict[str, dict[str, list[str]]] = {}
-    for folder in ("dropped_quality", "dropped_held_out", "dropped_exact", "dropped_near"):
+    for folder in ("dropped_undecodable", "dropped_quality", "dropped_held_out", "dropped_exact", "dropped_near"):
         for record in read_records(work / folder):
             for source, counts in record["counts"].items():
                 dropped.setdefault(source, Counter()).update(counts)

@@ -17,8 +17,10 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from cmbert.files import write_json
-from data_tools.clean_config import DuplicatesConfig, NormalizeConfig, QualityConfig
+from data_tools.clean_config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig
 from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
+from data_tools.decodability import damage
+from data_tools.markup import strip_html
 from data_tools.normalization import Removed, normalizer
 from data_tools.quality import code_points, drop_reason, gram_hashes
 from data_tools.readers import DocumentReader, Piece
@@ -48,6 +50,22 @@ class Read(PipelineStep):
             yield Document(document.text, document.id, metadata={"source": self.source or document.source})
         if self.skipped and reader.skipped:
             write_json(self.skipped / f"{rank:05d}.json", reader.skipped)
+
+
+class Decodable(BaseFilter):
+    """Drop texts that were read in the wrong encoding, before the marks of that are removed."""
+
+    name = "decodable"
+
+    def __init__(self, config: CleanConfig, dropped: "DropRecorder"):
+        super().__init__(dropped)
+        self.config = config
+
+    def filter(self, doc: Document) -> tuple[bool, str]:
+        """Return (keep, reason). What markup a text has does not count."""
+        strips = self.config.normalize.strip_html
+        reason = damage(strip_html(doc.text, lambda *_: None) if strips else doc.text, self.config.quality)
+        return reason is None, reason or ""
 
 
 class Normalize(PipelineStep):

@@ -8,6 +8,7 @@ import numpy as np
 from cmbert.data.shards import ShardSet
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import Tokenizer
+from data_tools.manifest import whole_manifest
 
 BAR_CHARACTERS = 40
 COLOURS = ("\x1b[36m", "\x1b[33m")  # cyan and yellow, unit by unit
@@ -16,9 +17,9 @@ COLOUR_END = "\x1b[0m"
 
 def describe(directory: Path) -> str:
     """Return counts, sources and histograms of a shard set, several lines. Raises ShardError."""
-    manifest = ShardSet(directory).manifest
+    manifest = whole_manifest(directory)
     totals, straddle, segmenter = manifest["totals"], manifest["straddle"], manifest["segmenter"]
-    per_token = totals["characters"] / totals["tokens"]
+    per_token = totals["characters"] / max(totals["tokens"], 1)
     lines = [
         f"{directory}: {len(manifest['shards'])} shards, {totals['documents']:,} documents, "
         f"{totals['tokens']:,} tokens, {totals['units']:,} units, {totals['text_bytes'] / 1e6:,.2f} MB of text",

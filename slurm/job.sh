@@ -93,7 +93,7 @@ start() {
     trap on_term TERM
     # srun does not take over sbatch's --cpus-per-task since Slurm 22.05. A rank that dies must not kill the others: they
     # save or say what they were waiting for.
-    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 "${options[@]}" \
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 ${options[@]+"${options[@]}"} \
         ${CMBERT_SRUN_OPTIONS[@]+"${CMBERT_SRUN_OPTIONS[@]}"} \
         ${CMBERT_PREFIX[@]+"${CMBERT_PREFIX[@]}"} "$CMBERT_PYTHON" -u "$@" &
     step=$!

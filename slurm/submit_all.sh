@@ -99,10 +99,10 @@ check() {
             break
         fi
     done
-    if [[ $checked == *"|$script ${options[*]}|"* ]]; then
+    if [[ $checked == *"|$script ${options[*]:-}|"* ]]; then
         return
     fi
-    checked+="|$script ${options[*]}|"
+    checked+="|$script ${options[*]:-}|"
     case $script in
         */stage?.sh) remedy=CMBERT_STAGE_OPTIONS ;;
         */evaluate.sh) remedy=CMBERT_EVALUATE_OPTIONS ;;
@@ -120,9 +120,9 @@ check() {
         esac
     fi
     # Slurm takes a job that asks for more time than its partition gives, and lets it wait for ever (PartitionConfig).
-    partition=$(option_of partition "$script" "${options[@]}")
+    partition=$(option_of partition "$script" ${options[@]+"${options[@]}"})
     partition=${partition:-$(sinfo --noheader --format=%P | sed -n 's/\*$//p' | head -n 1)}
-    wanted=$(option_of time "$script" "${options[@]}")
+    wanted=$(option_of time "$script" ${options[@]+"${options[@]}"})
     for limit in $(sinfo --noheader --partition="$partition" --format=%l); do
         (($(seconds_of "$wanted") > $(seconds_of "$limit"))) || return 0
     done
@@ -137,7 +137,7 @@ refuse() {
 }
 
 cpu() {
-    submit "$1" "$2" "$3" "${CMBERT_CPU_OPTIONS[@]}" "${@:4}"
+    submit "$1" "$2" "$3" ${CMBERT_CPU_OPTIONS[@]+"${CMBERT_CPU_OPTIONS[@]}"} "${@:4}"
 }
 
 # Every job of the chain, in order.
@@ -149,8 +149,8 @@ all_jobs() {
         make=(slurm/preprocess.sh --input "$text" --tokenizer "$tokenizer" --output "$folder")
         job=
         if [[ $state == missing ]]; then
-            cpu "preprocess-$name" stage1 "" "--array=0-$((array_jobs - 1))" "${make[@]}"
-            cpu "merge-$name" stage1 "$job" "${make[@]}"
+            cpu "preprocess-$name" stage1 "" "--array=0-$((array_jobs - 1))" ${make[@]+"${make[@]}"}
+            cpu "merge-$name" stage1 "$job" ${make[@]+"${make[@]}"}
             before+=(${job:+"$job"})
         else
             is_done "preprocess-$name"
@@ -162,7 +162,7 @@ all_jobs() {
         fi
     done < <(grep $'^shards\t' <<<"$chain")
     if [[ $stage1 == new ]]; then
-        needs="${before[*]}"
+        needs="${before[*]:-}"
         before=()
         for number in 1 2; do
             cpu "plan-stage$number" stage1 "$needs" slurm/run.sh cmbert plan "$(fact "stage$number")" \
@@ -175,7 +175,7 @@ all_jobs() {
             is_done "stage$number"
             before=()
         else
-            submit "stage$number" "" "${before[*]}" "${CMBERT_STAGE_OPTIONS[@]}" "slurm/stage$number.sh" \
+            submit "stage$number" "" "${before[*]:-}" ${CMBERT_STAGE_OPTIONS[@]+"${CMBERT_STAGE_OPTIONS[@]}"} "slurm/stage$number.sh" \
                 "$(fact "stage$number")"
             before=("$job")
         fi
@@ -183,14 +183,14 @@ all_jobs() {
     if [[ -d $root/export ]]; then
         is_done export
     else
-        cpu export "" "${before[*]}" slurm/run.sh cmbert export "$(fact stage2 3)" --output "$root/export"
+        cpu export "" "${before[*]:-}" slurm/run.sh cmbert export "$(fact stage2 3)" --output "$root/export"
         before=("$job")
     fi
     heldout=$(fact heldout)
     if [[ -f $root/eval.json ]]; then
         is_done evaluate
     elif [[ -n $heldout ]]; then
-        submit evaluate "" "${before[*]}" "${CMBERT_EVALUATE_OPTIONS[@]}" slurm/evaluate.sh eval "$(fact stage2 3)" \
+        submit evaluate "" "${before[*]:-}" ${CMBERT_EVALUATE_OPTIONS[@]+"${CMBERT_EVALUATE_OPTIONS[@]}"} slurm/evaluate.sh eval "$(fact stage2 3)" \
             --data "$heldout" --by-position --output "$root/eval.json"
     elif [[ $mode == submit ]]; then
         echo "evaluate: left out, the recipe of stage 2 has no evaluation.shards"
@@ -200,7 +200,7 @@ all_jobs() {
 # A number that the stages ask for; of "2-4" nodes, which Slurm takes for the least and the most, the least.
 stage_option() {
     local value
-    value=$(option_of "$1" slurm/stage1.sh "${CMBERT_STAGE_OPTIONS[@]}")
+    value=$(option_of "$1" slurm/stage1.sh ${CMBERT_STAGE_OPTIONS[@]+"${CMBERT_STAGE_OPTIONS[@]}"})
     echo "${value%%-*}"
 }
 

@@ -87,7 +87,7 @@ preflight() {
     # srun itself ends with 1, too, where it does not reach the controller; then nothing has begun.
     for pause in 5 60 ""; do
         # --wait=0: the others say who did not answer.
-        start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]}")" \
+        start --wait=0 -m cmbert preflight "$@" --result "$result" --nodes "$(IFS=,; echo "${nodes[*]:-}")" \
             ${CMBERT_PREFLIGHT_SECONDS:+--wait-seconds "$CMBERT_PREFLIGHT_SECONDS"} --max-lives "$MAX_LIVES"
         if ((code != 1)) || [[ -z $pause || -e $result ]]; then
             break

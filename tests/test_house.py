@@ -11,17 +11,21 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "cmbert").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")])
 RECIPES = sorted((ROOT / "recipes").rglob("*.py"))  # programs that use both; nobody imports them
 GROUND_FLOOR = (
+    "cmbert.environment",
     "cmbert.errors",
     "cmbert.cli_values",
     "cmbert.files",
     "cmbert.lease",
+    "cmbert.outlets",
     "cmbert.page",
     "cmbert.progress",
     "cmbert.reading",
     "cmbert.seeding",
+    "cmbert.shapes",
     "cmbert.config",
     "cmbert.tokenizer",
     "cmbert.data.shards",
+    "cmbert.data.manifest",
     "cmbert.data.integrity",
     "cmbert.data.megatron",
 )

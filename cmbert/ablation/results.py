@@ -4,17 +4,26 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from cmbert.ablation.lists import AblationList, Arm, Run
-from cmbert.errors import CheckpointError, InputError
+from cmbert.errors import CheckpointError
 from cmbert.evaluate.interval import interval
-from cmbert.reading import read_json
+from cmbert.shapes import misfit, read_as
 from cmbert.train.metrics import read_metrics
 
+NEEDED = ("tokens", "step_seconds", "data_wait_seconds", "tokens_per_second")  # of each step of a training
 MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")
+
+
+class Score(TypedDict):
+    """One of the scores that `cmbert eval` writes, beside its MEASURES."""
+
+    context_tokens: int
+    unit: str
+    characters_per_token: NotRequired[float | None]
 
 
 class Question(NamedTuple):
@@ -102,15 +111,16 @@ def _read_answers(run: Run, ablation: AblationList) -> dict[Question, dict[str, 
 
 
 def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
-    try:
-        written = read_json(path)
-        scores = written.get("scores", [written])
-        found = {Question(score["context_tokens"], score["unit"]): score for score in scores}
-        if missing := [measure for score in scores for measure in MEASURES if measure not in score]:
-            raise KeyError(missing[0])
-        return found
-    except (InputError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not what `cmbert eval` writes ({error}); remove it and run again") from error
+    how: dict[str, Any] = {"error": CheckpointError, "remedy": "not what `cmbert eval` writes; remove it and run again"}
+    written = read_as(path, dict[str, Any], **how)
+    scores = written.get("scores", [written])
+    fault = misfit(scores, list[dict[str, Any]], "scores")
+    for number, score in enumerate(scores if fault is None else []):
+        figures = {measure: score.get(measure) for measure in MEASURES}
+        fault = fault or misfit(score, Score, f"scores[{number}]") or misfit(figures, dict[str, float])
+    if fault:
+        raise CheckpointError(f"{path}: {fault}; {how['remedy']}")
+    return {Question(score["context_tokens"], score["unit"]): score for score in scores}
 
 
 def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], first: ArmResult | None) -> ArmResult:
@@ -121,7 +131,7 @@ def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], firs
         for question in questions
     }
     differences = {question: _subtract(runs, scores[question], first, question) for question in questions if first}
-    stages = [[read_metrics(Path(stage.run_directory)) for stage in run.stages] for run in runs]
+    stages = [[read_metrics(Path(stage.run_directory), needed=NEEDED) for stage in run.stages] for run in runs]
     records = [list(itertools.chain(*of_run)) for of_run in stages]
     seconds = [sum(r["step_seconds"] + r["data_wait_seconds"] for r in steps) for steps in records]
     return ArmResult(

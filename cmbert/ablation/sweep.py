@@ -5,9 +5,9 @@ GPU, or one share of the cores; as many run at once as there are.
 """
 
 import fcntl
-import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -210,6 +210,6 @@ def _steps(run: Run) -> int:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")
-        if len(lines) > 1 and lines[-2].startswith(b"{"):
-            steps += json.loads(lines[-2])["step"] + 1
+        if len(lines) > 1 and (found := re.match(rb'{"step": (\d{1,15}),', lines[-2])):
+            steps += int(found[1]) + 1
     return steps

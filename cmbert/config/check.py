@@ -3,12 +3,14 @@
 from cmbert.config.ranges import check_ranges
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
+from cmbert.files import fault_of_name
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for the first number outside its range, or else the first rule that `recipe` breaks."""
     check_ranges(recipe)
     for broken, key, remedy in (
+        *_name_rules(recipe),
         *_model_rules(recipe),
         *_data_rules(recipe),
         *_schedule_rules(recipe),
@@ -17,6 +19,18 @@ def check_recipe(recipe: Recipe) -> None:
     ):
         if broken:
             raise ConfigError(f"{key}: {remedy}")
+
+
+def _name_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    data, train = recipe.data, recipe.train
+    names = {
+        "run_directory": recipe.run_directory,
+        "data.tokenizer": data.tokenizer,
+        "train.init_from": train.init_from,
+    }
+    names |= {f"data.sources.{number}.path": source.path for number, source in enumerate(data.sources)}
+    names |= {"train.deepspeed": train.deepspeed, "evaluation.shards": recipe.evaluation.shards}
+    return [(bool(fault := fault_of_name(name or "")), key, fault) for key, name in names.items()]
 
 
 def _model_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:

@@ -1,23 +1,17 @@
 """A DeepSpeed JSON file + a recipe -> one checked dict. ZeRO and precision are set there, the batch here."""
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from cmbert.config.batch import taken_micro_batch
+from cmbert.config.deepspeed_sections import SECTIONS, section_fault
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import read_input
 from cmbert.reading import parse_json
 
-# Top-level keys of DeepSpeed 0.19 (its configuration documentation) that make sense for this trainer. DeepSpeed itself
-# ignores a key it does not know, so a typing mistake there would silently train something else.
-KNOWN_KEYS = (
-    "zero_optimization", "bf16", "data_types", "communication_data_type", "prescale_gradients",
-    "gradient_predivide_factor", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger",
-    "flops_profiler", "aio", "disable_allgather", "timers",
-)  # fmt: skip
-SECTIONS = frozenset(KNOWN_KEYS[:3]) | {"comms_logger", "flops_profiler", "aio"}  # those that are objects
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",
     "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
@@ -58,14 +52,14 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: {key}: the recipe owns this number; remove it here and set {RECIPE_KEYS[key]}")
         if key in REFUSED_KEYS:
             raise ConfigError(f"{path}: {key}: {REFUSED_KEYS[key]}")
-        if key not in KNOWN_KEYS:
-            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
+        if key not in SECTIONS:  # DeepSpeed ignores it: a typing mistake would silently train something else
+            near = difflib.get_close_matches(key, SECTIONS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
-            raise ConfigError(f"{path}: {key}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
+            shown = key if key.isprintable() and len(key) < 100 else reprlib.repr(key)
+            raise ConfigError(f"{path}: {shown}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
     zero_stage(table, path)
-    for key in SECTIONS & table.keys():
-        if not isinstance(table[key], dict):
-            raise ConfigError(f"{path}: {key}: {table[key]!r} must be an object")
+    if fault := section_fault(table, SECTIONS):
+        raise ConfigError(f"{path}: {fault}")
     own = "bf16" if activation_dtype(table) == "bfloat16" else "fp32"
     accumulated = table.get("data_types", {}).get("grad_accum_dtype")
     if accumulated not in (None, own, "fp32"):
@@ -82,8 +76,8 @@ def zero_stage(table: dict[str, Any], path: Path) -> int:
     """
     section = table.get("zero_optimization", {})
     stage = section.get("stage") if isinstance(section, dict) else section
-    if stage not in (1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage: {stage!r} is not 1, 2 or 3; on one GPU use 1")
+    if type(stage) is not int or stage not in (1, 2, 3):
+        raise ConfigError(f"{path}: zero_optimization.stage: {reprlib.repr(stage)} is not 1, 2 or 3; on one GPU use 1")
     return stage
 
 

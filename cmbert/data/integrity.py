@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmbert.arrays import read_arrays
 from cmbert.errors import CmbertError, ShardError
-from cmbert.files import doing, new_digest, patiently, read_input, write_bytes
+from cmbert.files import doing, new_digest, patiently, write_bytes
 
 BLOCK_BYTES = 1 << 22  # a block is checked in a millisecond; a shard of 2 GB has 500
 PROOF_THREADS = 8  # ours: of one process; checksums and reading hold no lock, and a file server likes several readers
@@ -41,8 +42,13 @@ def hash_blocks(path: Path) -> tuple[str, str]:
 
 
 def unpack_checksums(packed: str) -> np.ndarray:
-    """Return the checksums that `hash_blocks` packed, shape (blocks,), uint32."""
-    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
+    """Return the checksums that `hash_blocks` packed, shape (blocks,), uint32. Raises ValueError for another text."""
+    return np.frombuffer(base64.b64decode(packed, validate=True), dtype="<u4")
+
+
+def num_blocks(num_bytes: int) -> int:
+    """Return of how many blocks a file is."""
+    return -(-num_bytes // BLOCK_BYTES)
 
 
 class BlockGuard:
@@ -112,8 +118,8 @@ def prove_file(path: Path, dtype: np.dtype, num_bytes: int, crew: Crew = ALONE) 
     """
     if num_bytes >= PROOF_SAID_BYTES:
         logger.info("%s: reading all %.0f GB once, to know its ids and to tell when it changes", path, num_bytes / 1e9)
-    num_blocks = -(-num_bytes // BLOCK_BYTES)
-    first, last = (num_blocks * rank // crew.size for rank in (crew.rank, crew.rank + 1))
+    blocks = num_blocks(num_bytes)
+    first, last = (blocks * rank // crew.size for rank in (crew.rank, crew.rank + 1))
     return _join(crew.of_all(partial(_prove_blocks, path, dtype, num_bytes, first, last)))
 
 
@@ -180,10 +186,12 @@ def keep_proof(path: Path, proof: Proof) -> None:
     write_bytes(path, packed.getvalue())
 
 
-def read_proof(path: Path) -> Proof | None:
-    """Return the proof kept at `path`, or None if there is none."""
-    packed = read_input(path)
-    if packed is None:
+def read_proof(path: Path, num_bytes: int) -> Proof | None:
+    """Return the proof of a file of `num_bytes` kept at `path`, or None if there is none. Raises ShardError."""
+    remedy = "remove it: the next start makes it again"
+    kept = read_arrays(path, {"checksums": np.uint32, "ids": np.int64}, error=ShardError, remedy=remedy)
+    if kept is None:
         return None
-    with np.load(io.BytesIO(packed)) as arrays:
-        return Proof(arrays["checksums"], *arrays["ids"].tolist())
+    if len(kept["ids"]) != 2 or len(kept["checksums"]) != num_blocks(num_bytes):
+        raise ShardError(f"{path}: damaged: no proof of {num_bytes} bytes; {remedy}")
+    return Proof(kept["checksums"], *kept["ids"].tolist())

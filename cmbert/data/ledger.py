@@ -20,6 +20,7 @@ from cmbert.files import PatientFile, doing, file_size, keep_beginning
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
 PIECE_BYTES = 1 + 8 + 4 + 4  # source, document, start, length; the source takes 2 in a step with a number over 255
+MOST_ROWS = 2**53  # more than any run has; numbers of rows are signed 64-bit
 HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, pieces, bytes that follow, their CRC-32
 
 
@@ -58,6 +59,8 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
         raise CheckpointError(f"{path}: the record of step {step} is damaged; later ones may be sound")
     raw, columns, place = zlib.decompress(body), [], 0
     is_narrow = len(raw) == count * PIECE_BYTES  # the usual: fewer than 257 sources
+    if len(raw) not in (count * PIECE_BYTES, count * (PIECE_BYTES + 1)) or first_row > MOST_ROWS:
+        raise CheckpointError(f"{path}: the header of step {step}'s record is damaged; later ones may be sound")
     for dtype in ("u1" if is_narrow else "<u2", "<i8", "<i4", "<i4"):
         size = count * np.dtype(dtype).itemsize
         planes = np.frombuffer(raw, np.uint8, size, place).reshape(-1, count)

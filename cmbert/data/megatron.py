@@ -18,6 +18,7 @@ IDX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequence co
 DTYPE_BY_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # Megatron-Core's codes for what we write
 CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is handled in blocks: 40 million short documents take 800 MB of it
+OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "float64", 7: "float32"}  # Megatron-Core's, not read
 LONGEST_DOCUMENT = 2**31 - 1  # tokens: the ledger and Megatron's own lengths are 32-bit
 
 
@@ -55,9 +56,13 @@ def _map_columns(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.dty
         raise ShardError(f"{path}: {size} bytes, too short for a header: truncated; preprocess again")
     with doing("read", path), open(path, "rb") as file:
         magic, version, code, num_sequences, num_bounds = IDX_HEADER.unpack(file.read(IDX_HEADER.size))
-    if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE:
+    if magic != IDX_MAGIC or version != IDX_VERSION or code not in DTYPE_BY_CODE | OTHER_CODES:
         raise ShardError(f"{path}: not a Megatron-Core index of 16- or 32-bit ids")
+    if code in OTHER_CODES:
+        raise ShardError(f"{path}: ids of {OTHER_CODES[code]}; uint16 and int32 are read: build it again")
     expected = IDX_HEADER.size + 12 * num_sequences + 8 * num_bounds
+    if num_sequences and size == expected + num_sequences:
+        raise ShardError(f"{path}: a multimodal index, with a mode for each sequence; build it again from text alone")
     if size != expected:
         raise ShardError(f"{path}: {size} bytes, its header says {expected}: truncated; preprocess again")
     raw, place = map_file(path, np.dtype(np.uint8)), IDX_HEADER.size
@@ -87,10 +92,11 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     return lengths.astype(np.int64), pointers // dtype.itemsize, dtype
 
 
-def check_pair(index: Path, tokens: Path) -> bool:
-    """Prove that every sequence lies in `tokens`, back to back, and in one document; in bounded memory.
+def check_index(index: Path) -> tuple[int, bool]:
+    """Prove that every sequence lies back to back with the next, and in one document; in bounded memory.
 
-    Returns whether every document is one sequence and holds a token. Raises ShardError.
+    Returns the bytes that the tokens take, and whether every document is one sequence and holds a token. Raises
+    ShardError.
     """
     lengths, pointers, bounds, dtype = _map_columns(index)
     end, is_plain = 0, len(bounds) == len(lengths) + 1
@@ -110,7 +116,9 @@ def check_pair(index: Path, tokens: Path) -> bool:
     before, is_sound = 0, len(bounds) > 0 and bounds[0] == 0
     for first in range(0, len(bounds), IDX_BLOCK_DOCUMENTS):
         block = bounds[first : first + IDX_BLOCK_DOCUMENTS]
-        is_sound = is_sound and bool((np.diff(block, prepend=before) >= 0).all())
+        is_sound = (
+            is_sound and before <= block[0] and bool((block[1:] >= block[:-1]).all())
+        )  # a difference may overflow
         is_plain = is_plain and np.array_equal(block, np.arange(first, first + len(block)))
         before = int(block[-1])
     if not is_sound or before != len(lengths):
@@ -118,6 +126,15 @@ def check_pair(index: Path, tokens: Path) -> bool:
             f"{index}: its document bounds do not rise from 0 to its {len(lengths)} sequences: damaged, or never "
             "finished"
         )
+    return end, is_plain
+
+
+def check_pair(index: Path, tokens: Path) -> bool:
+    """Prove that an index is sound and that `tokens` is its file. Raises ShardError.
+
+    Returns whether every document is one sequence and holds a token.
+    """
+    end, is_plain = check_index(index)
     found = file_size(tokens)
     if found != end:
         is_there = "missing" if found is None else f"{found} bytes"
@@ -169,7 +186,7 @@ class MegatronPair:
 
     def recall(self, folder: Path) -> None:
         """Take the proof that `folder` keeps, if it keeps one of these very files."""
-        self.proof = self.proof or read_proof(self._proof_path(folder))
+        self.proof = self.proof or read_proof(self._proof_path(folder), self.tokens.stat().st_size)
 
     def prove(self, folder: Path | None, crew: Crew) -> None:
         """Read all tokens once, unless `folder` keeps what was found. All of `crew` call this and end alike."""

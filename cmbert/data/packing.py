@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cmbert.arrays import read_arrays
 from cmbert.data.shards import ShardSet
-from cmbert.files import doing, file_size, read_input, write_bytes
+from cmbert.errors import ShardError
+from cmbert.files import doing, file_size, write_bytes
 from cmbert.seeding import generator
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 
@@ -191,12 +193,20 @@ def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) ->
 
 
 def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> Plan:
-    """Return the plan kept at `path`, or make it from the lengths of all documents."""
-    packed = read_input(path) if path else None
-    if packed is not None:
-        with np.load(io.BytesIO(packed)) as arrays:
-            return Plan(arrays["starts"], arrays["rows"])
-    return plan_windows(document_chunks(shards), context, window_rows)
+    """Return the plan kept at `path`, or make it from the lengths of all documents.
+
+    Raises ShardError if what is kept is damaged.
+    """
+    remedy = "remove it: the next start makes it again"
+    wanted = {"starts": np.int64, "rows": np.int32}
+    kept = read_arrays(path, wanted, error=ShardError, remedy=remedy) if path else None
+    if kept is None:
+        return plan_windows(document_chunks(shards), context, window_rows)
+    plan = Plan(kept["starts"], kept["rows"])
+    fits = len(plan.starts) == len(plan.rows) + 1 and [*plan.starts[[0, -1]]] == [0, shards.num_documents]
+    if not (fits and (np.diff(plan.starts) > 0).all() and (plan.rows > 0).all()):
+        raise ShardError(f"{path}: damaged: no plan of {shards.num_documents} documents; {remedy}")
+    return plan
 
 
 def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:

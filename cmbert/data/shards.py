@@ -4,18 +4,20 @@ Layout and meaning: docs/shard_format.md. Megatron-Core's own files, which have 
 """
 
 import hashlib
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cmbert.data.integrity import ALONE, BlockGuard, Crew, hash_blocks, unpack_checksums
-from cmbert.data.megatron import MegatronPair, is_pair, map_file, map_idx, write_idx
+from cmbert.data.integrity import ALONE, BlockGuard, Crew, hash_blocks, num_blocks, unpack_checksums
+from cmbert.data.manifest import check_size, manifest_fault
+from cmbert.data.megatron import MegatronPair, check_index, is_pair, map_file, map_idx, write_idx
 from cmbert.errors import ShardError
-from cmbert.files import file_size, hash_file, patiently, read_bytes, read_input, write_json
+from cmbert.files import file_size, hash_file, patiently, read_bytes, write_json
+from cmbert.shapes import read_as
 
 FORMAT_NAME = "cmbert-shards"
 FORMAT_VERSION = 1
@@ -89,20 +91,18 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 def read_manifest(directory: Path) -> dict:
     """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
     path = directory / MANIFEST_FILE
-    raw = read_input(path)
-    if raw is None:
+    manifest = read_as(path, Any, error=ShardError, remedy="preprocess again")
+    if manifest is None and file_size(path) is None:
         raise ShardError(
             f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
         )
-    try:
-        manifest = json.loads(raw.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ShardError(f"{path}: not valid JSON ({error}); preprocess again") from error
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
     if found != (FORMAT_NAME, FORMAT_VERSION):
         raise ShardError(
             f"{path}: format {found[0]!r} version {found[1]!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}"
         )
+    if fault := manifest_fault(manifest):
+        raise ShardError(f"{path}: {fault}; damaged, preprocess again")
     return manifest
 
 
@@ -126,6 +126,11 @@ def _unit_starts(shard: _Shard, start: int, count: int) -> np.ndarray:
         return np.ones(count, dtype=bool)
     bits = np.unpackbits(shard.words[start // 8 : (start + count + 7) // 8], bitorder="little")
     return bits[start % 8 : start % 8 + count].astype(bool)
+
+
+def is_shard_set(path: Path) -> bool:
+    """Return whether ShardSet opens what is there: a folder with a manifest, or a pair of Megatron's files."""
+    return (path / MANIFEST_FILE).is_file() or is_pair(path)
 
 
 class ShardSet:
@@ -213,8 +218,7 @@ class ShardSet:
             return self._open[index]
         prefix = self.prefixes[index]
         file = {suffix: prefix.with_name(f"{prefix.name}.{suffix}") for suffix in SHARD_SUFFIXES}
-        if index not in self._guards:
-            self._guards[index] = self._guard(index)
+        self._guards_of(index)
         read = self._pair.documents if self._pair else partial(map_idx, file["idx"])
         lengths, pointers, dtype = patiently(read)
         words = self._map(file["words"], np.dtype(np.uint8)) if self.has_words else np.zeros(0, np.uint8)
@@ -232,10 +236,37 @@ class ShardSet:
         path = prefix.with_name(f"{prefix.name}.idx")
         if "crc32" in entry and patiently(partial(hash_file, path)) != entry["blake2b"]["idx"]:
             raise ShardError(f"{path}: its hash is not the manifest's: damaged or another set's; preprocess again")
-        return {
-            suffix: BlockGuard(prefix.with_name(f"{prefix.name}.{suffix}"), unpack_checksums(checksums), DAMAGE)
-            for suffix, checksums in entry.get("crc32", {}).items()
-        }
+        end, is_plain = patiently(partial(check_index, path))
+        itemsize = map_idx(path)[2].itemsize
+        if not is_plain or (end, end // itemsize) != (entry["bytes"]["bin"], entry["tokens"]):
+            raise ShardError(
+                f"{path}: its documents are not the manifest's {entry['documents']} of {entry['tokens']} tokens, each "
+                "of one sequence with a token in it; preprocess again"
+            )
+        return {suffix: self._block_guard(index, suffix, packed) for suffix, packed in entry.get("crc32", {}).items()}
+
+    def _block_guard(self, index: int, suffix: str, packed: str) -> BlockGuard:
+        path = self.prefixes[index].with_name(f"{self.prefixes[index].name}.{suffix}")
+        try:
+            checksums = unpack_checksums(packed)
+        except ValueError:
+            checksums = np.zeros(0, np.uint32)
+        if len(checksums) != num_blocks(self.manifest["shards"][index]["bytes"][suffix]):
+            raise ShardError(
+                f"{self.path / MANIFEST_FILE}: shards[{index}].crc32.{suffix}: not one checksum for each block of "
+                f"{path.name}; damaged, preprocess again"
+            )
+        return BlockGuard(path, checksums, DAMAGE)
+
+    def check_indexes(self) -> None:
+        """Raise ShardError unless every shard's index is sound and says what the manifest does."""
+        for index in range(len(self.prefixes)):
+            self._guards_of(index)
+
+    def _guards_of(self, index: int) -> dict[str, BlockGuard]:
+        if index not in self._guards:
+            self._guards[index] = self._guard(index)
+        return self._guards[index]
 
     def check_documents(self, first: int, last: int) -> None:
         """Raise ShardError unless tokens and unit bits of documents [first, last) are what was written.
@@ -359,17 +390,6 @@ class ShardSet:
                     )
                 counts += np.bincount(block, minlength=vocab_size)
         return counts
-
-
-def check_size(path: Path, expected_bytes: int) -> None:
-    """Raise ShardError unless `path` exists with exactly `expected_bytes`."""
-    found = patiently(partial(file_size, path))
-    if found is None:
-        raise ShardError(f"{path}: missing, the manifest lists it; preprocess again")
-    if found != expected_bytes:
-        raise ShardError(
-            f"{path}: {found} bytes, the manifest says {expected_bytes}: truncated or changed; preprocess again"
-        )
 
 
 def load_file(path: Path, dtype: np.dtype) -> np.ndarray:

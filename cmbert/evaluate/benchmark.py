@@ -1,12 +1,11 @@
 """What the benchmarks share: rows in runs/bench, printed as lines or as JSON."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbert.files import write_json
+from cmbert.files import json_text, write_json
 
 OUTPUT = Path("runs/bench")
 Row = dict[str, Any]
@@ -22,7 +21,7 @@ def keep_rows(name: str, rows: Sequence[Row]) -> None:
 def print_rows(rows: Sequence[Row], *, as_json: bool) -> None:
     """Print rows, as JSON or a line each."""
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json_text(rows, indent=2))
         return
     for row in rows:
         pairs = itertools.chain.from_iterable((key, f"{v:,}" if isinstance(v, int) else v) for key, v in row.items())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmbert.environment import hardware, installed_versions
+from cmbert.environment import hardware, installed_versions, number_in
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.evaluate.contamination import (
     merge_training_data,
@@ -58,6 +58,8 @@ class EmbeddingRun:
     scaling: tuple[int, ...]
     max_length: int
     recipe: Recipe
+    trust: bool = False
+    """Whether code that came with the model is run."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -86,7 +88,8 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
         return results
     data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
     if not is_begun:
-        check_memory(open_embedder(run.model, run.max_length))  # what cannot be opened leaves no folder behind
+        # What cannot be opened leaves no folder behind.
+        check_memory(open_embedder(run.model, run.max_length, trust=run.trust))
     with alone_in(run.output):
         if not _is_begun(run.output, settings):
             write_json(run.output / SETTINGS_FILE, settings)
@@ -112,7 +115,7 @@ def _train(run: EmbeddingRun, data: TrainingData, settings: dict[str, Any]) -> d
 
 
 def _check(run: EmbeddingRun) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_in(os.environ, "WORLD_SIZE") > 1:
         raise ConfigError("embed-train is one process on one device; start it without a launcher")
     if len(set(run.scaling)) != len(run.scaling):
         raise ConfigError("--scaling: a number of pairs is there twice; give each once")
@@ -126,7 +129,9 @@ def _folder(run: EmbeddingRun, size: int) -> Path:
 
 def _settings(run: EmbeddingRun, hashes: Mapping[Path, str]) -> dict[str, Any]:
     """Return all that decides the figures. Speed and memory (mini_batch_size) do not."""
-    weights = sorted(Path(run.model).glob("*.safetensors")) if Path(run.model).is_dir() else []
+    from cmbert.evaluate.encoders import weight_files
+
+    weights = weight_files(Path(run.model))
     recipe = dataclasses.asdict(run.recipe)
     del recipe["mini_batch_size"]
     return {
@@ -173,7 +178,8 @@ def _before(run: EmbeddingRun, data: TrainingData) -> dict[str, Any]:
 
     path = run.output / BEFORE_FILE
     if not path.is_file():
-        write_json(path, score_pairs(open_embedder(run.model, run.max_length), data.evaluation).as_dict())
+        start = open_embedder(run.model, run.max_length, trust=run.trust)
+        write_json(path, score_pairs(start, data.evaluation).as_dict())
     before = read_record(path, "pearson", "spearman", "pairs")
     logger.info(
         "before: Pearson %.4f, Spearman %.4f on %s pairs", before["pearson"], before["spearman"], f"{before['pairs']:,}"
@@ -189,7 +195,7 @@ def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) 
     if (folder / RUN_FILE).is_file():
         logger.info("%s pairs: done before", f"{size:,}")
         return read_record(folder / RUN_FILE, "pairs", "training", "after")
-    embedder = open_embedder(run.model, run.max_length)
+    embedder = open_embedder(run.model, run.max_length, trust=run.trust)
     pairs = data.pairs[:size]
     if run.negatives == "mined":
         pairs = mine_negatives(embedder, pairs)

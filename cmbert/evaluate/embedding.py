@@ -16,9 +16,11 @@ import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from cmbert.errors import CheckpointError, ConfigError
+from cmbert.errors import CheckpointError, ConfigError, InputError
+from cmbert.evaluate.encoders import open_encoder, opening, runs_our_code, settle
 from cmbert.evaluate.pairs import Graded, Pair
 from cmbert.progress import Progress
+from cmbert.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,12 @@ class Score:
         return asdict(self)
 
 
-def open_embedder(model: str, max_length: int) -> SentenceTransformer:
+def open_embedder(model: str, max_length: int, *, trust: bool = False) -> SentenceTransformer:
     """Open a sentence-transformers folder, or an encoder (folder or Hugging Face name) with mean pooling, in fp32.
 
-    Texts are cut to `max_length` tokens. Raises CheckpointError for what is no model or has no tokenizer or another's,
-    ConfigError for a length that the model cannot take.
+    Texts are cut to `max_length` tokens. Code that came with the model is run if it is ours, or with `trust`. Raises
+    CheckpointError for what is no encoder or has no tokenizer or another's, ConfigError for a length that the model
+    cannot take.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -63,25 +66,28 @@ def open_embedder(model: str, max_length: int) -> SentenceTransformer:
         raise CheckpointError(
             f"{model}: no such folder; give a run, a checkpoint, an exported folder or a model's name"
         )
-    options: dict[str, Any] = {"trust_remote_code": True}
+    is_library = (folder / "modules.json").is_file()
+    inner = str(_first_module(folder)) if is_library else model
+    encoder = open_encoder(inner, trust=trust)  # the library below takes what lacks weights, or is a decoder
+    longest = encoder.max_length
+    if longest is not None and max_length > longest:
+        raise ConfigError(f"--max-length {max_length}: {model} takes up to {longest} tokens; ask for no more")
+    del encoder
+    options: dict[str, Any] = {"trust_remote_code": trust or runs_our_code(Path(inner))}
     card = SentenceTransformerModelCardData(generate_widget_examples=False, local_files_only=True)
     shared: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu", "model_card_data": card}
-    with quiet_libraries():
-        try:
-            if (folder / "modules.json").is_file():
-                embedder = SentenceTransformer(model, local_files_only=True, **options, **shared)
-            else:
-                local = {**options, "local_files_only": True} if folder.is_dir() else options
-                encoder = Transformer(
-                    model, config_kwargs=local, processor_kwargs=local, model_kwargs={**local, "dtype": torch.float32}
-                )
-                pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="mean")
-                embedder = SentenceTransformer(modules=[encoder, pooling], **options, **shared)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{model}: transformers cannot load it: {reason}") from error
-    _require_fit(embedder, model, max_length)
-    embedder.max_seq_length = max_length
+    with quiet_libraries(), opening(model):
+        if is_library:
+            embedder = SentenceTransformer(model, local_files_only=True, **options, **shared)
+        else:
+            local = {**options, "local_files_only": True} if folder.is_dir() else options
+            module = Transformer(
+                model, config_kwargs=local, processor_kwargs=local, model_kwargs={**local, "dtype": torch.float32}
+            )
+            pooling = Pooling(module.get_embedding_dimension(), pooling_mode="mean")
+            embedder = SentenceTransformer(modules=[module, pooling], **options, **shared)
+        settle(embedder.tokenizer)
+        embedder.max_seq_length = max_length
     return embedder
 
 
@@ -92,17 +98,15 @@ def _require_files(folder: Path) -> None:
         raise CheckpointError(f"{folder}: no tokenizer ({TOKENIZER_FILES[0]}); put the model's own beside its weights")
 
 
-def _require_fit(embedder: SentenceTransformer, model: str, max_length: int) -> None:
-    encoder: Any = embedder[0]
-    rows = encoder.auto_model.get_input_embeddings().num_embeddings
-    size, kind = len(encoder.tokenizer), encoder.auto_model.config.model_type
-    if size > rows or (kind == "cmbert" and size != rows):  # others pad their embeddings, our export does not
-        raise CheckpointError(
-            f"{model}: the tokenizer has {size:,} ids, the model {rows:,}: it is another model's; put its own there"
-        )
-    longest = getattr(encoder.auto_model.config, "max_position_embeddings", None)
-    if longest is not None and max_length > longest:
-        raise ConfigError(f"--max-length {max_length}: {model} takes up to {longest} tokens; ask for no more")
+def _first_module(folder: Path) -> Path:
+    """Return where a folder of sentence-transformers keeps its encoder."""
+    path = folder / "modules.json"
+    try:
+        modules = read_json(path)
+        place = folder / modules[0]["path"]
+    except (InputError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a list of modules with their paths; download the model again") from error
+    return place
 
 
 def encode(embedder: SentenceTransformer, texts: Sequence[str], label: str) -> np.ndarray:

@@ -15,9 +15,17 @@ import torch
 from cmbert.accel import apply_determinism, check_kernels
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.environment import is_installed, versions
-from cmbert.errors import ConfigError, InputError
+from cmbert.errors import ConfigError
 from cmbert.evaluate.bench_memory import check_weights
 from cmbert.evaluate.benchmark import Row
+from cmbert.evaluate.encoder_trial import most_tokens
+from cmbert.evaluate.encoders import (
+    measure,
+    network_class,
+    opening,
+    read_encoder_config,
+    require_encoder,
+)
 from cmbert.evaluate.table import markdown_table
 from cmbert.evaluate.throughput import (
     DTYPE,
@@ -31,10 +39,8 @@ from cmbert.evaluate.throughput import (
     time_in_turn,
 )
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.reading import read_json
+from cmbert.model.hf import is_ours
 
-OUR_MODEL_TYPES = ("cmbert", "modernbert")  # of folders that `cmbert export` writes
-OFFSET_MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")  # their first position is the padding id + 1
 THOUSAND = 1000
 
 
@@ -60,8 +66,8 @@ class Candidate:
 def open_candidates(models: Sequence[Path], overrides: Sequence[str]) -> list[Candidate]:
     """Build every model on the GPU, or the CPU without one. `overrides` change the recipes.
 
-    Raises ConfigError for a name given twice, a recipe that is wrong or transformers missing, InputError for what
-    transformers cannot build.
+    Raises ConfigError for a name given twice, a recipe that is wrong or transformers missing, CheckpointError for what
+    is no encoder that transformers can build.
     """
     if twice := [model for index, model in enumerate(models) if model in models[:index]]:
         raise ConfigError(f"--model: {twice[0]} is named twice")
@@ -73,16 +79,9 @@ def _open(model: Path, overrides: Sequence[str], device: torch.device) -> Candid
     """A recipe or an exported folder runs in our code, anything else in transformers."""
     if model.suffix == ".toml":
         return our_candidate(str(model), *read_shape(model, overrides), device)
-    if _model_type(model) in OUR_MODEL_TYPES:
+    if model.is_dir() and is_ours(model):
         return our_candidate(str(model), *read_shape(model, []), device)
     return their_candidate(str(model), device)
-
-
-def _model_type(folder: Path) -> str:
-    """Return what kind of model a folder says it holds, "" for none."""
-    path = folder / "config.json"
-    found = read_json(path) if path.is_file() else {}
-    return str(found.get("model_type", "")) if isinstance(found, dict) else ""
 
 
 def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Candidate:
@@ -100,22 +99,15 @@ def their_candidate(name: str, device: torch.device) -> Candidate:
     """Return transformers' encoder of a folder or hub name, with the fastest attention it has on this machine."""
     if not is_installed("transformers"):
         raise ConfigError(f"--model {name}: transformers is not installed: pip install -c constraints.txt transformers")
-    from transformers import AutoConfig, AutoModel
     from transformers.utils import is_flash_attn_2_available
 
-    try:
-        config = AutoConfig.from_pretrained(name)
-        with torch.device("meta"):
-            check_weights(name, sum(weight.numel() for weight in AutoModel.from_config(config).parameters()), device)
-        torch.manual_seed(0)
-        built: Any = AutoModel.from_config(config)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--model {name}: neither a recipe (.toml), an exported folder nor an encoder of transformers: {reason}"
-        ) from error
-    if config.is_encoder_decoder:
-        raise InputError(f"--model {name}: {config.model_type} is no encoder; name one")
+    config = read_encoder_config(name)
+    check_weights(name, measure(name, config).parameters, device)
+    torch.manual_seed(0)
+    with opening(name):
+        built: Any = network_class(name, config).from_config(config, dtype=torch.float32)
+        rows = built.get_input_embeddings().num_embeddings
+        require_encoder(name, built.eval(), rows)
     if device.type == "cuda" and built._supports_flash_attn and is_flash_attn_2_available():
         built.set_attn_implementation("flash_attention_2")
     built = built.to(device, DTYPE)
@@ -130,18 +122,10 @@ def their_candidate(name: str, device: torch.device) -> Candidate:
         name=name,
         peer=f"transformers {built.config._attn_implementation}",
         parameters=sum(weight.numel() for weight in built.parameters()),
-        vocab_size=config.vocab_size,
-        max_length=most_tokens(config),
+        vocab_size=rows,
+        max_length=most_tokens(name, built),
         runner=make_runner("inference", built, encode, no_loss),
     )
-
-
-def most_tokens(config: Any) -> int | None:
-    """Return the most tokens that a model of transformers reads; None if its configuration names no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in OFFSET_MODEL_TYPES:
-        return positions - config.pad_token_id - 1
-    return positions
 
 
 def time_candidates(candidates: Sequence[Candidate], loads: Sequence[Workload]) -> Iterator[Row]:

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cmbert.config.load import build
+from cmbert.config.ranges import check_ranges
 from cmbert.config.schema import ModelConfig
-from cmbert.errors import CheckpointError, ConfigError, InputError
+from cmbert.errors import CheckpointError, ConfigError, InputError, first_line
 from cmbert.files import building, write_json
 from cmbert.model.gate import Comparison, prove
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import require_onnx
+from cmbert.reading import read_json
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
@@ -104,33 +108,54 @@ def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
         raise CheckpointError(
             f"{directory} has no {WEIGHTS_FILE}: give a folder written by `cmbert export --format hf`"
         )
-    return _model_from(load_file(directory / WEIGHTS_FILE), config, str(directory)), config
+    try:
+        weights = load_file(directory / WEIGHTS_FILE)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{directory / WEIGHTS_FILE}: damaged or cut off ({first_line(error)})") from error
+    return _model_from(weights, config, str(directory)), config
 
 
 def read_config(directory: Path) -> ModelConfig:
     """Read the configuration of a folder that `export_folder` wrote; CheckpointError if it is none."""
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} has no config.json: give a folder written by `cmbert export`")
-    return _model_config(_read_json(directory / "config.json"), directory)
+    return _model_config(read_json_object(directory / "config.json"), directory)
 
 
 def is_export(directory: Path) -> bool:
-    """Return whether `export_folder` wrote the folder: its masked language model, with special ids as ours."""
-    path, tokenizer = directory / "config.json", directory / TOKENIZER_FILES[0]
-    if not (path.is_file() and tokenizer.is_file()):
+    """Return whether `export_folder` wrote the folder, and its tokenizer is there."""
+    return all((directory / name).is_file() for name in ("config.json", TOKENIZER_FILES[0])) and is_ours(directory)
+
+
+def is_ours(directory: Path) -> bool:
+    """Return whether config.json describes a model of ours, with special ids as ours and nothing that we do not have.
+
+    Another's ModernBERT may have biases, or other layers global; transformers reads that. Raises CheckpointError if
+    config.json is no JSON object.
+    """
+    path = directory / "config.json"
+    values = read_json_object(path) if path.is_file() else {}
+    architectures = values.get("architectures")
+    if architectures not in (["CmbertForMaskedLM"], ["ModernBertForMaskedLM"]):
         return False
-    values = _read_json(path)
-    ours = ("CmbertForMaskedLM", "ModernBertForMaskedLM")
     special = [values.get(f"{name}_token_id") for name in ("pad", "cls", "sep")]
-    return (values.get("architectures") or [""])[0] in ours and special == [PAD_ID, CLS_ID, SEP_ID]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; CheckpointError if the file holds none."""
+    if special != [PAD_ID, CLS_ID, SEP_ID] or architectures == ["CmbertForMaskedLM"]:
+        return special == [PAD_ID, CLS_ID, SEP_ID]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{path}: not JSON ({error}); export or download the model again") from error
+        written = _config_json(_model_config(values, directory))
+    except CheckpointError:
+        return False
+    stock = {"hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "decoder_bias": True}
+    stock |= {"attention_bias": False, "mlp_bias": False, "classifier_bias": False}
+    return all(values.get(key, value) == value for key, value in (written | stock).items() if key != "dtype")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return a JSON object of a model's folder; CheckpointError if the file holds none."""
+    try:
+        values = read_json(path)
+    except InputError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(f"{error}; export or download the model again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not a JSON object; export or download the model again")
     return values
@@ -146,11 +171,11 @@ def modernbert_config(config: ModelConfig) -> Any:
 
 def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, source: str) -> MaskedLanguageModel:
     """Build the fp32 model; `state_dict` may lack the decoder's weight, which is the embedding's."""
-    model = MaskedLanguageModel(config)
     weights = dict(state_dict)
     if EMBEDDING in weights:
         weights.setdefault("decoder.weight", weights[EMBEDDING])
-    expected = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    with torch.device("meta"):  # a damaged configuration may ask for more than there is memory
+        expected = {name: weight.shape for name, weight in MaskedLanguageModel(config).state_dict().items()}
     found = {name: weight.shape for name, weight in weights.items()}
     if expected != found:
         wrong = sorted({name for name, _ in expected.items() ^ found.items()})
@@ -158,6 +183,7 @@ def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, sou
             f"{source} does not fit the model configuration; missing, unknown or of another shape: "
             f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         )
+    model = MaskedLanguageModel(config)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -237,24 +263,37 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
-    norms: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
+    norms = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
+    path = directory / "config.json"
     try:
-        return ModelConfig(
-            num_layers=values["num_hidden_layers"],
-            hidden_size=values["hidden_size"],
-            num_heads=values["num_attention_heads"],
-            intermediate_size=values["intermediate_size"],
-            vocab_size=values["vocab_size"],
-            norm=norms[values["model_type"]],
-            norm_eps=values["norm_eps"],
-            global_every=values["global_attn_every_n_layers"],
-            local_window=values["local_attention"],
-            rope_base_global=values["rope_parameters"]["full_attention"]["rope_theta"],
-            rope_base_local=values["rope_parameters"]["sliding_attention"]["rope_theta"],
-            max_length=values["max_position_embeddings"],
-            init_std=values["initializer_range"],
-        )
-    except KeyError as missing:
+        table = {
+            "num_layers": values["num_hidden_layers"],
+            "hidden_size": values["hidden_size"],
+            "num_heads": values["num_attention_heads"],
+            "intermediate_size": values["intermediate_size"],
+            "vocab_size": values["vocab_size"],
+            "norm": norms[values["model_type"]],
+            "norm_eps": values["norm_eps"],
+            "global_every": values["global_attn_every_n_layers"],
+            "local_window": values["local_attention"],
+            "rope_base_global": values["rope_parameters"]["full_attention"]["rope_theta"],
+            "rope_base_local": values["rope_parameters"]["sliding_attention"]["rope_theta"],
+            "max_length": values["max_position_embeddings"],
+            "init_std": values["initializer_range"],
+        }
+    except (KeyError, TypeError) as missing:
         raise CheckpointError(
-            f"{directory / 'config.json'}: {missing} is missing or unknown; give a folder written by `cmbert export`"
+            f"{path}: {missing} is missing or unknown; give a folder written by `cmbert export`"
         ) from missing
+    try:
+        config = build(ModelConfig, table, str(path), "model.")
+        check_ranges(config, "model")
+    except ConfigError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(f"{path}: {said}; give a folder written by `cmbert export`") from error
+    if config.hidden_size % (2 * config.num_heads) or config.local_window % 2:
+        raise CheckpointError(
+            f"{path}: hidden_size {config.hidden_size} is no even multiple of {config.num_heads} heads, or "
+            f"local_attention {config.local_window} is odd; give a folder written by `cmbert export`"
+        )
+    return config

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmbert.config.schema import Recipe
-from cmbert.data.megatron import is_pair
-from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, token_dtype
+from cmbert.data.shards import SHARD_SUFFIXES, ShardSet, is_shard_set, token_dtype
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
@@ -58,7 +57,7 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     too many epochs.
     """
     data, tokenizer, notes = recipe.data, _find_tokenizer(recipe), []
-    there = {number: source for number, source in enumerate(data.sources) if _is_shard_set(Path(source.path))}
+    there = {number: source for number, source in enumerate(data.sources) if is_shard_set(Path(source.path))}
     if tokenizer is None:
         notes.append(
             f"{data.tokenizer}: not there yet: "
@@ -134,10 +133,6 @@ def _find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     if not (Path(recipe.data.tokenizer) / TOKENIZER_FILE).is_file():
         return None
     return load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
-
-
-def _is_shard_set(path: Path) -> bool:
-    return (path / MANIFEST_FILE).is_file() or is_pair(path)
 
 
 def _describe_shards(path: str) -> Source:

@@ -1,9 +1,9 @@
 """A plan as text for people, or as one JSON object."""
 
 import dataclasses
-import json
 import textwrap
 
+from cmbert.files import json_text
 from cmbert.plan.memory import Memory, usable_bytes
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration
@@ -21,7 +21,7 @@ COMPUTE_REMARKS = {
 
 def print_plan(plan: Plan, as_json: bool) -> None:
     """Print `plan` as text for people, or as one JSON object."""
-    print(json.dumps(dataclasses.asdict(plan), ensure_ascii=False, indent=2) if as_json else describe(plan))
+    print(json_text(dataclasses.asdict(plan), indent=2) if as_json else describe(plan))
 
 
 def describe(plan: Plan) -> str:

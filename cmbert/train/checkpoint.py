@@ -9,7 +9,6 @@ whoever looks for the newest, also to go back from a spike, finds one that this 
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -17,10 +16,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from cmbert.errors import CheckpointError
-from cmbert.files import doing, file_size, hash_file, patiently, read_bytes, rename, write_text
+from cmbert.files import doing, file_size, hash_file, patiently, rename, write_text
+from cmbert.shapes import read_as
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,26 @@ CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "MANIFEST.json"
-DAMAGED = (ValueError, TypeError, FileNotFoundError)  # what a torn, changed or missing JSON file raises
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
 LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
 REMOVED_SUFFIX = ".removed"  # of one that is being removed: a kill meanwhile leaves no half checkpoint
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
+
+
+class FileEntry(TypedDict):
+    """What a checkpoint's manifest says of a file."""
+
+    bytes: int
+    blake2b: str
+
+
+class GuardMemory(TypedDict, total=False):
+    """What the guards remember (guards.py)."""
+
+    losses: list[float]
+    norms: list[float]
+    num_skipped: int
+    num_in_a_row: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class TrainState:
     """At which each began (`begin_reading`); empty = at 0."""
     rolling: bool = False
     """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
-    guard: dict[str, Any] = field(default_factory=dict)
+    guard: GuardMemory = field(default_factory=lambda: GuardMemory())
     """What the guards remember of the steps before."""
     asked: list[list[int]] = field(default_factory=list)
     """Steps [first, last) of --skip-steps, as they were said: asked again, they are left out already."""
@@ -159,7 +174,7 @@ def require_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileEntry:
     """Return a file's entry in the manifest."""
     return {"bytes": path.stat().st_size, "blake2b": hash_file(path)}
 
@@ -203,10 +218,12 @@ def damaged_files(checkpoint: Path, share: int = 0, num_shares: int = 1) -> list
     Raises OSError where they cannot be read (after some tries where that may help): they may be whole.
     """
     try:
-        manifest = json.loads(patiently(lambda: read_bytes(checkpoint / MANIFEST_FILE)))
+        manifest = _read_json(checkpoint / MANIFEST_FILE, dict[str, FileEntry])
         read_state(checkpoint)
-    except DAMAGED as error:
-        return [f"{checkpoint}: {MANIFEST_FILE} or {STATE_FILE} cannot be read: {error}"]
+    except CheckpointError as error:
+        return [str(error)]
+    if foreign := [name for name in manifest if not _is_inside(name)]:
+        return [f"{checkpoint / MANIFEST_FILE}: {foreign[0]!r} is no file of a checkpoint; damaged"]
     found = []
     for name, expected in sorted(manifest.items())[share::num_shares]:
         path = checkpoint / name
@@ -227,16 +244,50 @@ def check_files(checkpoint: Path) -> None:
         raise CheckpointError(f"{damaged[0]}; use another checkpoint")
 
 
+def _is_inside(name: str) -> bool:
+    return (
+        name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts and name not in ("", ".")
+    )
+
+
+def _read_json(path: Path, hint: Any) -> Any:
+    value = read_as(path, hint, error=CheckpointError, remedy="damaged")
+    if value is None:
+        raise CheckpointError(f"{path}: missing")
+    return value
+
+
 def read_state(checkpoint: Path) -> TrainState:
-    """Return the training state of a checkpoint."""
-    return TrainState(**json.loads(patiently(lambda: read_bytes(checkpoint / STATE_FILE))))
+    """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
+    path = checkpoint / STATE_FILE
+    state = TrainState(**_read_json(path, TrainState))
+    if fault := _fault_of(state):
+        raise CheckpointError(f"{path}: {fault}; damaged")
+    return state
+
+
+def _fault_of(state: TrainState) -> str | None:
+    """Return what in a state cannot be, or None."""
+    for key in ("left_out", "asked"):
+        if any(len(pair) != 2 or pair[0] >= pair[1] for pair in getattr(state, key)):
+            return f"{key}: not pairs [first, last)"
+    for key in ("source_rows", "first_rows"):
+        if len(found := getattr(state, key)) not in (0, len(state.shard_fingerprints)):
+            return f"{key}: {len(found)} numbers for {len(state.shard_fingerprints)} shard sets"
+    if len(state.guard.get("losses", [])) != len(state.guard.get("norms", [])):
+        return "guard: as many losses as norms"
+    return (
+        None
+        if state.world_size and state.zero_stage in (1, 2, 3)
+        else "world_size or zero_stage: not one to train with"
+    )
 
 
 def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
     """Return the states of those checkpoints whose state is whole; their files are not proved. Raises OSError."""
     found = {}
     for path in checkpoints:
-        with contextlib.suppress(*DAMAGED):
+        with contextlib.suppress(CheckpointError):
             found[path] = read_state(path)
     return found
 

@@ -26,6 +26,7 @@ from cmbert.train.checkpoint import (
     LEFT_SUFFIX,
     MANIFEST_FILE,
     STATE_FILE,
+    FileEntry,
     Retention,
     TrainState,
     aside_of,
@@ -166,7 +167,7 @@ class CheckpointWriter:
             raise error
         return {}, 0.0, error
 
-    def _publish(self, manifest: dict[str, dict], is_broken: bool) -> None:
+    def _publish(self, manifest: dict[str, FileEntry], is_broken: bool) -> None:
         """Let the checkpoint appear, or remove its files where it is broken."""
         assert self.state is not None
         self.lease.check()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from cmbert.environment import number_in
 from cmbert.errors import CmbertError, ConfigError
 from cmbert.train.launchers import variables_in
 
@@ -34,13 +35,13 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     if names is None:
         return Launch(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=_free_port())
     rank_name, size_name, local_name, local_size_name = names
-    rank, world_size = _integer(environment, rank_name), _integer(environment, size_name)
+    rank, world_size = number_in(environment, rank_name), number_in(environment, size_name)
     if not 0 <= rank < world_size:
         raise ConfigError(f"environment: {rank_name}={rank} of {size_name}={world_size}; check the launcher")
     return Launch(
         rank=rank,
         world_size=world_size,
-        local_rank=_integer(environment, local_name) if local_name in environment else 0,
+        local_rank=number_in(environment, local_name),
         address=_address(environment, world_size, local_size_name),
         port=_port(environment),
     )
@@ -50,24 +51,17 @@ def _address(environment: Mapping[str, str], world_size: int, local_size_name: s
     found = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
     if found:
         return found
-    if local_size_name in environment and _integer(environment, local_size_name) < world_size:
+    if local_size_name in environment and number_in(environment, local_size_name) < world_size:
         raise ConfigError(
             "environment: ranks on several nodes, and no MASTER_ADDR; set it to the address of rank 0's node"
         )
     return "127.0.0.1"
 
 
-def _integer(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise ConfigError(f"environment: {name}={environment[name]!r} is not a number; check the launcher") from None
-
-
 def _port(environment: Mapping[str, str]) -> int:
-    if "MASTER_PORT" in environment:
-        return _integer(environment, "MASTER_PORT")
-    job = _integer(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
+    if environment.get("MASTER_PORT"):
+        return number_in(environment, "MASTER_PORT")
+    job = number_in(environment, "SLURM_JOB_ID")
     return FIRST_PORT + job % NUM_PORTS  # two jobs that share a node must not meet
 
 

@@ -13,6 +13,7 @@ import torch
 
 from cmbert.config.schema import LEAST_HISTORY, GuardConfig
 from cmbert.errors import CmbertError
+from cmbert.train.checkpoint import GuardMemory
 from cmbert.train.optim import Admission
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
@@ -42,8 +43,8 @@ class Guard:
     `begin` and `admit` wait for nothing. `finish` gets the step's figures once they have arrived, in the steps' order.
     """
 
-    def __init__(self, config: GuardConfig, device: torch.device, memory: dict[str, Any] | None = None):
-        memory = memory or {}
+    def __init__(self, config: GuardConfig, device: torch.device, memory: GuardMemory | None = None):
+        memory = memory or GuardMemory()
         self.config, self.device = config, device
         self.losses: deque[float] = deque(memory.get("losses", ()), maxlen=config.spike_window_steps)
         self.norms: deque[float] = deque(memory.get("norms", ()), maxlen=config.spike_window_steps)
@@ -56,7 +57,7 @@ class Guard:
         self._count = torch.tensor(len(self.losses), device=device)
         self._judgement: Judgement | None = None
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> GuardMemory:
         """Return what a checkpoint keeps, so that a resumed run judges as the unbroken one."""
         return {
             "losses": list(self.losses),

@@ -58,8 +58,14 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
 
 def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
     """Yield a line for each piece: source, shard, document in the shard, tokens."""
+    sets = [source.shards for source in reader.blend.sources]
     for source, document, start, length in zip(*(column.tolist() for column in record.pieces), strict=True):
-        shards = reader.blend.sources[source].shards
+        if source >= len(sets) or not 0 <= document < sets[source].num_documents:
+            raise CheckpointError(
+                f"step {record.step}: its record names document {document} of data.sources[{source}], which is not "
+                "there today; the shards were changed"
+            )
+        shards = sets[source]
         shard = shards.shard_of(document)
         local = document - int(shards.documents_before[shard])
         yield f"{shards.path} {shards.prefixes[shard].name} document {local} tokens {start}-{start + length - 1}"

@@ -1,16 +1,16 @@
 """What a run says of itself, and the runs it started from: the facts of a model card. What cannot be known is None."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cmbert.config.schema import Recipe, SourceConfig
 from cmbert.data.shards import ShardSet
 from cmbert.errors import CheckpointError, ConfigError, ShardError
+from cmbert.shapes import read_as
 from cmbert.train.checkpoint import TrainState, read_state, require_checkpoint
-from cmbert.train.metrics import read_events, read_metrics, source_names
+from cmbert.train.metrics import SPENT, read_events, read_metrics, source_names
 from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe, run_of
 
 
@@ -76,7 +76,7 @@ def read_lineage(path: Path) -> Lineage:
 def _read_stage(checkpoint: Path) -> StageFacts:
     run = run_of(checkpoint)
     recipe, state = read_run_recipe(run), read_state(checkpoint)
-    records = [record for record in read_metrics(run) if record["step"] < state.step]
+    records = [record for record in read_metrics(run, needed=("real_tokens", *SPENT)) if record["step"] < state.step]
     if len(records) != state.step:
         records = []
     names = source_names([source.path for source in recipe.data.sources])
@@ -86,8 +86,8 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         state=state,
         records=records,
         events=[event for event in read_events(run) if event["step"] <= state.step],
-        environment=_read_json(run / "environment.json"),
-        precision=_precision(_read_json(run / "ds_config.json")),
+        environment=_read_json(run / "environment.json", Environment),
+        precision=_precision(_read_json(run / "ds_config.json", dict[str, Any])),
         sources=[
             _read_source(index, Path(name).name, source, state, records, run / PLAN_FOLDER)
             for index, (name, source) in enumerate(zip(names, recipe.data.sources, strict=True))
@@ -95,15 +95,18 @@ def _read_stage(checkpoint: Path) -> StageFacts:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: not JSON ({error}); remove it, and the model card leaves out what it said"
-        ) from error
+class Environment(TypedDict, total=False):
+    """What a run says of where it ran (environment.json)."""
+
+    git_commit: str | None
+    python: str
+    platform: str
+    versions: dict[str, str | None]
+
+
+def _read_json(path: Path, hint: Any) -> Any:
+    remedy = "remove it, and the model card leaves out what it said"
+    return read_as(path, hint, error=CheckpointError, remedy=remedy) or {}
 
 
 def _precision(deepspeed: Mapping[str, Any]) -> str | None:
@@ -113,7 +116,8 @@ def _precision(deepspeed: Mapping[str, Any]) -> str | None:
 
 
 def _is_on(deepspeed: Mapping[str, Any], kind: str) -> bool:
-    return bool(deepspeed.get(kind, {}).get("enabled"))
+    section = deepspeed.get(kind)
+    return isinstance(section, dict) and section.get("enabled") is True
 
 
 def _read_source(
@@ -126,7 +130,7 @@ def _read_source(
         shards.recall_proof(plan_folder)
     except ShardError:
         return Source(name, source.weight, None, None, tokens_read, {})
-    if shards.fingerprint != state.shard_fingerprints[index]:
+    if [shards.fingerprint] != state.shard_fingerprints[index : index + 1]:
         return Source(name, source.weight, None, None, tokens_read, {})
     documents, tokens = sum(shards.shard_documents), sum(shards.shard_tokens)
     return Source(name, source.weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))

@@ -1,32 +1,74 @@
 """metrics.jsonl, TensorBoard and W&B: one record per step, rewound on resume so that no step shows twice."""
 
 import dataclasses
-import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import PatientFile, doing, read_bytes, read_input, write_text
+from cmbert.files import PatientFile, doing, finite, json_text, read_bytes, read_input, write_text
+from cmbert.reading import parse_json
+from cmbert.shapes import misfit
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+MEASURED = (  # numbers of a step that are always finite
+    "tokens", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "realised_mask_rate", "step_seconds",
+    "data_wait_seconds", "tokens_per_second", "fill_rate", "time", "rows_left_out",
+)  # fmt: skip
+FIGURES = (  # that may be null, as are those that JSON has no number for: nan and infinite ones
+    "loss", "accuracy", "grad_norm", "heldout_loss", "heldout_accuracy", "heldout_masked_tokens", "peak_memory_bytes",
+    "flops_per_second", "mfu", "forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds",
+)  # fmt: skip
+SPENT = ("step_seconds", "data_wait_seconds")  # what a step took, in two parts
 WANDB_ID_FILE = "wandb_id"
 
 
-def read_metrics(run: Path) -> list[dict]:
-    """Return the records of a run, in step order; a last line cut short by a kill is left out."""
-    return _read_lines(run / METRICS_FILE)
+class Event(TypedDict):
+    """A line of events.jsonl; it may hold more words."""
+
+    time: float
+    kind: str
+    step: int
+    text: str
+
+
+class Record(TypedDict):
+    """A line of metrics.jsonl, beside its MEASURED and FIGURES."""
+
+    step: int
+    source_tokens: NotRequired[list[int]]
+    unit_lengths: NotRequired[list[int]]
+    source_loss: NotRequired[list[float | None] | None]
+
+
+def _record_fault(record: Any) -> str | None:
+    fault = misfit(record, Record)
+    for names, hint in ((MEASURED, dict[str, float]), (FIGURES, dict[str, float | None])):
+        fault = fault or misfit({name: record[name] for name in names if name in record}, hint)
+    return fault
+
+
+def read_metrics(run: Path, needed: Sequence[str] = ()) -> list[dict]:
+    """Return the records of a run, in step order; a last line cut short by a kill is left out.
+
+    needed: figures that every record must have. Raises CheckpointError naming the line.
+    """
+    records = _read_lines(run / METRICS_FILE, _record_fault)
+    if missing := [name for name in needed if any(name not in record for record in records)]:
+        raise CheckpointError(f"{run / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
+    return records
 
 
 def read_events(run: Path) -> list[dict]:
     """Return what happened to a run, oldest first; a last line cut short by a kill is left out."""
-    return _read_lines(run / EVENTS_FILE)
+    return _read_lines(run / EVENTS_FILE, partial(misfit, hint=Event))
 
 
 def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> None:
@@ -40,16 +82,19 @@ def append_event(run: Path, kind: str, step: int, text: str, **more: str) -> Non
     events.close()
 
 
-def _read_lines(path: Path) -> list[dict]:
+def _read_lines(path: Path, fault_of: Callable[[Any], str | None]) -> list[dict]:
     raw = read_input(path)
     if raw is None:
         return []
     records = []
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a kill may cut the last inside a character
         try:
-            records.append(json.loads(line.decode("utf-8")))
+            record = finite(parse_json(line))
         except ValueError as error:  # not JSON, or not UTF-8
             raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
+        if fault := fault_of(record):
+            raise CheckpointError(f"{path}: line {number}: {fault}; remove that line")
+        records.append(record)
     return records
 
 
@@ -63,7 +108,7 @@ def _continue_lines(path: Path, kept: list[dict]) -> PatientFile:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json_text(record) + "\n"
 
 
 def _event(kind: str, step: int, text: str, **more: str) -> bytes:

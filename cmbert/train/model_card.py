@@ -147,7 +147,7 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _results(lineage: Lineage, measured: Comparison) -> str:
     rows = []
     for stage in lineage.stages:
-        scored = [record for record in stage.records if "heldout_loss" in record]
+        scored = [record for record in stage.records if record.get("heldout_loss") is not None]
         if scored:
             last = scored[-1]
             rows.append((
@@ -186,7 +186,7 @@ def _limits(lineage: Lineage) -> str:
     longest = max(stage.recipe.data.context_tokens for stage in lineage.stages)
     if longest < model.max_length:
         lines.append(f"Trained on at most {longest:,} tokens at a time; what it does with longer text is not known.")
-    if not any("heldout_loss" in record for stage in lineage.stages for record in stage.records):
+    if not any(record.get("heldout_loss") is not None for stage in lineage.stages for record in stage.records):
         lines.append("Not evaluated: the run scored no held-out text.")
     lines += [
         "The run holds no result on a downstream task.",

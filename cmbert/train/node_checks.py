@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from cmbert.environment import number_in
 from cmbert.errors import first_line
 from cmbert.evaluate.memory import free_host_bytes
 
@@ -95,7 +96,7 @@ def examine(rank: int, local_rank: int, folders: Sequence[Path]) -> Findings:
 
 def gpu_faults(local_rank: int, num_gpus: int) -> list[str]:
     """Return what is wrong with the GPUs that Slurm gave the node, and with this rank's."""
-    promised = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    promised = number_in(os.environ, "SLURM_GPUS_ON_NODE")
     if num_gpus < promised:
         return [f"{num_gpus} of {promised} GPUs are visible to torch"]
     if num_gpus == 0:

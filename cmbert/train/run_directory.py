@@ -14,7 +14,7 @@ from typing import Any
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import RowReader
-from cmbert.environment import git_commit, installed_versions
+from cmbert.environment import git_commit, installed_versions, number_in
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import file_size, patiently, write_json
 from cmbert.tokenizer import Tokenizer
@@ -131,7 +131,7 @@ def find_resume(recipe: Recipe, resume: str) -> list[Path]:
 
 def _is_of_an_earlier_life(found: list[Path]) -> bool:
     """Return whether an earlier life of this Slurm job has written the newest of these checkpoints."""
-    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
+    if number_in(os.environ, "SLURM_RESTART_COUNT") == 0:
         return False
     return any(state.job == os.environ.get("SLURM_JOB_ID") for state in readable_states(found[:1]).values())
 

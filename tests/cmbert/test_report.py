@@ -10,9 +10,10 @@ import pytest
 
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.progress import duration
-from cmbert.report import read_stages, write_report
+from cmbert.report import write_report
 from cmbert.report_charts import MAX_POINTS, compact, decimate, smooth
-from cmbert.report_steps import smooth_known, time_bands
+from cmbert.report_files import read_stages
+from cmbert.report_steps import time_bands
 
 RECIPE = """
 [model]
@@ -198,11 +199,32 @@ def test_loss_of_each_source(tmp_path: Path) -> None:
 
 def test_smoothing_over_steps_without_a_value() -> None:
     values = np.full(100, np.nan)
-    assert np.isnan(smooth_known(values)).all()
+    assert np.isnan(smooth(values)).all()
     values[50] = 4.0
-    smoothed = smooth_known(values)
+    smoothed = smooth(values)
     assert np.flatnonzero(np.isfinite(smoothed)).tolist() == [48, 49, 50, 51, 52]
     assert np.nanmax(smoothed) == np.nanmin(smoothed) == 4.0
+
+
+@pytest.mark.parametrize("spelled", ["NaN", "Infinity", "null"])
+def test_steps_that_were_not_finite_leave_gaps(tmp_path: Path, spelled: str) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for step in (0, 7, 39):  # the last one, too
+        lines[step] = re.sub(r'("loss"|"grad_norm"): [^,]+', rf"\1: {spelled}", lines[step])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    page = page_of(run)
+    assert "nan" not in page.lower()
+    loss = read_stages(run)[0]["loss"]
+    assert np.flatnonzero(np.isnan(loss)).tolist() == [0, 7, 39]
+    assert np.flatnonzero(np.isnan(smooth(loss))).tolist() == [0], "the others go on after a gap"
+    tokens, drawn = decimate(np.arange(40), loss)
+    assert len(tokens) == len(drawn) == 37
+    for step in range(40):
+        lines[step] = re.sub(r'"loss": [^,]+', f'"loss": {spelled}', lines[step])
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert "not finite" in page_of(run)
 
 
 def test_stages_follow_each_other(tmp_path: Path) -> None:
@@ -254,10 +276,10 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder; name the page"):
         write_report(run, tmp_path)
     (run / "eval.json").write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"eval\.json: must hold a JSON dict"):
+    with pytest.raises(CheckpointError, match=r"eval\.json: found .*, must be an object"):
         write_report(run, output)
     (run / "eval.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"eval\.json: not JSON"):
+    with pytest.raises(CheckpointError, match=r"eval\.json: not valid JSON"):
         write_report(run, output)
     write(run / "eval.json", {})
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:

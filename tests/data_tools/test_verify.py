@@ -11,11 +11,12 @@ import pytest
 
 from cmbert.data.megatron import write_idx
 from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
-from cmbert.errors import ConfigError
+from cmbert.errors import ConfigError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer
 from data_tools.encoders import BatchEncoder, Encoded
 from data_tools.manifest import Tally, sealed
+from data_tools.merge import merge
 from data_tools.preprocess import preprocess
 from data_tools.verify import find_faults
 
@@ -118,6 +119,9 @@ def test_an_index_that_cannot_be(directory: Path) -> None:
     swapped[-16:] = raw[-8:] + raw[-16:-8]
     change(directory, "00000.idx", bytes(swapped))
     assert any("document bounds" in fault for fault in find_faults(directory))
+    with pytest.raises(ShardError, match=r"00000\.idx: its document bounds"):
+        merge([directory], directory / "merged")  # nothing is made of it
+    assert not (directory / "merged").exists()
 
 
 def test_one_unit_per_token_is_noticed(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
+from cmbert.data.megatron import write_idx
 from cmbert.tokenizer import Tokenizer
 from tests import forking
 from tests.conftest import leave_run, make_shards
@@ -70,6 +72,17 @@ def test_what_was_made_from_an_earlier_stage_is_not_called_done(made: str, recip
     said = recipes.describe(code=2)
     assert said.startswith(f"submit_all: error: {root}/{made}: made from a {source} that was another or not finished")
     assert said.count("\n") == 1
+
+
+def test_a_megatron_pair_is_there(recipes: Recipes) -> None:
+    pair = recipes.folder / "pair"
+    np.arange(5, 25, dtype=np.uint16).tofile(pair.with_suffix(".bin"))
+    write_idx(pair.with_suffix(".idx"), np.array([12, 8]), np.dtype(np.uint16))
+    base = recipes.folder / "recipe.toml"
+    path = recipes.first.data.sources[0].path
+    base.write_text(base.read_text(encoding="utf-8").replace(path, str(pair)), encoding="utf-8")
+    described = [line.split("\t") for line in recipes.describe().splitlines()]
+    assert [line[-1] for line in described if line[0] == "shards"] == ["there"]
 
 
 def test_shards_of_another_tokenizer_are_refused(recipes: Recipes, tokenizer: Tokenizer) -> None:

@@ -75,6 +75,12 @@ def test_bash_parses_it(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
+def test_old_bash_takes_empty_arrays(script: Path) -> None:
+    """Bash 4.2, which CentOS 7 has, says of an empty X that "${X[@]}" is unbound; + or :- guard it."""
+    assert not re.findall(r'(?<!\+)"\$\{\w+\[@\]\}"|\$\{\w+\[\*\]\}', script.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_shellcheck_finds_nothing(script: Path, shellcheck: str) -> None:
     found = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.stdout == ""

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cmbert.errors import ConfigError
+from cmbert.errors import CheckpointError
+from cmbert.evaluate.encoders import load_auto_tokenizer, open_encoder
 from cmbert.model.encoder import Encoder
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -35,12 +36,14 @@ class Piece:
 
 
 class Backbone(nn.Module):
-    """An encoder with its tokenizer."""
+    """An encoder with its tokenizer; `max_length` None: it takes texts of any length."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, hidden_size: int, max_length: int):
+    def __init__(
+        self, encoder: nn.Module, tokenizer: Any, hidden_size: int, max_length: int | None, takes_types: bool = False
+    ):
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.hidden_size, self.max_length = hidden_size, max_length
+        self.hidden_size, self.max_length, self.takes_types = hidden_size, max_length, takes_types
 
     def forward(self, ids_T: torch.Tensor, type_ids_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Packed ids (T,) int64 of pieces of the given lengths -> hidden states (T, D)."""
@@ -49,8 +52,9 @@ class Backbone(nn.Module):
             return self.encoder(ids_T, bounds)
         real_PL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
         real_PL = real_PL.to(ids_T.device)
-        inputs = {"input_ids": pad_sequence(ids_T.split(list(lengths)), batch_first=True), "attention_mask": real_PL}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        inputs = {"input_ids": pad_sequence(ids_T.split(list(lengths)), batch_first=True)}
+        inputs["attention_mask"] = real_PL.long()  # XLNet computes with it
+        if self.takes_types:
             inputs["token_type_ids"] = pad_sequence(type_ids_T.split(list(lengths)), batch_first=True)
         inputs["input_ids"][~real_PL] = self.tokenizer.pad_token_id
         return self.encoder(**inputs).last_hidden_state[real_PL]
@@ -67,6 +71,7 @@ class Backbone(nn.Module):
             "return_offsets_mapping": True,
             "return_token_type_ids": True,
             "split_special_tokens": True,  # a text's own "[MASK]" is text
+            "verbose": False,
         }
         found: dict[bool, Any] = {}
         if single:
@@ -102,46 +107,12 @@ def our_backbone(model: MaskedLanguageModel, tokenizer_directory: Path, *, untra
     return Backbone(model.model, tokenizer, model.config.hidden_size, model.config.max_length)
 
 
-def their_backbone(name: str, *, untrained: bool) -> Backbone:
-    """Load an encoder of transformers from a folder, or by its name from the hub or its cache.
+def their_backbone(name: str, *, untrained: bool, trust: bool = False) -> Backbone:
+    """Open an encoder of transformers from a folder, or by its name from the hub or its cache. Raises CheckpointError.
 
-    Code of a model is run only from a folder. Raises ConfigError if there is no such model, or it has no tokenizer.
+    `trust`: run the code that came with it.
     """
-    from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    trust = Path(name).is_dir()
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        if untrained:
-            torch.manual_seed(0)
-            encoder = AutoModel.from_config(config, trust_remote_code=trust)
-        else:
-            encoder = AutoModel.from_pretrained(name, config=config, trust_remote_code=trust, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--model {name}: neither a run, a checkpoint nor a model of transformers: {first}"
-        ) from error
-    tokenizer = load_auto_tokenizer(name)
-    rows = encoder.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ConfigError(f"--model {name}: its tokenizer has {len(tokenizer)} ids, the model {rows}; use its own")
-    return Backbone(encoder, tokenizer, config.hidden_size, config.max_position_embeddings)
-
-
-def load_auto_tokenizer(name: str) -> Any:
-    """Load a fast tokenizer of transformers from a folder or by name. Raises ConfigError."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=Path(name).is_dir())
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or ["?"])[0]
-        raise ConfigError(f"--model {name}: has no tokenizer that transformers can load: {first}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one when the files are missing
-        raise ConfigError(f"--model {name}: has no tokenizer; put its files beside the model")
-    if not tokenizer.is_fast:
-        raise ConfigError(f"--model {name}: its tokenizer gives no offsets; put a tokenizer.json beside the model")
-    return tokenizer
+    found = open_encoder(name, untrained=untrained, trust=trust)
+    if not found.tokenizer.is_fast:
+        raise CheckpointError(f"{name}: its tokenizer gives no offsets; put a tokenizer.json beside the model")
+    return Backbone(found.network, found.tokenizer, found.hidden_size, found.max_length, found.takes_types)

@@ -59,7 +59,7 @@ def finetune(
     """
     splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
     seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
-    max_length = min(task.max_length, backbone.max_length)
+    max_length = min(task.max_length, backbone.max_length or task.max_length)
     place = output / task.name / model_name
     identity = _identity(backbone, task, folder, max_length)
     _check(place, identity)  # what is refused leaves no folder behind
@@ -177,7 +177,7 @@ def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> 
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in backbone.encoder.state_dict().items():
         digest.update(name.encode())
-        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
     tokenizer = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
     tokenizer |= {"truncation": None, "padding": None}  # which the last call has set

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cmbert.config.deepspeed import load_deepspeed_file, resolve_deepspeed
+from cmbert.config.deepspeed_sections import SECTIONS
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import ConfigError
 
@@ -113,6 +114,34 @@ def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> 
             {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp16"}},
             r"grad_accum_dtype: 'fp16' is neither fp32 nor what the gradients are \(bf16\)",
         ),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: True is not 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 1.0}}, "zero_optimization.stage: 1.0 is not 1, 2 or 3"),
+        ({"zero_optimization": {"stage": "1"}}, "zero_optimization.stage: '1' is not 1, 2 or 3"),
+        ({"zero_optimization": 1}, "zero_optimization.stage: 1 is not 1, 2 or 3; .*|must be an object"),
+        ({"zero_optimization": {"stage": 1, "overlap_com": True}}, "unknown key; did you mean 'overlap_comm'"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}},
+            "reduce_bucket_size: -1 must be a whole number",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            "offload_optimizer.device: 'gpu' must",
+        ),
+        (
+            {"zero_optimization": {"stage": 1}, "bf16": {"enabled": "false"}},
+            "bf16.enabled: 'false' must be true or false",
+        ),
+        ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": 1}}, "bf16.enabled: 1 must be true or false"),
+        ({"zero_optimization": {"stage": 1}, "bf16": True}, "bf16: True must be an object"),
+        ({"zero_optimization": {"stage": 1}, "timers": []}, r"timers: \[\] must be an object"),
+        (
+            {"zero_optimization": {"stage": 1}, "communication_data_type": "fp8"},
+            "communication_data_type: 'fp8' must be one",
+        ),
+        (
+            {"zero_optimization": {"stage": 1}, "gradient_predivide_factor": float("nan")},
+            "predivide_factor: nan must be a",
+        ),
         ([], "must be a JSON object"),
     ],
 )
@@ -121,6 +150,24 @@ def test_deepspeed_files_are_checked(tmp_path: Path, table: object, message: str
     path.write_text(json.dumps(table), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_deepspeed_file(path)
+
+
+def test_the_sections_are_deepspeeds(tmp_path: Path) -> None:
+    """Another version of DeepSpeed, with other keys, is noticed here, not by a traceback on the cluster."""
+    zero = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
+    offload = pytest.importorskip("deepspeed.runtime.zero.offload_config")
+    bf16 = pytest.importorskip("deepspeed.runtime.precision_config").DeepSpeedBF16Config
+    comms = pytest.importorskip("deepspeed.comm.config").CommsLoggerConfig
+    ours = SECTIONS["zero_optimization"]
+    for model, known in (
+        (zero, ours),
+        (offload.DeepSpeedZeroOffloadParamConfig, ours["offload_param"]),
+        (offload.DeepSpeedZeroOffloadOptimizerConfig, ours["offload_optimizer"]),
+        (bf16, SECTIONS["bf16"]),
+        (comms, SECTIONS["comms_logger"]),
+    ):
+        names = set(model.model_fields) | {field.alias for field in model.model_fields.values() if field.alias}
+        assert known.keys() == names, model
 
 
 def test_deepspeed_does_not_wait_for_the_device_unless_its_file_says_so(recipe_file: Path, tmp_path: Path) -> None:

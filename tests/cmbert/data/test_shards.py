@@ -1,16 +1,19 @@
 """The shard format: what is written is read back, by us and by Megatron-Core; torn files are refused."""
 
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.integrity import hash_blocks
 from cmbert.data.kernels import frame_pieces
 from cmbert.data.loader import open_reader
 from cmbert.data.megatron import read_idx, write_idx
-from cmbert.data.packing import SourceRows
-from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
+from cmbert.data.packing import SourceRows, document_chunks, plan_windows
+from cmbert.data.shards import ShardSet, ShardWriter, read_manifest, token_dtype, write_manifest
 from cmbert.errors import ShardError
 from cmbert.tokenizer import Tokenizer
 
@@ -108,6 +111,79 @@ def test_a_directory_without_a_whole_manifest_is_no_shard_set(written: tuple) ->
         ShardSet(directory)
 
 
+def vouch_for(directory: Path, name: str, raw: bytes) -> None:
+    """Write a file of a set and let the manifest say that it is right."""
+    path = directory / name
+    path.write_bytes(raw)
+    manifest, suffix = read_manifest(directory), path.suffix[1:]
+    entry = next(entry for entry in manifest["shards"] if entry["name"] == path.stem)
+    whole, blocks = hash_blocks(path)
+    entry["bytes"][suffix], entry["blake2b"][suffix] = len(raw), whole
+    if suffix in entry["crc32"]:
+        entry["crc32"][suffix] = blocks
+    write_manifest(directory, manifest)
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "format"),
+    [
+        (34 + 12 * 3, [0, 2, 1, 3], "q"),  # bounds that fall
+        (34 + 12 * 3, [1, 1, 2, 3], "q"),
+        (34 + 12 * 3, [0, 1, 2, 4], "q"),
+        (34 + 12 * 3, [0, 2**63 - 1, -2, 3], "q"),
+        (34 + 12 * 3, [0, 1, 1, 3], "q"),  # sound, of a Megatron pair; ours has one sequence a document
+        (34 + 4 * 3, [0, 8, 26], "q"),  # pointers
+        (34 + 4 * 3, [-2, 6, 26], "q"),
+        (34, [3, 11, 0], "i"),  # another document's token; a document without any
+        (34, [-1, 14, 1], "i"),
+        (34, [2**31 - 1, 2**31 - 1, 1], "i"),
+        (17, [4], "B"),  # ids of four bytes
+    ],
+)
+def test_an_index_that_makes_no_sense_is_refused_though_the_manifest_vouches_for_it(
+    written: tuple, place: int, values: list[int], format: str
+) -> None:
+    directory = written[0]
+    raw = bytearray((directory / "00000.idx").read_bytes())
+    struct.pack_into(f"<{len(values)}{format}", raw, place, *values)
+    vouch_for(directory, "00000.idx", bytes(raw))
+    shards = ShardSet(directory)
+    for use in (
+        lambda: shards.document_lengths(),
+        lambda: shards.read(0),
+        lambda: shards.check_documents(0, 1),
+        lambda: plan_windows(document_chunks(shards), 32, 8),
+    ):
+        with pytest.raises(ShardError, match=r"00000\.idx: [^\n]*\Z"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("name", "../00000", "is no name of a file"),
+        ("name", 7, "shards[0].name: found 7, must be a text"),
+        ("name", "00001", "'00001' is listed 2 times"),
+        ("documents", 2, "do not fit together"),
+        ("documents", 2**63, "shards[0].documents: found"),
+        ("documents", -3, "shards[0].documents: found -3"),
+        ("tokens", True, "shards[0].tokens: found True"),
+        ("tokens", 15, "do not fit together"),
+        ("bytes", {"bin": 28}, "shards[0].bytes.idx: missing key"),
+        ("blake2b", None, "shards[0].blake2b: found None"),
+        ("crc32", {"bin": "AAAA", "words": "AAAA"}, "crc32.bin: not one checksum"),
+        ("crc32", {"bin": "", "words": ""}, "crc32.bin: not one checksum"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(written: tuple, key: str, value: object, words: str) -> None:
+    directory = written[0]
+    manifest = read_manifest(directory)
+    manifest["shards"][0][key] = value
+    write_manifest(directory, manifest)
+    with pytest.raises(ShardError, match=rf"manifest\.json: .*{re.escape(words)}"):
+        ShardSet(directory).read(0)
+
+
 def test_pointers_pass_two_gigabytes(tmp_path: Path) -> None:
     lengths = np.full(3, 2**30, dtype=np.int64)
     write_idx(tmp_path / "big.idx", lengths, np.dtype("<u2"))
@@ -170,7 +246,7 @@ def test_rows_beyond_two_gigabytes(tokenizer_directory: Path, tokenizer: Tokeniz
         file.seek(2 * 2**31)
         file.write(tokens.astype("<u2").tobytes())
     with open(tmp_path / "00000.words", "wb") as file:
-        file.truncate(2**31 // 8 + 2)
+        file.truncate(2**31 // 8 + 1)
     sizes = {suffix: (tmp_path / f"00000.{suffix}").stat().st_size for suffix in ("bin", "idx", "words")}
     entry = {"name": "00000", "documents": 3, "tokens": int(lengths.sum()), "units": 3}
     entry |= {"bytes": sizes, "blake2b": dict.fromkeys(sizes, "")}

@@ -1,5 +1,8 @@
 """metrics.jsonl never shows a step twice, and a line cut by a kill is dropped; TensorBoard and W&B get the same."""
 
+import json
+import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -75,6 +78,37 @@ def test_a_line_torn_inside_a_character_is_left_out(tmp_path: Path, cut: int) ->
     writer.close()
     assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0]
     assert [event["text"] for event in read_events(tmp_path)] == ["第一个", "第二个", "第三个"]
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    """NaN is not JSON: jq, pandas and JavaScript refuse a file that holds it."""
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write({"step": 0, "loss": math.nan, "grad_norm": math.inf, "source_loss": [1.5, -math.inf], "tokens": 8})
+    writer.close()
+    path = tmp_path / METRICS_FILE
+    written = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    assert written == {"step": 0, "loss": None, "grad_norm": None, "source_loss": [1.5, None], "tokens": 8}
+    path.write_text('{"step": 0, "loss": NaN, "source_loss": [Infinity]}\n', encoding="utf-8")  # of an older version
+    assert read_metrics(tmp_path) == [{"step": 0, "loss": None, "source_loss": [None]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("[]", "found [], must be an object"),
+        ('{"loss": 1.0}', "step: missing key"),
+        ('{"step": -1}', "step: found -1"),
+        ('{"step": true}', "step: found True"),
+        ('{"step": 1.5}', "step: found 1.5"),
+        ('{"step": 1, "loss": "2"}', "loss: found '2', must be a finite number"),
+        ('{"step": 1, "tokens_per_second": NaN}', "tokens_per_second: found None, must be a finite number"),
+        ('{"step": 1, "source_tokens": [7, null]}', "source_tokens[1]: found None"),
+    ],
+)
+def test_a_record_of_another_shape_is_named(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / METRICS_FILE).write_text(f'{{"step": 0}}\n{line}\n', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"{METRICS_FILE}: line 2: {re.escape(words)}.*; remove that line"):
+        read_metrics(tmp_path)
 
 
 def test_a_line_that_is_not_text_is_named(tmp_path: Path) -> None:
