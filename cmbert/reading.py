@@ -14,6 +14,10 @@ MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books
 HALF_PAIR = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )  # of surrogates, as JSON spells it
+LONE_HALF = re.compile(  # likewise, without its other half
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+NEW_LINE = b"\n"
 BOM = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 SHOWN_CHARACTERS = 60  # ours: of a value in a line of error
@@ -131,13 +135,19 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_json(path: Path) -> Any:
     """Return what a file of JSON holds. Raises InputError naming the file if it is missing, no JSON or not UTF-8."""
     raw = read_bytes(path)
+    if b"\0" in raw and not raw.startswith(UTF_16_MARKS):
+        raise InputError(f"{path}: holds a NUL character; remove it, or if the file is UTF-16: {_conversion(raw)}")
     try:
         return parse_json(raw.removeprefix(BOM))
     except UnicodeDecodeError as error:
         at = f"at byte {error.start}"
         raise InputError(f"{path}: not UTF-8 {at}; convert the file to UTF-8: {_conversion(raw)}") from error
     except ValueError as error:
-        raise InputError(f"{path}: {_said(error, 'JSON')}" if raw.strip() else f"{path}: empty file") from error
+        if not raw.strip():
+            raise InputError(f"{path}: empty file") from error
+        lone = LONE_HALF.search(raw) if "half of a surrogate pair" in str(error) else None
+        where = f"{path}:{raw.count(NEW_LINE, 0, lone.start()) + 1}" if lone else str(path)
+        raise InputError(f"{where}: {_said(error, 'JSON')}") from error
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any]:
