@@ -1,26 +1,47 @@
 """What a recipe must satisfy beyond types and ranges: one rule a line, each naming its key and the remedy."""
 
 from cmbert.config.ranges import check_ranges
-from cmbert.config.schema import Recipe
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import ConfigError
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for the first number outside its range, or else the first rule that `recipe` breaks."""
     check_ranges(recipe)
-    for broken, key, remedy in (
-        *_model_rules(recipe),
+    _check(
+        *_text_rules(recipe),
+        *_model_rules(recipe.model),
         *_data_rules(recipe),
         *_schedule_rules(recipe),
         *_training_rules(recipe),
         *_kernel_rules(recipe),
-    ):
+    )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ConfigError for the first number of a model outside its range, or else the first rule that it breaks."""
+    check_ranges(model, "model")
+    _check(*_model_rules(model))
+
+
+def _check(*rules: tuple[bool, str, str]) -> None:
+    for broken, key, remedy in rules:
         if broken:
             raise ConfigError(f"{key}: {remedy}")
 
 
-def _model_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
-    model = recipe.model
+def _text_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
+    """An empty path would be the working directory."""
+    needed = {
+        "run_directory": recipe.run_directory,
+        "data.tokenizer": recipe.data.tokenizer,
+        "train.deepspeed": recipe.train.deepspeed,
+        **{f"data.sources[{number}].path": source.path for number, source in enumerate(recipe.data.sources)},
+    }
+    return [(not text.strip(), key, "is empty; name what it stands for") for key, text in needed.items()]
+
+
+def _model_rules(model: ModelConfig) -> list[tuple[bool, str, str]]:
     below, above = model.vocab_size // 64 * 64, -(-model.vocab_size // 64) * 64
     return [
         (

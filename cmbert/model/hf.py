@@ -3,21 +3,23 @@ without any of these.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cmbert.config.load import build_model
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files import building, write_json
 from cmbert.model.gate import Comparison, prove
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import require_onnx
+from cmbert.shapes import read_as
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
@@ -104,7 +106,13 @@ def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
         raise CheckpointError(
             f"{directory} has no {WEIGHTS_FILE}: give a folder written by `cmbert export --format hf`"
         )
-    return _model_from(load_file(directory / WEIGHTS_FILE), config, str(directory)), config
+    try:
+        weights = load_file(directory / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{directory / WEIGHTS_FILE}: damaged ({error}); export or download the model again"
+        ) from error
+    return _model_from(weights, config, str(directory)), config
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -122,17 +130,14 @@ def is_export(directory: Path) -> bool:
     values = _read_json(path)
     ours = ("CmbertForMaskedLM", "ModernBertForMaskedLM")
     special = [values.get(f"{name}_token_id") for name in ("pad", "cls", "sep")]
-    return (values.get("architectures") or [""])[0] in ours and special == [PAD_ID, CLS_ID, SEP_ID]
+    return values.get("architectures") in [[name] for name in ours] and special == [PAD_ID, CLS_ID, SEP_ID]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object; CheckpointError if the file holds none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{path}: not JSON ({error}); export or download the model again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: not a JSON object; export or download the model again")
+    values = read_as(path, dict[str, Any], error=CheckpointError, remedy="export or download the model again")
+    if values is None:
+        raise CheckpointError(f"{path}: no such file; export or download the model again")
     return values
 
 
@@ -166,7 +171,7 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory / name, folder / name)
     # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = _read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -238,23 +243,29 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 
 def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
     norms: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
+    where = directory / "config.json"
     try:
-        return ModelConfig(
-            num_layers=values["num_hidden_layers"],
-            hidden_size=values["hidden_size"],
-            num_heads=values["num_attention_heads"],
-            intermediate_size=values["intermediate_size"],
-            vocab_size=values["vocab_size"],
-            norm=norms[values["model_type"]],
-            norm_eps=values["norm_eps"],
-            global_every=values["global_attn_every_n_layers"],
-            local_window=values["local_attention"],
-            rope_base_global=values["rope_parameters"]["full_attention"]["rope_theta"],
-            rope_base_local=values["rope_parameters"]["sliding_attention"]["rope_theta"],
-            max_length=values["max_position_embeddings"],
-            init_std=values["initializer_range"],
-        )
-    except KeyError as missing:
+        bases = values["rope_parameters"]
+        table = {
+            "num_layers": values["num_hidden_layers"],
+            "hidden_size": values["hidden_size"],
+            "num_heads": values["num_attention_heads"],
+            "intermediate_size": values["intermediate_size"],
+            "vocab_size": values["vocab_size"],
+            "norm": norms[values["model_type"]],
+            "norm_eps": values["norm_eps"],
+            "global_every": values["global_attn_every_n_layers"],
+            "local_window": values["local_attention"],
+            "rope_base_global": bases["full_attention"]["rope_theta"],
+            "rope_base_local": bases["sliding_attention"]["rope_theta"],
+            "max_length": values["max_position_embeddings"],
+            "init_std": values["initializer_range"],
+        }
+    except (KeyError, TypeError) as error:  # the second: a value where there should be an object, or the reverse
         raise CheckpointError(
-            f"{directory / 'config.json'}: {missing} is missing or unknown; give a folder written by `cmbert export`"
-        ) from missing
+            f"{where}: {error} is missing or unknown; give a folder written by `cmbert export`"
+        ) from error
+    try:
+        return build_model(table, str(where))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; give a folder written by `cmbert export`") from error
