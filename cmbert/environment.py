@@ -8,10 +8,19 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     import torch
+
+
+class Environment(TypedDict, total=False):
+    """What a run says of where it ran (environment.json)."""
+
+    git_commit: str | None
+    python: str
+    platform: str
+    versions: dict[str, str | None]
 
 
 def git_commit() -> str | None:

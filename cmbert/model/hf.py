@@ -245,7 +245,6 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
     norms: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
     where = directory / "config.json"
     try:
-        bases = values["rope_parameters"]
         table = {
             "num_layers": values["num_hidden_layers"],
             "hidden_size": values["hidden_size"],
@@ -256,8 +255,8 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
             "norm_eps": values["norm_eps"],
             "global_every": values["global_attn_every_n_layers"],
             "local_window": values["local_attention"],
-            "rope_base_global": bases["full_attention"]["rope_theta"],
-            "rope_base_local": bases["sliding_attention"]["rope_theta"],
+            "rope_base_global": values["rope_parameters"]["full_attention"]["rope_theta"],
+            "rope_base_local": values["rope_parameters"]["sliding_attention"]["rope_theta"],
             "max_length": values["max_position_embeddings"],
             "init_std": values["initializer_range"],
         }
