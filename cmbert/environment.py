@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from cmbert.errors import ConfigError
 
@@ -22,6 +22,15 @@ def number_in(environment: Mapping[str, str], name: str) -> int:
         return int(environment.get(name) or 0)
     except ValueError:
         raise ConfigError(f"environment: {name}={environment[name]!r} is not a number; check the launcher") from None
+
+
+class Environment(TypedDict, total=False):
+    """What a run says of where it ran (environment.json)."""
+
+    git_commit: str | None
+    python: str
+    platform: str
+    versions: dict[str, str | None]
 
 
 def git_commit() -> str | None:

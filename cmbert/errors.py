@@ -62,13 +62,18 @@ PASSING_ERRNOS = frozenset(
 )
 
 HALF_NAME = re.compile("[\udc80-\udcff]")  # how Python spells the bytes of a file name that is not UTF-8
+NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
 
 
 class CmbertError(Exception):
-    """Base of every error that is not our bug; its text names the file, the key and the remedy."""
+    """Base of every error that is not our bug; its text names the file, the key and the remedy, in one line."""
 
     exit_code = EXIT_USER_ERROR
+
+    def __init__(self, text: object = ""):
+        """text: what in it ends lines, is a control character or no character is escaped: names come from outside."""
+        super().__init__(NO_TEXT.sub(lambda found: ascii(found[0])[1:-1], str(text)))
 
 
 class ConfigError(CmbertError):

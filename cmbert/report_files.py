@@ -6,11 +6,11 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from cmbert.config.load import read_toml
+from cmbert.environment import Environment
 from cmbert.errors import CheckpointError
 from cmbert.report_charts import Stage
 from cmbert.report_steps import PHASE_COLUMNS
 from cmbert.shapes import misfit, read_as
-from cmbert.train.lineage import Environment
 from cmbert.train.metrics import METRICS_FILE, read_events, read_metrics, source_names
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")

@@ -1,13 +1,15 @@
 """The tokenizer as the rest of the code sees it: special ids, byte length of every token, a fingerprint."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
-from cmbert.errors import ConfigError
+from cmbert.errors import ConfigError, first_line
 from cmbert.files import read_input
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
@@ -16,11 +18,28 @@ NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
 SPECIALS_PER_PIECE = 2  # a piece of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
+REFUSALS = ("ValueError", "Exception", "PanicException")  # the last is in no module from which it could be imported
+PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take (ours)
 CONTINUATION_BYTES = frozenset(
     # UTF-8's bytes 0x80 to 0xBF as a byte-level vocabulary spells them (GPT-2's bytes_to_unicode): what can be printed
     # as itself, the others from U+0100 up; 34 bytes below 0x80 come before them there.
     [*map(chr, range(0x122, 0x143)), *map(chr, range(0xA1, 0xAD)), chr(0x143), *map(chr, range(0xAE, 0xC0))]
 )
+
+
+class RefusalError(Exception):
+    """What a tokenizer says of a file or of texts that it does not take, in one line."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what tokenizers written in Rust raise into RefusalError; an interrupt or lack of memory is none."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ not in REFUSALS:
+            raise
+        raise RefusalError(first_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -86,9 +105,9 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     if raw is None:
         raise ConfigError(f"{path}: no such file; make one with `data_tools train-tokenizer --output {directory}`")
     try:
-        backend = tokenizers.Tokenizer.from_buffer(raw)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a tokenizer.json: {error}") from error
+        backend = _open(raw)
+    except RefusalError as error:
+        raise ConfigError(f"{path}: not a tokenizer.json that can be used: {error}") from error
     for expected, token in enumerate(SPECIAL_TOKENS):
         found = backend.token_to_id(token)
         if found != expected:
@@ -98,5 +117,20 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     found_size = backend.get_vocab_size(with_added_tokens=True)
     if vocab_size not in (None, found_size):
         raise ConfigError(f"model.vocab_size: {vocab_size}, but {directory} has {found_size} ids; make it {found_size}")
-    backend.encode_special_tokens = True
     return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)
+
+
+def _open(raw: bytes) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a file's contents, which gives all ids of a text. Raises RefusalError for any other."""
+    with refusing():
+        backend = tokenizers.Tokenizer.from_buffer(raw)
+        backend.encode_special_tokens = True
+        backend.no_truncation()  # a file may say that texts are cut, which loses them silently, or filled up
+        backend.no_padding()
+        ids = sorted(backend.get_vocab(with_added_tokens=True).values())
+        backend.decode(backend.encode(PROBE_TEXT, add_special_tokens=False).ids)
+    if ids != list(range(len(ids))):
+        raise RefusalError(f"its {len(ids)} tokens have not the ids 0 to {len(ids) - 1}, each once")
+    if getattr(backend.model, "dropout", None):
+        raise RefusalError(f"model.dropout {backend.model.dropout:g} makes other ids of the same text; set it to null")
+    return backend

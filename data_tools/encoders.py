@@ -9,8 +9,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from cmbert.errors import first_line
 from cmbert.seeding import generator
-from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer
+from cmbert.tokenizer import TOKENIZER_FILE, RefusalError, Tokenizer, refusing
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,6 @@ PROBE = (
 PROBE_RANGES = ((0x20, 0x7F), (0xA0, 0x500), (0x2000, 0x2BFF), (0x3000, 0x9FFF), (0xF900, 0xFFEF), (0x1F000, 0x323AF))
 PROBE_TEXTS, PROBE_CHARACTERS = 64, 256  # of random characters, half of them common Hanzi
 
-REFUSALS = ("ValueError", "Exception", "PanicException")  # the last is in no module from which it could be imported
-
 # Each of these is NFC and stays what it is beside any other of them (a test goes through all).
 INERT_CHARACTERS = "\x00-\u02ff\u2010-\u2027\u3000-\u3029\u3030-\u3098\u309b-\u30ff\u3400-\u9fff\uff00-\uffef"
 NFC_INERT = re.compile(f"[{INERT_CHARACTERS}]*")
@@ -53,10 +50,6 @@ class Encoded(NamedTuple):
     ids: np.ndarray  # (tokens,) uint32
     lengths: np.ndarray  # (texts,) int64, tokens; 0 for a text that is refused
     refused: dict[int, str]  # the texts that no encoder takes, by their number in the batch, and what the last one said
-
-
-class RefusalError(Exception):
-    """What an encoder says of texts that it does not take, or of one among them."""
 
 
 class BatchEncoder(NamedTuple):
@@ -127,19 +120,8 @@ def _encode(attempts: Sequence[Callable[[list[str]], Encoded]], texts: list[str]
     return Encoded(np.concatenate([left.ids, right.ids]), np.concatenate([left.lengths, right.lengths]), refused)
 
 
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Turn what encoders written in Rust raise for a text into RefusalError; an interrupt or lack of memory is none."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ not in REFUSALS:
-            raise
-        raise RefusalError(first_line(error)) from error
-
-
 def _encode_plainly(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    with _refusing():
+    with refusing():
         parts = [encoding.ids for encoding in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)]
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
     return Encoded(np.fromiter(chain.from_iterable(parts), dtype=np.uint32, count=int(lengths.sum())), lengths, {})
@@ -155,7 +137,7 @@ def _fast_encoder(tokenizer: Tokenizer) -> Callable[[list[str]], Encoded] | str:
         return first_line(error)
 
     def encode(texts: list[str]) -> Encoded:
-        with _refusing():
+        with refusing():
             ids, offsets = backend.encode_batch_flat(texts, add_special_tokens=False, split_special_tokens=True)
         return Encoded(np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64)), {})
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from cmbert.data.manifest import Manifest
+from cmbert.data.manifest import ShardEntry, TokenizerEntry
 from cmbert.data.shards import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE, ShardSet
 from cmbert.errors import ShardError
 from cmbert.shapes import misfit
@@ -63,9 +63,11 @@ class Histogram(TypedDict):
     counts: list[int]
 
 
-class WholeManifest(Manifest):
+class WholeManifest(TypedDict):
     """A manifest with all that `preprocess` writes into it."""
 
+    tokenizer: TokenizerEntry
+    shards: list[ShardEntry]
     segmenter: Segmenter
     normalizer: Any
     sources: dict[str, Counts]

@@ -1,7 +1,7 @@
 """What a recipe must satisfy beyond types and ranges: one rule a line, each naming its key and the remedy."""
 
 from cmbert.config.ranges import check_ranges
-from cmbert.config.schema import Recipe
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.files import fault_of_name
 
@@ -9,32 +9,44 @@ from cmbert.files import fault_of_name
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for the first number outside its range, or else the first rule that `recipe` breaks."""
     check_ranges(recipe)
-    for broken, key, remedy in (
+    _check(
         *_name_rules(recipe),
-        *_model_rules(recipe),
+        *_model_rules(recipe.model),
         *_data_rules(recipe),
         *_schedule_rules(recipe),
         *_training_rules(recipe),
         *_kernel_rules(recipe),
-    ):
+    )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ConfigError for the first number of a model outside its range, or else the first rule that it breaks."""
+    check_ranges(model, "model")
+    _check(*_model_rules(model))
+
+
+def _check(*rules: tuple[bool, str, str]) -> None:
+    for broken, key, remedy in rules:
         if broken:
             raise ConfigError(f"{key}: {remedy}")
 
 
 def _name_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
-    data, train = recipe.data, recipe.train
-    names = {
+    """An empty path would be the working directory."""
+    needed = {
         "run_directory": recipe.run_directory,
-        "data.tokenizer": data.tokenizer,
-        "train.init_from": train.init_from,
+        "data.tokenizer": recipe.data.tokenizer,
+        "train.deepspeed": recipe.train.deepspeed,
+        **{f"data.sources[{number}].path": source.path for number, source in enumerate(recipe.data.sources)},
     }
-    names |= {f"data.sources.{number}.path": source.path for number, source in enumerate(data.sources)}
-    names |= {"train.deepspeed": train.deepspeed, "evaluation.shards": recipe.evaluation.shards}
-    return [(bool(fault := fault_of_name(name or "")), key, fault) for key, name in names.items()]
+    names = needed | {"train.init_from": recipe.train.init_from, "evaluation.shards": recipe.evaluation.shards}
+    return [
+        *((not name.strip(), key, "is empty; name what it stands for") for key, name in needed.items()),
+        *((bool(fault := fault_of_name(name or "")), key, fault) for key, name in names.items()),
+    ]
 
 
-def _model_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
-    model = recipe.model
+def _model_rules(model: ModelConfig) -> list[tuple[bool, str, str]]:
     below, above = model.vocab_size // 64 * 64, -(-model.vocab_size // 64) * 64
     return [
         (

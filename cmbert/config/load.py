@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import reprlib
 import tomllib
 import types
 import typing
@@ -10,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbert.config.check import check_recipe
-from cmbert.config.schema import Recipe
+from cmbert.config.check import check_model, check_recipe
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import read_input, write_text
 
@@ -37,6 +38,16 @@ def build_recipe(table: dict[str, Any], where: str) -> Recipe:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return recipe
+
+
+def build_model(table: dict[str, Any], where: str) -> ModelConfig:
+    """Build and check a model's configuration alone; `where` names the file in a ConfigError."""
+    model = build(ModelConfig, table, where)
+    try:
+        check_model(model)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return model
 
 
 def write_resolved(recipe: Recipe, path: Path) -> None:
@@ -73,9 +84,9 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
 
 def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a TOML file and the one it extends, if it does, beneath it. Raises ConfigError."""
+    table = read_toml(path)  # first, since a name may be one that no file has
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends: recipes extend each other in a circle; remove one extends")
-    table = read_toml(path)
     parent = table.pop("extends", None)
     if parent is None:
         return table
@@ -139,7 +150,9 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if value not in arguments:
             near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
             hint_text = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: {key}: {value!r} is not one of {', '.join(map(repr, arguments))}{hint_text}")
+            raise ConfigError(
+                f"{where}: {key}: {reprlib.repr(value)} is not one of {', '.join(map(repr, arguments))}{hint_text}"
+            )
         return value
     assert not isinstance(hint, types.UnionType), "the schema has no optional fields"
     if type(value) is int and not -(2**63) <= value < 2**63:
@@ -147,7 +160,9 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{where}: {key}: must be {hint.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: {key}: must be {hint.__name__}, found {reprlib.repr(value)}")
+    if hint is str and "\0" in value:
+        raise ConfigError(f"{where}: {key}: holds a NUL character; remove it")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{where}: {key}: {value} is not a number to compute with; give a finite one")
     return value

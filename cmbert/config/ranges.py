@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from cmbert.config.schema import LEAST_HISTORY, ModelConfig, Recipe
+from cmbert.config.schema import LEAST_HISTORY
 from cmbert.errors import ConfigError
 
 COUNT = 2**53  # tokens, steps and rows are summed over ranks in float64, which is exact up to here
@@ -104,9 +104,9 @@ RANGES = {
 }
 
 
-def check_ranges(table: Recipe | ModelConfig, prefix: str = "") -> None:
-    """Raise ConfigError for the first number that lies outside its range; `prefix`: the table's key in a recipe."""
-    for key, value in _numbers(table, prefix):
+def check_ranges(config: Any, section: str = "") -> None:
+    """Raise ConfigError for the first number that lies outside its range. config: a recipe, or its `section`."""
+    for key, value in _numbers(config, section):
         allowed = RANGES[re.sub(r"\[\d+\]", "", key)]
         if not allowed.holds(value):
             raise ConfigError(f"{key}: {value} must be {allowed}")

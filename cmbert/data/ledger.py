@@ -5,6 +5,7 @@ pieces of the whole step, over all ranks, ordered by document and deflated: a fe
 """
 
 import contextlib
+import logging
 import os
 import struct
 import zlib
@@ -22,6 +23,9 @@ STEPS_PER_FILE = 1_000
 PIECE_BYTES = 1 + 8 + 4 + 4  # source, document, start, length; the source takes 2 in a step with a number over 255
 MOST_ROWS = 2**53  # more than any run has; numbers of rows are signed 64-bit
 HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, pieces, bytes that follow, their CRC-32
+
+
+logger = logging.getLogger(__name__)
 
 
 class Pieces(NamedTuple):
@@ -92,7 +96,12 @@ class LedgerWriter:
             with doing("open", current):
                 file = open(current, "rb")
             with doing("read", current), file:
-                end = _end_of(file, first_step)
+                end, last = _end_of(file, first_step)
+            reached = first_step - first_step % STEPS_PER_FILE - 1 if last is None else last
+            if reached < first_step - 1:
+                logger.warning(
+                    "%s: damaged: its records of steps %d to %d are lost", current, reached + 1, first_step - 1
+                )
             keep_beginning(current, end)  # another file: an earlier life that still runs keeps the old one
         self.files = [PatientFile(current)]
         """The one that grows is the last; those before it are closed once they are on disk."""
@@ -138,14 +147,14 @@ def _headers(file: BinaryIO) -> Iterator[tuple[int, tuple[int, int, int, int, in
         place += HEADER.size + header[3]
 
 
-def _end_of(file: BinaryIO, step: int) -> int:
-    """Return where the records before `step` end; a last record cut short by a kill is left out."""
-    end = 0
+def _end_of(file: BinaryIO, step: int) -> tuple[int, int | None]:
+    """Return where the records before `step` end, and the step of the last; one cut short by a kill is left out."""
+    end, last = 0, None
     for body, header in _headers(file):
         if header[0] >= step:
             break
-        end = body + header[3]
-    return end
+        end, last = body + header[3], header[0]
+    return end, last
 
 
 def read_record(run: Path, step: int) -> StepRecord:

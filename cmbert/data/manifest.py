@@ -58,6 +58,9 @@ class Manifest(TypedDict):
 
     tokenizer: TokenizerEntry
     shards: list[ShardEntry]
+    totals: NotRequired[dict[str, int]]
+    sources: NotRequired[dict[str, dict[str, int]]]
+    straddle: NotRequired[dict[str, float]]
 
 
 def manifest_fault(manifest: Any) -> str | None:

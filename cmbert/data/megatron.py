@@ -1,6 +1,7 @@
 """Megatron-Core's files: the index (MMIDIDX version 1), and what makes a pair without a manifest safe. Torch-free."""
 
 import functools
+import logging
 import struct
 import warnings
 from functools import partial
@@ -20,6 +21,9 @@ CODE_BY_DTYPE = {dtype: code for code, dtype in DTYPE_BY_CODE.items()}
 IDX_BLOCK_DOCUMENTS = 1 << 20  # an index is handled in blocks: 40 million short documents take 800 MB of it
 OTHER_CODES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "float64", 7: "float32"}  # Megatron-Core's, not read
 LONGEST_DOCUMENT = 2**31 - 1  # tokens: the ledger and Megatron's own lengths are 32-bit
+
+
+logger = logging.getLogger(__name__)
 
 
 def write_idx(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
@@ -165,6 +169,7 @@ class MegatronPair:
         self.is_plain = patiently(partial(check_pair, self.index, self.tokens))
         self.layout = digest_of("documents 1", patiently(partial(hash_file, self.index)))
         self.proof: Proof | None = None
+        self.has_said = False  # what is left out
 
     @property
     def fingerprint(self) -> str:
@@ -182,6 +187,9 @@ class MegatronPair:
         if lengths.max(initial=0) > LONGEST_DOCUMENT:
             raise ShardError(f"{self.index}: a document of {lengths.max()} tokens; at most {LONGEST_DOCUMENT} work")
         filled = lengths > 0
+        if (empty := len(filled) - np.count_nonzero(filled)) and not self.has_said:
+            self.has_said = True
+            logger.info("%s: %d of its %d documents have no tokens and are left out", self.index, empty, len(filled))
         return lengths[filled], edges[:-1][filled] * dtype.itemsize, dtype
 
     def recall(self, folder: Path) -> None:

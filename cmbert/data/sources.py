@@ -76,3 +76,17 @@ def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:
                 f"data.sources: {source.path} would be read {epochs:.2f} times, more than its max_epochs "
                 f"{source.max_epochs:g}; lower its weight or train.total_tokens, or raise max_epochs"
             )
+
+
+def describe_unread(blend: Blend, data: DataConfig, num_rows: int) -> list[str]:
+    """Say in a line for each source of which a run of `num_rows` rows reads only a part, how much it leaves."""
+    lines = []
+    for source, share, rows in zip(data.sources, blend.shares(num_rows), blend.sources, strict=True):
+        read = round(share)
+        if read < rows.num_rows:
+            left = rows.num_rows - read
+            lines.append(
+                f"{source.path}: this stage reads {read:,} of its {rows.num_rows:,} rows; {left:,} "
+                f"({100 * left / rows.num_rows:.1f} %) are not read"
+            )
+    return lines

@@ -3,7 +3,6 @@ without any of these.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cmbert.config.load import build
-from cmbert.config.ranges import check_ranges
+from cmbert.config.load import build_model
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError, first_line
 from cmbert.files import building, write_json
 from cmbert.model.gate import Comparison, prove
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import require_onnx
-from cmbert.reading import read_json
+from cmbert.shapes import read_as
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
@@ -111,7 +109,8 @@ def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
     try:
         weights = load_file(directory / WEIGHTS_FILE)
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{directory / WEIGHTS_FILE}: damaged or cut off ({first_line(error)})") from error
+        path = directory / WEIGHTS_FILE
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}); export or download the model again") from error
     return _model_from(weights, config, str(directory)), config
 
 
@@ -152,12 +151,9 @@ def is_ours(directory: Path) -> bool:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return a JSON object of a model's folder; CheckpointError if the file holds none."""
-    try:
-        values = read_json(path)
-    except InputError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{error}; export or download the model again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: not a JSON object; export or download the model again")
+    values = read_as(path, dict[str, Any], error=CheckpointError, remedy="export or download the model again")
+    if values is None:
+        raise CheckpointError(f"{path}: no such file; export or download the model again")
     return values
 
 
@@ -192,7 +188,7 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory / name, folder / name)
     # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = read_json_object(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -263,8 +259,8 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
-    norms = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
-    path = directory / "config.json"
+    norms: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}
+    where = directory / "config.json"
     try:
         table = {
             "num_layers": values["num_hidden_layers"],
@@ -281,19 +277,11 @@ def _model_config(values: Mapping[str, Any], directory: Path) -> ModelConfig:
             "max_length": values["max_position_embeddings"],
             "init_std": values["initializer_range"],
         }
-    except (KeyError, TypeError) as missing:
+    except (KeyError, TypeError) as error:  # the second: a value where there should be an object, or the reverse
         raise CheckpointError(
-            f"{path}: {missing} is missing or unknown; give a folder written by `cmbert export`"
-        ) from missing
+            f"{where}: {error} is missing or unknown; give a folder written by `cmbert export`"
+        ) from error
     try:
-        config = build(ModelConfig, table, str(path), "model.")
-        check_ranges(config, "model")
+        return build_model(table, str(where))
     except ConfigError as error:
-        said = str(error).removeprefix(f"{path}: ")
-        raise CheckpointError(f"{path}: {said}; give a folder written by `cmbert export`") from error
-    if config.hidden_size % (2 * config.num_heads) or config.local_window % 2:
-        raise CheckpointError(
-            f"{path}: hidden_size {config.hidden_size} is no even multiple of {config.num_heads} heads, or "
-            f"local_attention {config.local_window} is odd; give a folder written by `cmbert export`"
-        )
-    return config
+        raise CheckpointError(f"{error}; give a folder written by `cmbert export`") from error

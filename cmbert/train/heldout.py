@@ -1,5 +1,6 @@
 """Held-out loss in mid-training: fixed rows and masks, the same whatever the number of ranks, as `cmbert eval` asks."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cmbert.errors import InputError
 from cmbert.evaluate.pseudo_perplexity import MASK_RATE, heldout_reader
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.distributed import Launch, sum_over_ranks
+
+logger = logging.getLogger(__name__)
 
 
 class Heldout:
@@ -57,7 +60,10 @@ def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldou
     if not recipe.evaluation.shards:
         return None
     reader = heldout_reader(tokenizer, Path(recipe.evaluation.shards), recipe.data.context_tokens)
-    num_rows = min(recipe.evaluation.max_rows, reader.blend.sources[0].num_rows)
+    there = reader.blend.sources[0].num_rows
+    num_rows = min(recipe.evaluation.max_rows, there)
+    if num_rows < there:
+        logger.info("%s: evaluation.max_rows = %d of its %d rows are scored", recipe.evaluation.shards, num_rows, there)
     if not any(len(reader.micro_batch([row], MASK_RATE).targets) for row in range(num_rows)):
         raise InputError(
             f"evaluation.shards: {recipe.evaluation.shards}: its first {num_rows} rows are too short to mask any of "

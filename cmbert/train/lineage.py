@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from cmbert.config.schema import Recipe, SourceConfig
 from cmbert.data.shards import ShardSet
+from cmbert.environment import Environment
 from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.shapes import read_as
 from cmbert.train.checkpoint import TrainState, read_state, require_checkpoint
@@ -93,15 +94,6 @@ def _read_stage(checkpoint: Path) -> StageFacts:
             for index, (name, source) in enumerate(zip(names, recipe.data.sources, strict=True))
         ],
     )
-
-
-class Environment(TypedDict, total=False):
-    """What a run says of where it ran (environment.json)."""
-
-    git_commit: str | None
-    python: str
-    platform: str
-    versions: dict[str, str | None]
 
 
 def _read_json(path: Path, hint: Any) -> Any:

@@ -16,7 +16,7 @@ from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
 from cmbert.data.integrity import Crew
 from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_reader
-from cmbert.data.sources import check_epochs, prove_ids
+from cmbert.data.sources import check_epochs, describe_unread, prove_ids
 from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, describe, may_pass
 from cmbert.evaluate.memory import require_memory
 from cmbert.files import building
@@ -107,7 +107,10 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
     )
     for source in reader.blend.sources:
         source.shards.recall_proof(Path(recipe.run_directory) / PLAN_FOLDER)
-    check_epochs(reader.blend, recipe.data, rows_before(num_steps(recipe), recipe))
+    num_rows = rows_before(num_steps(recipe), recipe)
+    check_epochs(reader.blend, recipe.data, num_rows)
+    for line in describe_unread(reader.blend, recipe.data, num_rows):
+        logger.info("%s", line)
     candidates = find_resume(recipe, resume)
     states = readable_states(candidates)
     for path, state in states.items():

@@ -73,3 +73,9 @@ def test_a_reader_that_leaves_is_no_error(code: str) -> None:
     )
     assert shown.stdout == "line\n"
     assert shown.stderr == ""
+
+
+def test_a_name_from_outside_does_not_break_the_line() -> None:
+    said = str(ConfigError("a\nb\u2028c\ud83d\x85\x1b[31m：\u3000好.toml: no such recipe"))
+    assert said == r"a\nb\u2028c\ud83d\x85\x1b[31m：\u3000好.toml: no such recipe".replace(r"\u3000", "\u3000")
+    assert len(said.splitlines()) == 1

@@ -98,6 +98,13 @@ def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> 
         load_recipe(child)
 
 
+@pytest.mark.parametrize("key", ["run_directory", "data.tokenizer", "train.deepspeed"])
+@pytest.mark.parametrize(("text", "words"), [('""', "is empty"), ('" "', "is empty"), (r'"a\u0000b"', "holds a NUL")])
+def test_a_path_is_not_empty(recipe_file: Path, key: str, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: {words}"):
+        load_recipe(recipe_file, [f"{key}={text}"])
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

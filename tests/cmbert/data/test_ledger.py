@@ -204,3 +204,29 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
 def test_bytes_per_piece() -> None:
     for count in (17_000, 1_000):  # a step of the large recipe, a small one
         assert len(pack_record(0, 0, make_pieces(0, count))) / count < 8
+
+
+def test_records_lost_to_damage_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_steps(tmp_path, range(6))
+    path = tmp_path / LEDGER_FOLDER / "000000000.bin"
+    LedgerWriter(tmp_path, 6).close()
+    assert not caplog.records
+    raw = bytearray(path.read_bytes())
+    place = raw.index(pack_record(3, 3, make_pieces(3)))
+    raw[place + 20 : place + 24] = b"\xff" * 4  # the length that its header names
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"000000000\.bin: no record of step 4"):
+        read_record(tmp_path, 4)
+    LedgerWriter(tmp_path, 6).close()
+    assert [record.message for record in caplog.records] == [f"{path}: damaged: its records of steps 3 to 5 are lost"]
+
+
+def test_a_header_that_does_not_fit_its_record_is_damage(tmp_path: Path) -> None:
+    write_steps(tmp_path, range(2))
+    path = tmp_path / LEDGER_FOLDER / "000000000.bin"
+    raw = bytearray(path.read_bytes())
+    raw[16:20] = (2**31).to_bytes(4, "little")  # pieces: nothing is made for as many
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"000000000\.bin: the header of step 0's record is damaged"):
+        read_record(tmp_path, 0)
+    assert read_record(tmp_path, 1).step == 1

@@ -58,9 +58,13 @@ def set_bounds(prefix: Path, bounds: Sequence[int]) -> None:
     ],
 )
 def test_documents_without_tokens_are_none(
-    tmp_path: Path, documents: list[list[list[int]]], lengths: list[int], dtype: Any
+    tmp_path: Path, documents: list[list[list[int]]], lengths: list[int], dtype: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "cmbert")
     shards = ShardSet(build(tmp_path / "pair", documents, dtype))
+    empty = len(documents) - len(lengths)
+    said = f"{empty} of its {len(documents)} documents have no tokens and are left out"
+    assert [said in record.message for record in caplog.records] == [True] * (empty > 0)
     assert shards.document_lengths().tolist() == lengths
     assert [len(shards.read(number)[0]) for number in range(shards.num_documents)] == lengths
     found = [token for number in range(shards.num_documents) for token in shards.document_tokens(number).tolist()]
