@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from cmbert.errors import CheckpointError
 from cmbert.model.heads import MaskedLanguageModel
@@ -28,10 +29,17 @@ ROUNDING_SHARE = 1e-2
 """Largest accepted rounding, in standard deviations of the logits (ours): above it no comparison says anything."""
 
 GATE_TOKENS = 512
-"""Texts are cut to this length in the gate: four local windows, and eager attention still fits in memory (ours)."""
+"""The length of the one text that is read alone: four local windows, and eager attention fits in memory (ours)."""
+
+PADDED_TOKENS = 256
+"""The longest text of a padded batch: two local windows, so that of the shorter ones' padding some lies within a window
+and some outside (ours)."""
+
+SHORTENED = 4
+"""Into how many lengths the texts are cut, each half of the last: documents alone are longer than any (ours)."""
 
 GATE_BATCH = 4
-"""Most texts compared at a time; bounds the logits to 4 x 512 x V (ours)."""
+"""Most texts compared at a time; bounds the logits to 4 x 256 x V (ours)."""
 
 TOKEN_CHARACTERS = 8
 """More than a token's characters on average (ours): a text of so many for each token is long enough."""
@@ -74,18 +82,18 @@ class Reference:
     """What the programs are compared with."""
 
     batches: list[Batch]
+    """Each with its padding at the right and, where there is any, at the left."""
+    num_tokens: int
+    """Tokens of the texts, padding left out."""
     rounding: float
     spread: float
     """Standard deviation of the logits."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Return the tokens compared, padding left out."""
-        return sum(len(batch.logits) for batch in self.batches)
-
 
 def prove(folder: Path, model: MaskedLanguageModel, texts: Sequence[str], *, with_onnx: bool) -> Comparison:
-    """Compare what transformers loads from `folder`, padded, eager and sdpa, with `model` (fp32, CPU), packed.
+    """Compare what transformers loads from `folder`, eager and sdpa, with `model` (fp32, CPU, texts packed).
+
+    Short and long texts lie in one batch, padded at the right and at the left; an empty one is among them.
 
     with_onnx: once transformers has passed, write model.onnx from its model, and compare that in onnxruntime.
     Raises CheckpointError when a program's error is above what is allowed, or a weight is not finite.
@@ -101,21 +109,21 @@ def prove(folder: Path, model: MaskedLanguageModel, texts: Sequence[str], *, wit
 
 @torch.no_grad()
 def make_reference(folder: Path, model: MaskedLanguageModel, texts: Sequence[str]) -> Reference:
-    """Run `model` on the texts, and on all of them as one long text, in fp64 and in fp32. Raises CheckpointError."""
+    """Run `model` on short and long texts in fp64 and in fp32. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    length = min(GATE_TOKENS, model.config.max_length)
     exact = copy.deepcopy(model).double()
-    batches, roundings = [], []
-    for batch_texts in _growing_batches([*texts, _long_text(texts)]):
-        batch = tokenizer(list(batch_texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        ids_NL, mask_NL = batch["input_ids"], batch["attention_mask"]
-        real_NL = mask_NL.bool()
-        cu_seqlens = torch.nn.functional.pad(real_NL.sum(1).cumsum(0), (1, 0)).int()
-        logits_TV = exact.logits(ids_NL[real_NL], cu_seqlens)
-        roundings.append((model.logits(ids_NL[real_NL], cu_seqlens) - logits_TV).abs().max())
-        batches.append(Batch(ids_NL, mask_NL, logits_TV))
+    batches, roundings, num_tokens = [], [], 0
+    for rows in _batches(tokenizer, texts, model.config.max_length):
+        ids_T = torch.cat(rows)
+        cu_seqlens = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).int()
+        logits_TV = exact.logits(ids_T, cu_seqlens)
+        roundings.append((model.logits(ids_T, cu_seqlens) - logits_TV).abs().max())
+        num_tokens += len(ids_T)
+        for side in ("right", "left") if len({len(row) for row in rows}) > 1 else ("right",):
+            ids_NL, mask_NL = _padded(rows, tokenizer.pad_token_id, side)
+            batches.append(Batch(ids_NL, mask_NL, logits_TV))
     rounding = torch.stack(roundings).max().item()
     spread = torch.stack([batch.logits.std() for batch in batches]).max().item()
     # A comparison with NaN is false, so a weight that is not finite is refused here, too.
@@ -124,7 +132,7 @@ def make_reference(folder: Path, model: MaskedLanguageModel, texts: Sequence[str
             f"the model cannot be compared: its logits in fp32 and in fp64 differ by {rounding:.1e}, their standard "
             f"deviation is {spread:.1e}; nan or inf means the checkpoint's weights are not finite"
         )
-    return Reference(batches, rounding, spread)
+    return Reference(batches, num_tokens, rounding, spread)
 
 
 def load_theirs(folder: Path) -> Any:
@@ -165,12 +173,31 @@ def require_equal(reference: Reference, programs: Mapping[str, Program]) -> dict
     return errors
 
 
-def _growing_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield all texts, 1, 2, 3, ... at a time up to GATE_BATCH: alone without padding, then with more of it."""
-    first, size = 0, 1
-    while first < len(texts):
-        yield texts[first : first + size]
-        first, size = first + size, min(size + 1, GATE_BATCH)
+def _batches(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[list[torch.Tensor]]:
+    """Yield ids of texts in batches of which each has long and short ones, then of one long text alone.
+
+    Beside the texts there is an empty one and one of one token.
+    """
+    long = _long_text(texts)
+    special = tokenizer.num_special_tokens_to_add()
+    cuts = [PADDED_TOKENS >> index % SHORTENED for index in range(len(texts))]
+    wanted = [("", PADDED_TOKENS), (long, special + 1), *zip(texts, cuts, strict=True)]
+    rows = [_ids(tokenizer, text, min(tokens, max_length)) for text, tokens in wanted]
+    rows.sort(key=len, reverse=True)
+    num_batches = -(-len(rows) // GATE_BATCH)
+    yield from (rows[first::num_batches] for first in range(num_batches))
+    yield [_ids(tokenizer, long, min(GATE_TOKENS, max_length))]
+
+
+def _ids(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
+    return torch.tensor(tokenizer(text, truncation=True, max_length=tokens)["input_ids"])
+
+
+def _padded(rows: Sequence[torch.Tensor], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, both (N, L)."""
+    ids_NL = pad_sequence(list(rows), batch_first=True, padding_value=pad_id, padding_side=side)
+    masks = [torch.ones_like(row) for row in rows]
+    return ids_NL, pad_sequence(masks, batch_first=True, padding_value=0, padding_side=side)
 
 
 def _long_text(texts: Sequence[str]) -> str:

@@ -160,8 +160,9 @@ def _results(lineage: Lineage, measured: Comparison) -> str:
     errors += [(f"{name}, padded", f"{error:.1e}") for name, error in measured.errors.items()]
     return (
         f"## Results\n\n{held_out}\nBefore this folder appeared its logits in fp32 were compared with those of the "
-        f"model in training in fp64, on {measured.num_tokens:,} tokens of training text (allowed: {ROUNDINGS:g} times "
-        f"the error of our own program, {measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
+        f"model in training in fp64, on {measured.num_tokens:,} tokens of training text, short and long texts in one "
+        f"batch, padded at the right and at the left (allowed: {ROUNDINGS:g} times the error of our own program, "
+        f"{measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
     )
 
 

@@ -213,6 +213,87 @@ def test_a_wrong_export_fails_by_far(
     assert found > 10 * ROUNDINGS
 
 
+LONG_TEXTS = ["今天天气很好，我们去公园散步。" * 200, "语言模型学习词语之间的关系。" * 200, "第五段" * 400]
+
+
+@pytest.fixture(scope="module")
+def long_texts(right: tuple[Path, MaskedLanguageModel, Reference]) -> tuple[Path, Reference]:
+    """A right export, and what the gate compares it with when every text is longer than the gate reads."""
+    folder, model, _ = right
+    return folder, make_reference(folder, model, LONG_TEXTS)
+
+
+def test_short_and_long_texts_are_in_one_batch_and_padded_at_either_side(long_texts: tuple[Path, Reference]) -> None:
+    folder, reference = long_texts
+    padded = [batch for batch in reference.batches if not batch.attention_mask.all()]
+    assert all(batch.attention_mask.sum(1).max() == batch.attention_mask.shape[1] for batch in padded)
+    assert {bool(batch.attention_mask[:, 0].all()) for batch in padded} == {True, False}  # at the right, at the left
+    lengths = {length for batch in padded for length in batch.attention_mask.sum(1).tolist()}
+    assert {2, 3} < lengths  # nothing but [CLS] and [SEP], and one token between them
+    assert max(lengths) > 128 + 64  # a window, and what lies outside of it at either end
+    assert max(batch.attention_mask.shape[1] for batch in reference.batches) == 512
+    theirs = load_theirs(folder)
+    require_equal(reference, {name: transformers_program(theirs, name) for name in ("eager", "sdpa")})
+
+
+def masks(theirs: Any, ids: torch.Tensor, mask: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
+    """Logits with one mask in the global layers and another in the local ones."""
+    from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+
+    embeds = theirs.model.embeddings(ids)
+    by_kind = {
+        "full_attention": create_bidirectional_mask(theirs.config, embeds, attention_mask=mask),
+        "sliding_attention": create_bidirectional_sliding_window_mask(theirs.config, embeds, attention_mask=local),
+    }
+    return theirs(input_ids=ids, attention_mask=by_kind).logits
+
+
+def as_at_the_right(mask: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)).long()
+
+
+def short_rows_lost(theirs: Any, ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+    logits = theirs(input_ids=ids, attention_mask=mask).logits.clone()
+    logits[mask.sum(1) == length] = 0
+    return logits
+
+
+PADDING_FAULTS = {
+    "no mask": lambda theirs, ids, mask: theirs(input_ids=ids, attention_mask=torch.ones_like(mask)).logits,
+    "no mask in local layers": lambda theirs, ids, mask: masks(theirs, ids, mask, torch.ones_like(mask)),
+    "no mask in global layers": lambda theirs, ids, mask: masks(theirs, ids, torch.ones_like(mask), mask),
+    "padding sought at the right": lambda theirs, ids, mask: (
+        theirs(input_ids=ids, attention_mask=as_at_the_right(mask)).logits
+    ),
+    "padding sought at the left": lambda theirs, ids, mask: (
+        theirs(input_ids=ids, attention_mask=as_at_the_right(mask).flip(1)).logits
+    ),
+    "positions twice as far apart beside padding at the left": lambda theirs, ids, mask: moved(theirs, ids, mask),
+    "an empty text": lambda theirs, ids, mask: short_rows_lost(theirs, ids, mask, 2),
+    "a text of one token": lambda theirs, ids, mask: short_rows_lost(theirs, ids, mask, 3),
+}
+
+
+def moved(theirs: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits with positions counted over real tokens twice as far apart in rows padded at the left."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0) * torch.where(mask[:, :1] == 0, 2, 1)
+    return theirs(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+
+
+FEW = ("no mask in local layers", "padding sought at the right", "an empty text")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in PADDING_FAULTS], ids=str
+)
+def test_a_program_that_handles_padding_wrongly_fails(name: str, long_texts: tuple[Path, Reference]) -> None:
+    folder, reference = long_texts
+    theirs = load_theirs(folder)
+    found = measure(reference, lambda ids, mask: PADDING_FAULTS[name](theirs, ids, mask)) / reference.rounding
+    print(f"{name}: {found:,.0f} roundings, allowed {ROUNDINGS:g}")
+    assert found > 10 * ROUNDINGS
+
+
 def test_a_difference_is_told_with_what_is_allowed(right: tuple[Path, MaskedLanguageModel, Reference]) -> None:
     _, _, reference = right
 
