@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +58,9 @@ class Jieba:
 
     def __init__(self) -> None:
         import jieba
+        import jieba.finalseg
 
+        jieba.finalseg.viterbi = viterbi
         jieba.setLogLevel(logging.WARNING)
         self._tokenizer = jieba.Tokenizer()
         # Loaded here and not by jieba: it would unmarshal a cache that anyone may have put into the temporary folder.
@@ -71,6 +74,37 @@ class Jieba:
     def describe(self) -> dict[str, Any]:
         """Return name, version and dictionary hash."""
         return _describe("jieba")
+
+
+def viterbi(
+    text: str,
+    states: str,
+    start: Mapping[str, float],
+    transitions: Mapping[str, Mapping[str, float]],
+    emissions: Mapping[str, Mapping[str, float]],
+) -> tuple[float, list[str]]:
+    """Return what jieba.finalseg.viterbi (0.42.1) does, in linear time: it copies the path so far at every character.
+
+    So 300,000 Hanzi in a row that the dictionary lacks took minutes. Likelihoods are summed and ties resolved as there.
+    """
+    before = {"B": "ES", "M": "MB", "S": "SE", "E": "BM"}
+    unlikely = -3.14e100
+    scores = {state: start[state] + emissions[state].get(text[0], unlikely) for state in states}
+    steps: list[dict[str, str]] = []  # for each character but the first: the best state before each
+    for character in text[1:]:
+        best = {}
+        for state in states:
+            emission = emissions[state].get(character, unlikely)
+            best[state] = max(
+                (scores[last] + transitions[last].get(state, unlikely) + emission, last) for last in before[state]
+            )
+        scores = {state: score for state, (score, _) in best.items()}
+        steps.append({state: last for state, (_, last) in best.items()})
+    score, state = max((scores[state], state) for state in "ES")
+    path = [state]
+    for step in reversed(steps):
+        path.append(state := step[state])
+    return score, path[::-1]
 
 
 class RustJieba:

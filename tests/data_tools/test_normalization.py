@@ -9,6 +9,7 @@ import pytest
 
 from cmbert.seeding import generator
 from data_tools.clean_config import NormalizeConfig, QualityConfig
+from data_tools.decodability import damage
 from data_tools.markup import strip_html
 from data_tools.normalization import Removed, nfc, normalizer
 from data_tools.quality import drop_reason
@@ -150,6 +151,7 @@ UNITS = (
         "\u0301",
         "\u1161",
     ),
+    *("⽅", "ｶﾞ", "ﾞ", "⽅ﾞ", "㎏", "好\xa0", "\ue000", "👨\u200d"),
     *("\u0e01\u0e34", "か\u3099", "㐀", "汉a"),
 )
 UNSUSPICIOUS_SECONDS = 0.1  # a quadratic scan of 32,000 characters takes one and more
@@ -191,16 +193,38 @@ def test_time_of_any_mixture_of_markup() -> None:
 @pytest.mark.alone
 def test_time_to_judge_grows_as_the_text_does() -> None:
     def judge(text: str) -> None:
+        damage(text, QualityConfig())
         drop_reason(text, QualityConfig(min_hanzi_share=0, max_punctuation_share=1, max_digit_share=1))
         list(join_articles(["（" + text]))
 
-    for unit in ("汉", "\n", "汉\n", "a", "1", "（图", "（图图", "（", "图"):
+    for unit in (
+        "\ufffd",
+        "锛",
+        "锟斤拷",
+        "烫",
+        "ä½\xa0",
+        "ÄãºÃ",
+        "é",
+        "😀",
+        "汉",
+        "\n",
+        "汉\n",
+        "a",
+        "1",
+        "（图",
+        "（图图",
+        "（",
+        "图",
+    ):
         assert growth(judge, unit) < MOST_GROWTH, unit
 
 
 @pytest.mark.alone
-def test_time_to_cut_words_grows_as_the_text_does() -> None:
-    pytest.importorskip("rjieba")  # jieba itself takes quadratic time for characters that its dictionary lacks
-    words = segmenter("rjieba")
-    for unit in ("a", "-", "a.", "a-b_", "1.1", "a.b%", "龥", "汉", "か", "㐀a", " "):
+@pytest.mark.parametrize("name", ["jieba", "rjieba"])
+def test_time_to_cut_words_grows_as_the_text_does(name: str) -> None:
+    pytest.importorskip(name)
+    words = segmenter(name)
+    for unit in (
+        ("龘",) if name == "jieba" else ("a", "-", "a.", "a-b_", "1.1", "a.b%", "龥", "汉", "龘", "か", "㐀a", " ")
+    ):
         assert growth(words.cut, unit) < MOST_GROWTH, unit

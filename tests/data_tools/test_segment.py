@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import sys
+from pathlib import Path
 
 import jieba
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmbert.errors import ConfigError
+from cmbert.seeding import generator
 from data_tools.document import Document
-from data_tools.segment import Jieba, RustJieba, segmenter
+from data_tools.segment import Jieba, RustJieba, segmenter, viterbi
 
 pytest.importorskip("rjieba")
 jieba.setLogLevel(logging.WARNING)
@@ -48,6 +51,28 @@ def test_hard_texts(text: str) -> None:
     assert "".join(expected) == text
     assert JIEBA.cut(text) == expected
     assert RUST_JIEBA.cut(text) == expected
+
+
+def test_likelihoods_are_jiebas() -> None:
+    """Against a fresh copy of its module: in its own place stands ours."""
+    place = Path(jieba.__file__).parent / "finalseg"
+    spec = importlib.util.spec_from_file_location(
+        "jieba.fresh", place / "__init__.py", submodule_search_locations=[str(place)]
+    )
+    fresh = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "jieba.fresh", fresh)
+        spec.loader.exec_module(fresh)
+    random = generator(0, "hidden states")
+    common = [*"的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就"]
+    for length in (1, 2, 3, 10, 50, 300):
+        for _ in range(30):
+            rare = map(chr, random.integers(0x4E00, 0x9FD6, length))
+            text = "".join(one if random.random() < 0.5 else random.choice(common) for one in rare)
+            model = ("BMES", fresh.start_P, fresh.trans_P, fresh.emit_P)
+            assert viterbi(text, *model) == fresh.viterbi(text, *model)
+    assert jieba.finalseg.viterbi is viterbi
+    assert fresh.viterbi is not viterbi
 
 
 @settings(max_examples=1500, deadline=None)
