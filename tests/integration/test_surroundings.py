@@ -12,7 +12,8 @@ import pytest
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.environment import number_in
+from cmbert.data import kernels
+from cmbert.environment import make_room_for_modules, number_in
 from cmbert.errors import ConfigError
 from cmbert.files import building, write_json
 from cmbert.page import write_page
@@ -209,3 +210,34 @@ def test_variables_that_are_no_number(name: str) -> None:
     assert number_in({name: ""}, name) == number_in({}, name) == 0
     with pytest.raises(ConfigError, match=f"environment: {name}='x1' is not a number"):
         number_in({name: "x1"}, name)
+
+
+def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    njit = kernels.njit
+
+    def nowhere(function: Callable | None = None, cache: bool = False) -> Callable:
+        if cache:  # as numba does where neither the package's folder nor the user's cache can be written
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return njit(function)
+
+    monkeypatch.setattr(kernels, "njit", nowhere)
+    caplog.set_level("INFO")
+    assert kernels._compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
+    assert "no locator available" in caplog.text
+    assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_HOME", "HF_MODULES_CACHE"])
+def test_code_of_models_where_the_home_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_MODULES_CACHE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "there" / "yet"))
+    make_room_for_modules()
+    assert os.environ[variable] == str(tmp_path / "not" / "there" / "yet")
+    monkeypatch.setenv(variable, "/dev/null/home")
+    make_room_for_modules()
+    folder = Path(os.environ["HF_MODULES_CACHE"])
+    assert os.access(folder, os.W_OK)
+    assert folder.stat().st_mode & 0o77 == 0  # nobody else puts code there
