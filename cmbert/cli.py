@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
 from cmbert.cli_values import any_path, not_negative, positive, positive_number, share, step_range, utf8_path, words
+from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
 from cmbert.outlets import open_outlets
 from cmbert.plan.assumptions import Assumptions
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
         if options.command == _preflight:
             leave_when_asked(program)  # there is nothing to save
         end(program, lambda: options.command(options))
+    make_room_for_modules()
     return run_command(program, lambda: options.command(options))
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import any_path, integers, not_negative, positive, shown, utf8_path
+from cmbert.cli_values import any_path, documents, lengths, positive, shown, tokens, utf8_path
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -25,14 +25,14 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
     evaluate.add_argument(
-        "--context", type=integers, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
+        "--context", type=lengths, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
     )
     evaluate.add_argument(
         "--unit", type=_units, default=["word"], metavar="U,U", help="hide whole words, tokens, or both (default word)"
     )
     evaluate.add_argument(
         "--long-context",
-        type=positive,
+        type=tokens,
         metavar="N",
         help="instead: where quality breaks from 512 to N tokens, on the same hidden words of documents of N tokens",
     )
@@ -88,11 +88,11 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     loader.add_argument("--data", type=any_path, required=True, metavar="DIR", help="shard set")
     loader.add_argument("--tokenizer", type=utf8_path, required=True, metavar="DIR", help="its tokenizer")
     loader.add_argument(
-        "--lengths", type=integers, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
+        "--lengths", type=lengths, default=[1024, 8192], metavar="N,N", help="row lengths, tokens (default 1024,8192)"
     )
     loader.add_argument(
         "--plan-documents",
-        type=not_negative,
+        type=documents,
         default=0,
         metavar="N",
         help="also plan N synthetic documents (default 0: do not)",
@@ -115,12 +115,12 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
     )
     bench.add_argument(
-        "--lengths", type=integers, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
+        "--lengths", type=lengths, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
     )
-    bench.add_argument("--pieces", type=integers, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument("--pieces", type=lengths, default=[], metavar="N,N", help="also a batch of these, tokens")
     bench.add_argument(
         "--batch-tokens",
-        type=positive,
+        type=tokens,
         default=32_768,
         metavar="N",
         help="real tokens in a batch, about (default 32768)",

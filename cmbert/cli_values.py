@@ -4,12 +4,16 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cmbert.files import fault_of_name
 
 MOST = 10**15  # ours: of whatever is counted; more than any corpus has bytes, and 64 bits still count its thousands
 MOST_NUMBER, LEAST_NUMBER = 1e15, 1e-15  # ours, likewise of what is measured
+MOST_TOKENS = 2**24  # ours: of a row or a batch, as of a recipe's data.context_tokens
+MOST_DOCUMENTS = 10**9  # ours: of a plan alone; their lengths are 8 GB
 MOST_SEED = 2**32 - 1  # NumPy's
+Value = TypeVar("Value")
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:
@@ -25,6 +29,8 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 positive, not_negative, seed = whole(1), whole(0), whole(0, MOST_SEED)
+tokens = whole(1, MOST_TOKENS)
+documents = whole(0, MOST_DOCUMENTS)
 
 
 def words(text: str) -> list[str]:
@@ -37,20 +43,24 @@ def words(text: str) -> list[str]:
 
 def integers(text: str) -> list[int]:
     """Return the whole numbers, 1 or more, between commas."""
-    try:
-        return [positive(part) for part in text.split(",")]
-    except argparse.ArgumentTypeError as error:
-        what = "must be whole numbers of 1 or more with commas, for example 512,8192"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}") from error
+    return _listed(positive, text, "whole numbers of 1 or more with commas, for example 3,5")
+
+
+def lengths(text: str) -> list[int]:
+    """Return the lengths in tokens between commas."""
+    return _listed(tokens, text, f"whole numbers from 1 to {MOST_TOKENS} with commas, for example 512,8192")
 
 
 def numbers(text: str) -> list[float]:
     """Return the numbers above 0 between commas."""
+    return _listed(positive_number, text, "positive numbers with commas, for example 3e-5,5e-5")
+
+
+def _listed(read: Callable[[str], Value], text: str, what: str) -> list[Value]:
     try:
-        return [positive_number(part) for part in text.split(",")]
+        return [read(part) for part in text.split(",")]
     except argparse.ArgumentTypeError as error:
-        what = "must be positive numbers with commas, for example 3e-5,5e-5"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}") from error
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be {what}") from error
 
 
 def positive_number(text: str) -> float:

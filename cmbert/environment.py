@@ -1,11 +1,15 @@
 """What a run or a figure came about with: code, packages, hardware. Torch is imported only by what asks for it."""
 
+import atexit
 import importlib.metadata
 import importlib.util
+import logging
+import os
 import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -14,6 +18,8 @@ from cmbert.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def number_in(environment: Mapping[str, str], name: str) -> int:
@@ -31,6 +37,23 @@ class Environment(TypedDict, total=False):
     python: str
     platform: str
     versions: dict[str, str | None]
+
+
+def make_room_for_modules() -> None:
+    """Give transformers a temporary folder for the code of models where its own cannot be written (a read-only home).
+
+    Must come before transformers is imported. What this process starts has the folder, too; it goes with the process.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    folder = Path(os.environ.get("HF_MODULES_CACHE") or os.path.join(home, "modules"))
+    there = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+    if folder.is_absolute() and there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    scratch = tempfile.mkdtemp(prefix="cmbert-modules-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    os.environ["HF_MODULES_CACHE"] = scratch
+    logger.info("%s cannot be written: transformers keeps the code of models in a temporary folder", folder)
 
 
 def git_commit() -> str | None:

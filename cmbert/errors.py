@@ -145,6 +145,10 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         name = error.object.encode("utf-8", "backslashreplace").decode()
         print(f"{program}: error: {name}: a name that is not UTF-8 cannot be used here; rename it", file=sys.stderr)
         return EXIT_USER_ERROR
+    except MemoryError as error:
+        said = first_line(error) or "the system gives no more"
+        print(f"{program}: error: memory: {said}; ask for less, or run the same command again", file=sys.stderr)
+        return EXIT_TRANSIENT
     except OSError as error:
         if error.strerror is None:
             raise

@@ -247,6 +247,7 @@ def building(final: Path) -> Iterator[Path]:
     aside = make_empty(aside_path(final))
     try:
         yield aside
+        _let_in(aside)
         try:
             publish_directory(aside, final)
         except OSError as error:
@@ -255,6 +256,13 @@ def building(final: Path) -> Iterator[Path]:
             raise ConfigError(f"{final}: another process has made it meanwhile; this one's work is dropped") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
+
+
+def _let_in(folder: Path) -> None:
+    """Let the umask say who may read what is in a folder of ours; safetensors makes files for their owner alone."""
+    mode = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def make_empty(folder: Path) -> Path:

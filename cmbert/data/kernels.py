@@ -1,7 +1,11 @@
 """The loops over tokens, compiled by numba; the only home of numba. Plain arrays in, plain arrays out, no state.
 
-They are compiled once per machine (some ten seconds) and kept in __pycache__.
+They are compiled once per machine (some ten seconds) and kept in __pycache__, or in the user's cache folder.
 """
+
+import logging
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -17,9 +21,22 @@ _ROUNDS = 10
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _SHIFT_53, _TO_UNIT = np.uint64(11), 1.0 / (1 << 53)
 _ONE = np.uint64(1)
+FIRST = "_multiply_high"  # of the functions: it tells for all
+
+logger = logging.getLogger(__name__)
 
 
-@njit(cache=True)
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Let numba compile a function when it is first called, and keep that where there is a folder to keep it in."""
+    try:
+        return njit(cache=True)(function)
+    except RuntimeError as error:  # "no locator available"
+        if function.__name__ == FIRST:
+            logger.info("kernels are compiled anew by each process: %s; name a folder by NUMBA_CACHE_DIR", error)
+        return njit(function)
+
+
+@_compiled
 def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     """Upper half of the 128-bit product."""
     a_low, a_high, b_low, b_high = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
@@ -28,7 +45,7 @@ def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     return a_high * b_high + (middle >> _HALF) + (other >> _HALF)
 
 
-@njit(cache=True)
+@_compiled
 def _refill(stream: np.ndarray) -> None:
     """Next four numbers of a stream: [0:4] counter, [4:6] key, [6:10] numbers, [10] how many of them are used."""
     for word in range(4):  # the counter is one number of 256 bits
@@ -45,7 +62,7 @@ def _refill(stream: np.ndarray) -> None:
     stream[6], stream[7], stream[8], stream[9], stream[10] = c0, c1, c2, c3, np.uint64(0)
 
 
-@njit(cache=True)
+@_compiled
 def _draw(stream: np.ndarray) -> np.uint64:
     if stream[10] == np.uint64(4):
         _refill(stream)
@@ -54,18 +71,18 @@ def _draw(stream: np.ndarray) -> np.uint64:
     return number
 
 
-@njit(cache=True)
+@_compiled
 def _below(stream: np.ndarray, limit: int) -> int:
     """A number in [0, limit); the bias of multiplying instead of rejecting is below limit / 2^32."""
     return np.int64(((_draw(stream) >> _HALF) * np.uint64(limit)) >> _HALF)  # type: ignore[return-value]
 
 
-@njit(cache=True)
+@_compiled
 def _uniform(stream: np.ndarray) -> float:
     return (_draw(stream) >> _SHIFT_53) * _TO_UNIT
 
 
-@njit(cache=True)
+@_compiled
 def random_numbers(key: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
     """The first `count` numbers of stream `key` (2,) uint64 at `index` (3,) uint64, as (count,) uint64; for tests."""
     stream = _open_stream(key, index)
@@ -75,7 +92,7 @@ def random_numbers(key: np.ndarray, index: np.ndarray, count: int) -> np.ndarray
     return numbers
 
 
-@njit(cache=True)
+@_compiled
 def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
     stream = np.zeros(11, np.uint64)
     stream[1], stream[2], stream[3] = index[0], index[1], index[2]
@@ -83,7 +100,7 @@ def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
     return stream
 
 
-@njit(cache=True)
+@_compiled
 def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, search: int) -> np.ndarray:
     """Bounds of the pieces of a document longer than `capacity`: int64, first 0, last the length.
 
@@ -109,7 +126,7 @@ def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, s
     return bounds[: count + 1]
 
 
-@njit(cache=True)
+@_compiled
 def take_turns(
     weights: np.ndarray, period: int, first_row: int, state: np.ndarray, sources: np.ndarray, nth: np.ndarray
 ) -> None:
@@ -140,7 +157,7 @@ def take_turns(
             state[2, chosen] += 1
 
 
-@njit(cache=True)
+@_compiled
 def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Put pieces, longest first, each into the row with the least room that holds it.
 
@@ -181,7 +198,7 @@ def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarr
     return rows[:count], pieces[:count], starts[:count], placed[:count]
 
 
-@njit(cache=True)
+@_compiled
 def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, space: int, length: int) -> int:
     """Move a row from its stack to that of what it has left once `length` tokens are in it; return the row."""
     row = first_row[space]
@@ -195,7 +212,7 @@ def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, 
     return row
 
 
-@njit(cache=True)
+@_compiled
 def _least_space(words: np.ndarray, needed: int) -> int:
     """The smallest set bit from `needed` on, or -1."""
     index = needed // 64
@@ -215,7 +232,7 @@ def _least_space(words: np.ndarray, needed: int) -> int:
     return index * 64 + bit
 
 
-@njit(cache=True)
+@_compiled
 def _most_space(words: np.ndarray) -> int:
     """The largest set bit, or -1."""
     for index in range(len(words) - 1, -1, -1):
@@ -227,7 +244,7 @@ def _most_space(words: np.ndarray) -> int:
     return -1
 
 
-@njit(cache=True)
+@_compiled
 def frame_pieces(
     tokens: np.ndarray, words: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, places: np.ndarray,
     ids: np.ndarray, unit_starts: np.ndarray,
@@ -252,7 +269,7 @@ def frame_pieces(
             unit_starts[place + 1] = True  # a piece may have been cut inside a unit
 
 
-@njit(cache=True)
+@_compiled
 def mask_rows(
     ids: np.ndarray, unit_starts: np.ndarray, row_bounds: np.ndarray, key: np.ndarray, index: np.ndarray,
     rate: float, mask_share: float, random_share: float, vocab_size: int,

@@ -14,7 +14,9 @@ from cmbert.data.loader import RowReader, open_reader
 from cmbert.data.megatron import write_idx
 from cmbert.data.packing import document_chunks, plan_windows
 from cmbert.data.shards import ShardSet, token_dtype, write_manifest
+from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row, keep_rows
+from cmbert.evaluate.domains import LEAST_CONTEXT
 from cmbert.evaluate.memory import resident_bytes
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer, load_tokenizer
 
@@ -32,6 +34,8 @@ def bench_loader(data: Path, tokenizer_directory: Path, contexts: Sequence[int],
     plan_documents: also plan the rows of a synthetic set of that many documents; 0 = do not.
     """
     tokenizer = load_tokenizer(tokenizer_directory)
+    if wrong := [context for context in contexts if not LEAST_CONTEXT <= context <= PEER_TOKENS]:
+        raise ConfigError(f"--lengths: {wrong[0]} must be from {LEAST_CONTEXT} to {PEER_TOKENS} tokens")
     rows = [row for context in contexts for row in _beside_transformers(data, tokenizer, context)]
     if plan_documents:
         rows += [_plan_row(plan_documents, context) for context in contexts]

@@ -193,8 +193,6 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / "config.json", _config_json(model.config))
-    # safetensors makes files for their owner alone; a folder is for all whom the umask lets in, as its other files are.
-    (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
     if model.config.norm == "rmsnorm":
         shutil.copyfile(CODE_FILE, folder / CODE_FILE.name)
 

@@ -118,6 +118,11 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
     num_nodes = math.ceil(num_gpus / assumptions.node_gpus)
     mtbf_hours = assumptions.node_mtbf_hours / num_nodes
     times = (assumptions.stall_seconds, assumptions.write_seconds, 60 * assumptions.restart_minutes, 3600 * mtbf_hours)
+    if times[2] > HOPELESS * times[3]:
+        raise ConfigError(
+            f"--restart-minutes: {assumptions.restart_minutes:g} is so long that one of {num_nodes} nodes, which fails "
+            f"every {mtbf_hours:,.2g} hours (--node-mtbf-hours), would undo every restart"
+        )
     best = best_interval(times[0], times[3])
     train = recipe.train
     named = {"best": max(round(best / step_seconds), 1), "checkpoint_every_steps": train.checkpoint_every_steps}

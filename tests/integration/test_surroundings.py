@@ -1,5 +1,6 @@
 """Commands in surroundings that are not a developer's: odd locales, no terminal, full disks, odd folders and limits."""
 
+import json
 import os
 import pty
 import subprocess
@@ -9,6 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cli import main
+from cmbert.config.load import load_recipe
+from cmbert.data import kernels
+from cmbert.environment import make_room_for_modules, number_in
+from cmbert.errors import ConfigError
+from cmbert.files import building, write_json
+from cmbert.page import write_page
 from cmbert.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +76,6 @@ def test_texts_of_a_step_in_ascii(recipe_file: Path, reference: Callable[..., Pa
 
 
 STREAMS = [  # a line of a shell, exit code, what is said
-    ("{} <&- >&- 2>&-", 0, ""),
     ("{} 2>&-", 0, "parameters"),
     ("{} >/dev/full", 2, "cmbert: error: standard output: No space left on device; mend that and run the same"),
     ("{} >/dev/full 2>/dev/full", 2, ""),
@@ -78,13 +85,19 @@ STREAMS = [  # a line of a shell, exit code, what is said
 
 @pytest.mark.parametrize(("shell", "code", "line"), STREAMS)
 def test_streams_that_take_nothing(recipe_file: Path, shell: str, code: int, line: str) -> None:
-    page = recipe_file.with_suffix(".html")
-    found, said = run("plan", str(recipe_file), "--page", str(page), shell=shell)
+    found, said = run("plan", str(recipe_file), shell=shell)
     assert found == code, said
     assert line.lower() in said.decode().lower()
     assert b"Traceback" not in said
     assert b"Exception" not in said
-    assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_no_file_is_taken_for_a_closed_stream(recipe_file: Path) -> None:
+    page = recipe_file.with_suffix(".html")
+    assert run("plan", str(recipe_file), "--page", str(page), shell="{} <&- >&- 2>&-") == (0, b"")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert text.rstrip().endswith("</html>")
 
 
 @pytest.mark.parametrize("shell", ["{} 2>/dev/full", "{} 2>&-", "{} 2>&1 | true; exit ${PIPESTATUS[0]}"])
@@ -142,3 +155,89 @@ def test_progress_on_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         plain = on_terminal(monkeypatch, 80, terminal)
         assert plain.endswith("left\r\n")
         assert "\x1b" not in plain
+
+
+def test_names_are_utf8_in_every_locale(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "stage2.toml"
+    recipe.write_text(f'extends = "{recipe_file.rename(tmp_path / "配方.toml").name}"', encoding="utf-8")
+    code, said = run("plan", str(recipe), environment=LOCALES["POSIX, ASCII"])
+    assert code == 0, said
+
+
+def test_names_that_are_not_utf8(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"bad\xff")
+    for words in (
+        ("export", name, "--output", "model"),
+        ("eval", name, "--data", "d"),
+        ("embed-train", "--model", "m", "--pairs", "p", "--eval", "e", "--output", name),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2
+        assert "'bad\\udcff' is not UTF-8" in capsys.readouterr().err.splitlines()[-1]
+    for broken in (name, "a\\u0000b"):
+        with pytest.raises(ConfigError, match=r"run_directory: '.*' (is not UTF-8|has a NUL)"):
+            load_recipe(recipe_file, [f'run_directory="{broken}"'])
+    code, said = run("plan", str(recipe_file), "--page", os.fsencode(tmp_path) + b"/bad\xff/page.html")
+    assert code == 0, said
+
+
+def test_a_name_that_is_not_utf8_in_what_is_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"bad\xff")
+    write_json(tmp_path / "facts.json", {"name": name})
+    assert json.loads((tmp_path / "facts.json").read_text(encoding="utf-8")) == {"name": name}
+    write_page(tmp_path / "page.html", title=name, subtitle="", sections=[])
+    assert "bad\\udcff" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o000])
+def test_folders_are_for_whom_the_umask_lets_in(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with building(tmp_path / "model") as aside:
+            (aside / "below").mkdir()
+            for path in (aside / "weights", aside / "below" / "weights"):
+                os.close(os.open(path, os.O_CREAT, 0o600))  # as safetensors makes them
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*")}
+    assert modes == {"below": 0o777 & ~umask, "weights": 0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "SLURM_JOB_ID"])
+def test_variables_that_are_no_number(name: str) -> None:
+    assert number_in({name: " 3 "}, name) == 3
+    assert number_in({name: ""}, name) == number_in({}, name) == 0
+    with pytest.raises(ConfigError, match=f"environment: {name}='x1' is not a number"):
+        number_in({name: "x1"}, name)
+
+
+def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    njit = kernels.njit
+
+    def nowhere(function: Callable | None = None, cache: bool = False) -> Callable:
+        if cache:  # as numba does where neither the package's folder nor the user's cache can be written
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return njit(function)
+
+    monkeypatch.setattr(kernels, "njit", nowhere)
+    caplog.set_level("INFO")
+    assert kernels._compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
+    assert "no locator available" in caplog.text
+    assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HF_HOME", "HF_MODULES_CACHE"])
+def test_code_of_models_where_the_home_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_MODULES_CACHE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv(variable, str(tmp_path / "not" / "there" / "yet"))
+    make_room_for_modules()
+    assert os.environ[variable] == str(tmp_path / "not" / "there" / "yet")
+    monkeypatch.setenv(variable, "/dev/null/home")
+    make_room_for_modules()
+    folder = Path(os.environ["HF_MODULES_CACHE"])
+    assert os.access(folder, os.W_OK)
+    assert folder.stat().st_mode & 0o77 == 0  # nobody else puts code there
