@@ -9,7 +9,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
 from transformers import PrinterCallback, TrainerCallback
 
@@ -116,6 +117,7 @@ def train_embedder(
         "loss": round(float(watch.loss), 6),
         "seconds": round(time.monotonic() - started, 1),
         "rows": {name: len(rows) for name, rows in sets.items()},
+        "rows_left_out_of_a_pass": trainer.rows_left_out(),
         "continued": checkpoint is not None,
     }
 
@@ -137,7 +139,6 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
         warmup_steps=WARMUP_SHARE,
         lr_scheduler_type="linear",
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        batch_sampler="no_duplicates",
         multi_dataset_batch_sampler="proportional",
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -151,8 +152,44 @@ def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArgum
     )
 
 
+class CountingSampler(NoDuplicatesBatchSampler):
+    """The library's, which counts the rows of a pass.
+
+    Rows that share a text are in no batch together. A pass ends after rows / batch size batches all the same, so that
+    what is left of such rows by then is not trained on in it.
+    """
+
+    drawn: int | None = None
+    """Rows of the last pass; None before the first."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the rows of each batch."""
+        self.drawn = 0
+        for batch in super().__iter__():
+            self.drawn += len(batch)
+            yield batch
+
+
 class _Trainer(SentenceTransformerTrainer):
-    """The library's, without the examples of its model card and their progress bar."""
+    """The library's, with samplers that count, without the examples of its model card and their progress bar."""
+
+    samplers: tuple[CountingSampler, ...] = ()
+
+    def get_batch_sampler(self, dataset: Any, *arguments: Any, **options: Any) -> CountingSampler:
+        """Return the sampler of one set."""
+        sampler = CountingSampler(dataset, *arguments, **options)
+        self.samplers += (sampler,)
+        return sampler
+
+    def rows_left_out(self) -> int:
+        """Return how many rows the last pass had in no batch, and say so."""
+        passes = [(len(sampler.dataset), sampler.drawn) for sampler in self.samplers if sampler.drawn is not None]
+        left = sum(rows - drawn for rows, drawn in passes)
+        if left:
+            rows = f"{sum(rows for rows, _ in passes):,}"
+            said = "%s of %s rows were in no batch of the last pass: too many share a text; lower --batch-size"
+            logger.warning(said, f"{left:,}", rows)
+        return left
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none."""

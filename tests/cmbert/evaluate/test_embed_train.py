@@ -15,7 +15,8 @@ from cmbert.cli import main
 from cmbert.config.schema import ModelConfig
 from cmbert.evaluate import embed_train
 from cmbert.evaluate.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
-from cmbert.evaluate.embed_train import SCALE, build_datasets, last_checkpoint
+from cmbert.evaluate.embed_data import TrainingData
+from cmbert.evaluate.embed_train import SCALE, Recipe, build_datasets, last_checkpoint, train_embedder
 from cmbert.evaluate.embedding import open_embedder
 from cmbert.evaluate.pairs import Graded, Pair
 from cmbert.model.heads import MaskedLanguageModel
@@ -286,3 +287,15 @@ def test_the_forwards_of_a_step_change_neither_loss_nor_gradient(model, with_neg
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], abs=1e-5)
         assert (gradient - found[0][1]).norm() < 1e-5 * found[0][1].norm()
+
+
+def test_rows_that_no_batch_has_room_for_are_counted(model, tmp_path, caplog):
+    """Rows that share a text are in no batch together, and a pass ends before all have had one of their own."""
+    pairs = [Pair("天气", f"天气很好{i}") for i in range(20)] + [Pair(text(i, 0), text(i, 1)) for i in range(10)]
+    data = TrainingData(pairs, [0] * 30, [], [], [], [], [])
+    recipe = Recipe(epochs=1, batch_size=10, mini_batch_size=10, learning_rate=1e-4, seed=0)
+    with caplog.at_level("INFO"):
+        found = train_embedder(open_embedder(str(model), 32), pairs, data, recipe, tmp_path)
+    assert found["steps"] == 3
+    assert 30 - 3 - 10 <= found["rows_left_out_of_a_pass"] < 20  # of the twenty no more than one a batch
+    assert f"{found['rows_left_out_of_a_pass']} of 30 rows were in no batch of the last pass" in caplog.text
