@@ -91,7 +91,7 @@ def _read_lines(path: Path, fault_of: Callable[[Any], str | None]) -> list[dict]
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a kill may cut the last inside a character
         try:
             record = finite(parse_json(line))
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply for `finite`
             raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
         if fault := fault_of(record):
             raise CheckpointError(f"{path}: line {number}: {fault}; remove that line")
