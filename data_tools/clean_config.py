@@ -7,6 +7,8 @@ from typing import Literal
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 
+MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text (ours)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizeConfig:
@@ -102,6 +104,11 @@ def load_clean_config(path: Path | None) -> CleanConfig:
             raise ConfigError(f"{path}: quality.{name}: {value} must lie between 0 and 1")
     if not 0 <= quality.min_characters <= quality.max_characters:
         raise ConfigError(f"{path}: quality.min_characters: must lie between 0 and max_characters")
-    if min(duplicates.shingle_characters, duplicates.num_buckets, duplicates.hashes_per_bucket) < 1:
-        raise ConfigError(f"{path}: duplicates: sizes must be positive")
+    for name in ("shingle_characters", "num_buckets", "hashes_per_bucket"):
+        if not 1 <= getattr(duplicates, name) <= MOST_SIZE:
+            raise ConfigError(
+                f"{path}: duplicates.{name}: {getattr(duplicates, name)} must be 1 or more, {MOST_SIZE:,} at most"
+            )
+    if not config.text_key:
+        raise ConfigError(f"{path}: text_key: is empty; name the field or column of the text")
     return config

@@ -15,6 +15,8 @@ from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import LEAST_CONTEXT
 
 SHARE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
+MOST_SEEDS = 1_000  # ours: each is a training
+MOST_CONTEXT = 2**24  # tokens, as data.context_tokens
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -77,10 +79,12 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
             raise ConfigError(f"{path}: arms: two are named {name!r}; rename one")
     if len(names) < 2:
         raise ConfigError(f"{path}: arms: name at least two to compare")
-    if found.seeds < 1:
-        raise ConfigError(f"{path}: seeds: {found.seeds} must be 1 or more")
-    if short := [context for context in found.contexts if context < LEAST_CONTEXT]:
-        raise ConfigError(f"{path}: contexts: {short[0]} must be at least {LEAST_CONTEXT} tokens")
+    if not 1 <= found.seeds <= MOST_SEEDS:
+        raise ConfigError(f"{path}: seeds: {found.seeds} must be 1 or more, {MOST_SEEDS} at most")
+    if wrong := [context for context in found.contexts if not LEAST_CONTEXT <= context <= MOST_CONTEXT]:
+        raise ConfigError(
+            f"{path}: contexts: {wrong[0]} must be at least {LEAST_CONTEXT} tokens, {MOST_CONTEXT} at most"
+        )
     if not found.units:
         raise ConfigError(f"{path}: units: name what the final score hides, word or token")
     prepare = () if base else found.prepare
@@ -119,8 +123,9 @@ def _stages(arm: Arm, base: dict, budget: int, place: Path, seed: int, where: st
     for number, change in enumerate(changes, start=1):
         table = merge(table, change)
         run = place / f"stage{number}"
-        start = str(place / "stage1") if stages else table.get("train", {}).get("init_from", "")
-        train = {"seed": table.get("train", {}).get("seed", 0) + seed, "init_from": start}
+        own = build_recipe(table, where).train
+        start = str(place / "stage1") if stages else own.init_from
+        train = {"seed": own.seed + seed, "init_from": start}
         recipe = build_recipe(merge(table, {"run_directory": str(run), "train": train}), where)
         if not recipe.evaluation.shards:
             raise ConfigError(f"{where}: evaluation.shards: name the held-out set that the arms are scored on")

@@ -75,11 +75,18 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
     if raw is None:
         raise ConfigError(f"{path}: no such {kind}; {IN_A_CLONE}")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        return _parse(raw.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for 4,301 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {override}: must be key=value, for example --set train.seed=1")
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
+        value = _parse(f"value = {raw}")["value"]
     except ValueError:
         value = raw  # a bare word is a string: paths need no quotes on a command line
     *sections, last = key.split(".")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ def _read_lines(path: Path, fault_of: Callable[[Any], str | None]) -> list[dict]
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a kill may cut the last inside a character
         try:
             record = finite(parse_json(line))
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply for `finite`
             raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
         if fault := fault_of(record):
             raise CheckpointError(f"{path}: line {number}: {fault}; remove that line")
@@ -132,10 +133,13 @@ def open_wandb(run: Path, recipe: Recipe) -> Any:
     path = run / WANDB_ID_FILE
     if not path.is_file():
         write_text(path, secrets.token_hex(8))
+    known = read_bytes(path).strip()
+    if not re.fullmatch(rb"[\w-]{1,128}", known):
+        raise CheckpointError(f"{path}: not an id of W&B; remove it: the run gets another one there")
     try:
         return wandb.init(
             project=recipe.train.wandb_project,
-            id=path.read_text(encoding="utf-8").strip(),
+            id=known.decode("ascii"),
             name=run.resolve().name,
             resume="allow",
             dir=run,

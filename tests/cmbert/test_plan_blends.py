@@ -146,7 +146,9 @@ def test_paths_that_are_no_set(sets: dict[str, str], tokenizer: Tokenizer, tmp_p
     file.write_text("x", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.idx").write_text("x", encoding="utf-8")
-    for path in (".", "/", "..", "", file, file / "below", tmp_path / "folder"):
+    for path in (".", "/", "..", file, file / "below", tmp_path / "folder"):
         found = planned(recipe_of(tokenizer, [{"path": str(path)}, {"path": sets["small"]}]))
         assert isinstance(found, Plan), found
         assert found.sources[0].tokens is None
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.path: is empty"):
+        recipe_of(tokenizer, [{"path": ""}, {"path": sets["small"]}])

@@ -206,7 +206,7 @@ def test_configuration_mistakes(tmp_path: Path) -> None:
         ("[quality]\nmin_hanzi_shar = 0.5\n", "quality.min_hanzi_shar: unknown key; did you mean 'min_hanzi_share'"),
         ("[quality]\nmin_hanzi_share = 5.0\n", "quality.min_hanzi_share: 5.0 must lie between 0 and 1"),
         ("[normalize]\nurls = 'delete'\n", "normalize.urls: 'delete' is not one of"),
-        ("[duplicates]\nnum_buckets = 0\n", "sizes must be positive"),
+        ("[duplicates]\nnum_buckets = 0\n", r"duplicates\.num_buckets: 0 must be 1 or more"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):

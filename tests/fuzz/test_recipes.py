@@ -11,14 +11,13 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.ablation.lists import load_list
+from cmbert.ablation.lists import load_list, plan_runs
 from cmbert.config.deepspeed import load_deepspeed_file, resolve_deepspeed
 from cmbert.config.load import load_recipe, read_table, read_toml
 from cmbert.config.ranges import RANGES
 from cmbert.config.schema import Recipe
 from cmbert.data.loader import open_reader
 from cmbert.errors import ConfigError
-from cmbert.evaluate.finetune.tasks import load_task
 from cmbert.plan.plan import make_plan
 from cmbert.tokenizer import load_tokenizer
 from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
@@ -157,10 +156,14 @@ def test_deepspeed_files(tmp_path: Path, recipe_file: Path, raw: bytes) -> None:
         assert type(resolved.get("bf16", {}).get("enabled", False)) is bool
 
 
+def load_all_runs(path: Path) -> object:
+    found = load_list(path, ROOT / "recipes" / "ablations" / "small.toml")
+    return plan_runs(found, path, path.parent, min(found.seeds, 2))
+
+
 OTHERS = {
     "clean": (load_clean_config, sorted((ROOT / "recipes" / "large" / "clean").glob("*.toml"))),
-    "task": (load_task, sorted((ROOT / "recipes" / "tasks").glob("*.toml"))),
-    "ablation": (load_list, sorted((ROOT / "recipes" / "ablations").glob("*.toml"))),
+    "ablation": (load_all_runs, sorted((ROOT / "recipes" / "ablations").glob("*.toml"))),
 }
 
 

@@ -98,6 +98,14 @@ def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> 
         load_recipe(child)
 
 
+def test_tables_nested_too_deeply_are_no_traceback(recipe_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model: must be a table"):
+        load_recipe(recipe_file, [f"model={'[' * 5_000}{']' * 5_000}"])
+    recipe_file.write_text(f"model = {'[' * 5_000}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"recipe\.toml: not valid TOML: nested too deeply"):
+        load_recipe(recipe_file)
+
+
 @pytest.mark.parametrize("key", ["run_directory", "data.tokenizer", "train.deepspeed"])
 @pytest.mark.parametrize(("text", "words"), [('""', "is empty"), ('" "', "is empty"), (r'"a\u0000b"', "holds a NUL")])
 def test_a_path_is_not_empty(recipe_file: Path, key: str, text: str, words: str) -> None:
