@@ -15,7 +15,7 @@ from cmbert.model.gate import ROUNDINGS, Comparison
 from cmbert.model.hf import Format
 from cmbert.progress import duration
 from cmbert.train.lineage import Lineage, StageFacts
-from cmbert.train.model_card_use import front_matter, usage
+from cmbert.train.model_card_use import first_line, front_matter, usage
 from cmbert.train.schedule import num_steps
 
 PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
@@ -28,6 +28,7 @@ def render_card(lineage: Lineage, format: Format, measured: Comparison) -> str:
     sections = [
         front_matter(format),
         "# Chinese ModernBERT\n",
+        *filter(None, [first_line(format, model)]),
         _architecture(lineage, format),
         usage(format, model),
         _data(lineage),

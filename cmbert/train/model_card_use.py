@@ -43,6 +43,21 @@ for token in logits[0, place].argsort()[::-1][:5]:
 """
 
 
+TOKENIZER_CALL = "PreTrainedTokenizerFast.from_pretrained(folder)"
+"""Loads the tokenizer of a folder with code in silence. transformers 5 opens config.json before tokenizer_config.json,
+and the former's auto_map makes AutoTokenizer ask for leave to run code that a tokenizer does not need."""
+
+
+def first_line(format: Format, model: ModelConfig) -> str:
+    """Return what a folder with code says first: how to load it without being asked; "" where nothing is asked."""
+    if format == "onnx" or model.norm != "rmsnorm":
+        return ""
+    return (
+        f"`{TOKENIZER_CALL}` loads the tokenizer, which is plain; the model needs `trust_remote_code=True`, and "
+        "`AutoTokenizer` without it asks whether to run code.\n"
+    )
+
+
 def front_matter(format: Format) -> str:
     """Return the YAML head that the Hugging Face hub reads."""
     library, tags = (

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import Recipe
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.data.shards import ShardSet
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.memory import require_memory
 from cmbert.model.cost import FP32_BYTES
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.hf import Format, check_export, export_folder, load_folder
+from cmbert.model.hf import Format, check_export, export_folder, load_folder, read_config
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import TrainState, load_weights, read_state, require_checkpoint
 from cmbert.train.lineage import read_lineage
@@ -43,6 +43,7 @@ class TrainedModel:
 def open_model(path: Path) -> TrainedModel:
     """Open a run directory, a checkpoint or an exported folder; the model is fp32, on the CPU."""
     if (path / "config.json").is_file():
+        _require_memory(path, read_config(path))
         model, _ = load_folder(path)
         return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [], [])
     recipe, tokenizer = _recipe_and_tokenizer(path)
@@ -85,14 +86,18 @@ def _recipe_and_tokenizer(path: Path, num_copies: int = 2) -> tuple[Recipe, Toke
     """num_copies: of the weights in fp32 that must fit; at least the checkpoint's and the model's."""
     checkpoint = require_checkpoint(path)
     recipe = read_run_recipe(run_of(checkpoint))
-    needed = num_copies * FP32_BYTES * count_parameters(recipe.model).total
-    require_memory(f"opening {path}", needed, torch.device("cpu"), "open it on a machine with more memory")
+    _require_memory(path, recipe.model, num_copies)
     tokenizer = load_tokenizer(recipe.data.tokenizer)
     if read_state(checkpoint).tokenizer_fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
             f"{checkpoint}: trained with another tokenizer than {tokenizer.directory}; put that one back"
         )
     return recipe, tokenizer
+
+
+def _require_memory(path: Path, model: ModelConfig, num_copies: int = 2) -> None:
+    needed = num_copies * FP32_BYTES * count_parameters(model).total
+    require_memory(f"opening {path}", needed, torch.device("cpu"), "open it on a machine with more memory")
 
 
 def probe_texts(shards: ShardSet, tokenizer: Tokenizer) -> list[str]:

@@ -164,6 +164,16 @@ def test_weights_that_do_not_fit(have, recipe_file: Path) -> None:
         throughput_table.open_candidates([recipe_file], [])
 
 
+def test_an_exported_folder_that_does_not_fit_is_not_read(have, tmp_path: Path) -> None:
+    from cmbert.model.hf import _config_json
+    from cmbert.train.release import open_model
+
+    (tmp_path / "config.json").write_text(json.dumps(_config_json(load_recipe(LARGE).model)), encoding="utf-8")
+    have(2)
+    with pytest.raises(ConfigError, match=r"opening .*: needs about 3\.0 GB of memory, and 2\.0 GB are free"):
+        open_model(tmp_path)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("allowed", "free"), [("3000000000", 2_500_000_000), ("max", 8_000_000_000)])
 def test_a_control_group_counts(

@@ -12,8 +12,9 @@ import tokenizers
 import torch
 
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.model.hf import export_folder, load_folder
+from cmbert.model.hf import _write, export_folder, load_folder
 from cmbert.tokenizer import SPECIAL_TOKENS
+from cmbert.train.model_card_use import first_line
 
 TEXTS = ["今天天气很好，我们去公园散步。" * 12, "你好", "", "语言模型学习词语之间的关系。" * 3, "第五段"]
 
@@ -113,6 +114,35 @@ def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_di
     cu_seqlens = torch.nn.functional.pad(is_real.sum(1).cumsum(0), (1, 0)).int()
     ours = model.logits(seen["input_ids"][is_real], cu_seqlens)
     torch.testing.assert_close(seen["logits"][is_real], ours, atol=1e-4, rtol=0)
+
+
+QUIET_TOKENIZER = """
+import sys
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+folder = sys.argv[1]
+tokenizer = eval(sys.argv[2])
+assert tokenizer("今天[MASK]")["input_ids"][0] == 2 and tokenizer.mask_token_id == 4
+assert tokenizer.model_max_length == 512
+"""
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+def test_the_tokenizer_loads_without_a_question_or_a_warning(make_perturbed, tokenizer_directory, tmp_path, norm):
+    """By the call that the card names first; AutoTokenizer alone where the folder carries no code."""
+    model = make_perturbed(norm)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    _write(folder, model, tokenizer_directory)
+    first = first_line("hf", model.config)
+    calls = ["AutoTokenizer.from_pretrained(folder)"] if norm == "layernorm" else [first.split("`")[1]]
+    calls.append("AutoTokenizer.from_pretrained(folder, trust_remote_code=True)")
+    for call in calls:
+        environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "outside"), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-I", "-c", QUIET_TOKENIZER, str(folder), call]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, env=environment
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), call
 
 
 def mean_vectors(model, tokenizer_directory, texts):
