@@ -83,7 +83,19 @@ def rename(old: Path, new: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    A link stays, and the file that it leads to is written. A device or a pipe is written to and never replaced.
+    """
+    path = real(path) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        with doing("open", path):
+            descriptor = os.open(path, os.O_WRONLY)
+        try:
+            write_all(descriptor, data, path)
+        finally:
+            os.close(descriptor)
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with doing("open", path):
@@ -115,6 +127,11 @@ def read_bytes(path: Path) -> bytes:
         file = open(path, "rb")
     with file, doing("read", path):
         return file.read()
+
+
+def real(path: Path) -> Path:
+    """Return where a path leads. A link to itself raises nothing here, unlike in Path.resolve: opening it does."""
+    return Path(os.path.realpath(path))
 
 
 def fault_of_name(name: str) -> str:

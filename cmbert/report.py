@@ -16,6 +16,7 @@ import numpy as np
 
 from cmbert.config.load import read_toml
 from cmbert.errors import CheckpointError, ConfigError
+from cmbert.files import real
 from cmbert.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
@@ -86,7 +87,7 @@ def write_report(run: Path, output: Path) -> None:
     ]
     size = write_page(
         output,
-        title=run.resolve().name,
+        title=real(run).name,
         subtitle=f"Masked-language-model pretraining · {count} · {steps:,} steps · last step on {when} (UTC)",
         figures=headline(stages, score, f"after {scored.name}", sum(phases.values())),
         sections=sections,
@@ -118,9 +119,7 @@ def read_stages(run: Path) -> list[Stage]:
         losses = [record.get("source_loss") or [None] * len(sources) for record in records]
         found = (columns, recipe, environment, evaluation, sources, np.array(losses, dtype=np.float64))
         stages.append(
-            Stage(
-                folder.resolve().name, len(stages) + 1, start, *found, source_tokens, unit_lengths, read_events(folder)
-            )
+            Stage(real(folder).name, len(stages) + 1, start, *found, source_tokens, unit_lengths, read_events(folder))
         )
     if not stages:
         raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")

@@ -13,7 +13,7 @@ from typing import Any
 from cmbert.config.check import check_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
-from cmbert.files import read_input, write_text
+from cmbert.files import read_input, real, write_text
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,7 +71,7 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
 
 def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a TOML file and the one it extends, if it does, beneath it. Raises ConfigError."""
-    if path.resolve() in seen:
+    if real(path) in seen:
         raise ConfigError(f"{path}: extends: recipes extend each other in a circle; remove one extends")
     table = read_toml(path)
     parent = table.pop("extends", None)
@@ -79,7 +79,7 @@ def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: must be a path in quotes")
-    return merge(read_table(path.parent / parent, (*seen, path.resolve())), table)
+    return merge(read_table(path.parent / parent, (*seen, real(path))), table)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import PatientFile, doing, read_bytes, read_input, write_text
+from cmbert.files import PatientFile, doing, read_bytes, read_input, real, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -91,7 +91,7 @@ def open_wandb(run: Path, recipe: Recipe) -> Any:
         return wandb.init(
             project=recipe.train.wandb_project,
             id=path.read_text(encoding="utf-8").strip(),
-            name=run.resolve().name,
+            name=real(run).name,
             resume="allow",
             dir=run,
             config=dataclasses.asdict(recipe),
