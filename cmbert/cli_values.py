@@ -71,8 +71,8 @@ def positive_number(text: str) -> float:
     except ValueError:
         value = -1.0
     if not LEAST_NUMBER <= value <= MOST_NUMBER:
-        what = f"must be a positive number, from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}")
+        what = f"must be positive, a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+        raise argparse.ArgumentTypeError(f"{shown(text)} {what}")
     return value
 
 
