@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from cmbert.errors import ConfigError, describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
+RUST_ERROR = re.compile(r"\(os error ([0-9]+)\)")  # how safetensors and tokenizers say that the system failed them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RETRY_SECONDS = (1, 3, 8, 18)  # ours: half a minute, in which a file server or Lustre's client is back; then a new life
 
@@ -253,6 +255,10 @@ def building(final: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise ConfigError(f"{final}: another process has made it meanwhile; this one's work is dropped") from error
+    except Exception as error:
+        if isinstance(error, OSError) or not (found := RUST_ERROR.search(str(error))):
+            raise
+        raise OSError(int(found[1]), f"{os.strerror(int(found[1]))} (write)", str(final)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
 
