@@ -298,7 +298,7 @@ def test_an_error_is_one_line_and_a_link_to_itself_is_one(
 
 
 def test_a_full_disk_that_safetensors_meets_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left on device .write.") as raised, building(tmp_path / "model"):
+    with pytest.raises(OSError, match=r"No space left on device \(write\)") as raised, building(tmp_path / "model"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert raised.value.errno == 28
     assert not list(tmp_path.iterdir())
