@@ -9,7 +9,17 @@ from collections.abc import Sequence
 
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
-from cmbert.cli_values import any_path, not_negative, positive, positive_number, share, step_range, utf8_path, words
+from cmbert.cli_values import (
+    any_path,
+    new_file,
+    not_negative,
+    positive,
+    positive_number,
+    share,
+    step_range,
+    utf8_path,
+    words,
+)
 from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
 from cmbert.outlets import open_outlets
@@ -73,7 +83,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     _add_recipe(plan)
     plan.add_argument("--gpus", type=positive, default=8, metavar="N", help="number of GPUs (default 8)")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    plan.add_argument("--page", type=any_path, metavar="FILE.html", help="also draw it all on an HTML page")
+    plan.add_argument("--page", type=new_file, metavar="FILE.html", help="also draw it all on an HTML page")
     for name, help in PLAN_ASSUMPTIONS:
         default = getattr(Assumptions, name)
         kind = share if name == "mfu" else positive_number
@@ -167,7 +177,7 @@ def _add_ledger(commands: argparse._SubParsersAction) -> None:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     report = commands.add_parser("report", help="one HTML page about a run", description="Curves and figures of a run.")
     report.add_argument("run", type=any_path, help="run directory, or a folder of stages")
-    report.add_argument("--output", type=any_path, required=True, metavar="FILE.html", help="page to write")
+    report.add_argument("--output", type=new_file, required=True, metavar="FILE.html", help="page to write")
     report.set_defaults(command=_report)
 
 

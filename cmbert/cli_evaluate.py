@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import any_path, documents, lengths, positive, shown, tokens, utf8_path
+from cmbert.cli_values import any_path, documents, lengths, new_file, positive, shown, tokens, utf8_path
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -36,11 +36,11 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="instead: where quality breaks from 512 to N tokens, on the same hidden words of documents of N tokens",
     )
-    evaluate.add_argument("--plot", type=any_path, metavar="FILE", help="draw --long-context as a PNG")
+    evaluate.add_argument("--plot", type=new_file, metavar="FILE", help="draw --long-context as a PNG")
     evaluate.add_argument(
         "--max-rows", type=positive, metavar="N", help="score only the first N rows, or long documents (default: all)"
     )
-    evaluate.add_argument("--output", type=any_path, metavar="FILE", help="also write the figures as JSON")
+    evaluate.add_argument("--output", type=new_file, metavar="FILE", help="also write the figures as JSON")
     evaluate.set_defaults(command=_eval)
 
 

@@ -1,6 +1,7 @@
 """What people give on a command line, read; a mistake becomes argparse's one line. Shared by cmbert and data_tools."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -70,8 +71,8 @@ def positive_number(text: str) -> float:
     except ValueError:
         value = -1.0
     if not LEAST_NUMBER <= value <= MOST_NUMBER:
-        what = f"must be a positive number, from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {what}")
+        what = f"must be positive, a number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
+        raise argparse.ArgumentTypeError(f"{shown(text)} {what}")
     return value
 
 
@@ -100,6 +101,19 @@ def any_path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name; name a file or folder")
     return Path(text)
+
+
+def new_file(text: str) -> Path:
+    """Return the path of a file to write; what can be known to be none is a mistake before the work, not after it."""
+    path = any_path(text)
+    if text.endswith(("/", "/.", "/..")) or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
+    there = next(place for place in path.parents if place.exists() or place == place.parent)
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: nothing can be written in {there}")
+    return path
 
 
 def utf8_path(text: str) -> Path:

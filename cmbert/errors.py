@@ -131,32 +131,38 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     try:
         return (command() or 0) or _said_all(program)
     except CmbertError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        _say(program, str(error))
         return error.exit_code
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA_OF:
             raise
-        print(f"{program}: error: {module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'", file=sys.stderr)
+        _say(program, f"{module} is not installed: pip install 'cmbert[{EXTRA_OF[module]}]'")
         return EXIT_USER_ERROR
     except UnicodeEncodeError as error:
         if not HALF_NAME.search(error.object):
             raise
         name = error.object.encode("utf-8", "backslashreplace").decode()
-        print(f"{program}: error: {name}: a name that is not UTF-8 cannot be used here; rename it", file=sys.stderr)
+        _say(program, f"{name}: a name that is not UTF-8 cannot be used here; rename it")
         return EXIT_USER_ERROR
     except MemoryError as error:
         said = first_line(error) or "the system gives no more"
-        print(f"{program}: error: memory: {said}; ask for less, or run the same command again", file=sys.stderr)
+        _say(program, f"memory: {said}; ask for less, or run the same command again")
         return EXIT_TRANSIENT
     except OSError as error:
         if error.strerror is None:
             raise
-        print(f"{program}: error: {describe(error)}; {advice(may_pass(error))}", file=sys.stderr)
+        _say(program, f"{describe(error)}; {advice(may_pass(error))}")
         return EXIT_TRANSIENT if may_pass(error) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _say(program: str, text: str) -> None:
+    """Print an error as one line; names of files may have line ends in them."""
+    text = text.replace("\r", "\\r").replace("\n", "\\n")
+    print(f"{program}: error: {text}", file=sys.stderr)
 
 
 def _said_all(program: str) -> int:
@@ -166,5 +172,5 @@ def _said_all(program: str) -> int:
         return 0
     if isinstance(lost, BrokenPipeError):  # the reader of our output has left (`| head`): nothing more to say
         return EXIT_BROKEN_PIPE
-    print(f"{program}: error: standard output: {describe(lost)}; {advice(may_pass(lost))}", file=sys.stderr)
+    _say(program, f"standard output: {describe(lost)}; {advice(may_pass(lost))}")
     return EXIT_TRANSIENT if may_pass(lost) else EXIT_USER_ERROR

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import stat
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 from cmbert.errors import ConfigError, describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
+RUST_ERROR = re.compile(r"\(os error ([0-9]+)\)")  # how safetensors and tokenizers say that the system failed them
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RETRY_SECONDS = (1, 3, 8, 18)  # ours: half a minute, in which a file server or Lustre's client is back; then a new life
 
@@ -84,7 +86,19 @@ def rename(old: Path, new: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    A link stays, and the file that it leads to is written. A device or a pipe is written to and never replaced.
+    """
+    path = real(path) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        with doing("open", path):
+            descriptor = os.open(path, os.O_WRONLY)
+        try:
+            write_all(descriptor, data, path)
+        finally:
+            os.close(descriptor)
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with doing("open", path):
@@ -116,6 +130,11 @@ def read_bytes(path: Path) -> bytes:
         file = open(path, "rb")
     with file, doing("read", path):
         return file.read()
+
+
+def real(path: Path) -> Path:
+    """Return where a path leads. A link to itself raises nothing here, unlike in Path.resolve: opening it does."""
+    return Path(os.path.realpath(path))
 
 
 def fault_of_name(name: str) -> str:
@@ -254,6 +273,10 @@ def building(final: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise ConfigError(f"{final}: another process has made it meanwhile; this one's work is dropped") from error
+    except Exception as error:
+        if isinstance(error, OSError) or not (found := RUST_ERROR.search(str(error))):
+            raise
+        raise OSError(int(found[1]), f"{os.strerror(int(found[1]))} (write)", str(final)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # gone already when it was published
 

@@ -7,16 +7,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from cmbert.files import in_utf8, write_text
+from cmbert.errors import ConfigError
+from cmbert.files import in_utf8, read_bytes, write_text
 
+DOCTYPE = b"<!DOCTYPE html>"
 Look = Literal["", "facts", "numbers", "texts"]
 
 
 def write_page(output: Path, *, title: str, subtitle: str, sections: Sequence[str], figures: str = "") -> int:
     """Write a page of headline `figures` (HTML cards) and `sections` (HTML) under a `title` (text); return its bytes.
 
-    subtitle: text, or HTML if it is to hold marks; escape what comes from users.
+    subtitle: text, or HTML if it is to hold marks; escape what comes from users. Raises ConfigError rather than write
+    over a file that is no page: the recipe, perhaps.
     """
+    start = read_bytes(output)[: len(DOCTYPE)] if output.is_file() else b""
+    if start and start != DOCTYPE:
+        raise ConfigError(f"{output}: holds something else than a page; name another file")
     template = resources.files("cmbert").joinpath("page.html").read_text(encoding="utf-8")
     page = string.Template(template).substitute(
         title=escape(title),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cmbert.errors import ConfigError
+from cmbert.files import real
 from cmbert.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report_charts import (
@@ -71,7 +72,7 @@ def write_report(run: Path, output: Path) -> None:
     ]
     size = write_page(
         output,
-        title=run.resolve().name,
+        title=real(run).name,
         subtitle=f"Masked-language-model pretraining · {count} · {steps:,} steps · last step on {when} (UTC)",
         figures=headline(stages, score, f"after {scored.name}", sum(phases.values())),
         sections=sections,

@@ -8,6 +8,7 @@ import numpy as np
 from cmbert.config.load import read_toml
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError
+from cmbert.files import real
 from cmbert.report_charts import Stage
 from cmbert.report_steps import PHASE_COLUMNS
 from cmbert.shapes import misfit, read_as
@@ -115,7 +116,7 @@ def _read_stage(folder: Path, records: list[dict], before: list[Stage]) -> Stage
             "remove the lines that are not this run's"
         )
     return Stage(
-        name=folder.resolve().name,
+        name=real(folder).name,
         number=len(before) + 1,
         start_tokens=int(before[-1]["tokens"][-1]) if before else 0,
         columns=columns,

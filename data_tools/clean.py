@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import building, remove, write_json
+from cmbert.files import building, real, remove, write_json
 from cmbert.lease import alone_in, is_lease
 from cmbert.progress import Progress
 from data_tools.clean_config import CleanConfig
@@ -100,7 +100,7 @@ def _outputs(output: Path | None, heldout: Path | None) -> tuple[Path, Path | No
         if heldout is None:
             raise ConfigError("clean writes nothing: name --output, or --heldout alone for the held-out share")
         return heldout, None
-    if heldout and output.resolve() in heldout.resolve().parents:
+    if heldout and real(output) in real(heldout).parents:
         raise ConfigError(f"--heldout {heldout}: lies inside {output}, where preprocess would find it; name another")
     return output, heldout
 

@@ -14,7 +14,7 @@ from typing import Any
 from cmbert.config.check import check_model, check_recipe
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
-from cmbert.files import read_input, write_text
+from cmbert.files import read_input, real, write_text
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -92,14 +92,14 @@ def _parse(text: str) -> dict[str, Any]:
 def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a TOML file and the one it extends, if it does, beneath it. Raises ConfigError."""
     table = read_toml(path)  # first, since a name may be one that no file has
-    if path.resolve() in seen:
+    if real(path) in seen:
         raise ConfigError(f"{path}: extends: recipes extend each other in a circle; remove one extends")
     parent = table.pop("extends", None)
     if parent is None:
         return table
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: must be a path in quotes")
-    return merge(read_table(path.parent / parent, (*seen, path.resolve())), table)
+    return merge(read_table(path.parent / parent, (*seen, real(path))), table)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cmbert.data.sources import open_shards
 from cmbert.errors import ConfigError
 from cmbert.evaluate.pseudo_perplexity import Score, Unit, evaluate
 from cmbert.evaluate.table import markdown_table
+from cmbert.files import real
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ def name_sets(given: Sequence[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for text in given:
         name, equals, folder = text.rpartition("=") if not Path(text).exists() else ("", "", text)
-        name = name if equals else Path(text).resolve().name
+        name = name if equals else real(Path(text)).name
         if not name or not folder:
             raise ConfigError(f"--data: {text!r} is neither DIR nor NAME=DIR")
         if name in sets:

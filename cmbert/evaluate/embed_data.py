@@ -19,7 +19,7 @@ from cmbert.evaluate.pairs import (
     read_pairs,
     read_similarity,
 )
-from cmbert.files import hash_file
+from cmbert.files import hash_file, real
 from cmbert.reading import lines_of
 from cmbert.seeding import generator
 
@@ -134,7 +134,7 @@ def _unique_pairs(
             references = t2ranking.read_references(path)
             found += [(origin, reference) for reference in references]
             judgements = t2ranking.files_of(path)[-1]
-            entry = (f"{path.resolve().name}/{judgements.name}", "t2ranking", len(references), hashes[judgements])
+            entry = (f"{real(path).name}/{judgements.name}", "t2ranking", len(references), hashes[judgements])
         else:
             file = read_pairs(path)
             _say(path, file)
@@ -168,7 +168,7 @@ def _has_negative(pair: Pair) -> bool:
 
 def _source(path: Path, is_triplets: bool) -> str:
     """Return "simclue" for its own format or a path that says so: too wide a net is the safe side of a leak."""
-    return "simclue" if is_triplets or "simclue" in str(path.resolve()).lower() else "other"
+    return "simclue" if is_triplets or "simclue" in str(real(path)).lower() else "other"
 
 
 def _say(path: Path, file: PairFile) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from cmbert.errors import CheckpointError
-from cmbert.files import doing, file_size, hash_file, patiently, rename, write_text
+from cmbert.files import doing, file_size, hash_file, patiently, real, rename, write_text
 from cmbert.shapes import read_as
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def leave_behind(root: Path, checkpoint: Path) -> list[Path]:
 
     That is what is newer, or all if `checkpoint` lies elsewhere.
     """
-    is_here = checkpoint.parent.resolve() == root.resolve()
+    is_here = real(checkpoint.parent) == real(root)
     return [
         set_aside(path, LEFT_SUFFIX) for path in list_checkpoints(root) if not is_here or path.name > checkpoint.name
     ]

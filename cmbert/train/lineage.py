@@ -9,6 +9,7 @@ from cmbert.config.schema import Recipe, SourceConfig
 from cmbert.data.shards import ShardSet
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError, ConfigError, ShardError
+from cmbert.files import real
 from cmbert.shapes import read_as
 from cmbert.train.checkpoint import TrainState, read_state, require_checkpoint
 from cmbert.train.metrics import SPENT, read_events, read_metrics, source_names
@@ -61,12 +62,12 @@ def read_lineage(path: Path) -> Lineage:
     Of an earlier run its latest checkpoint counts. Raises CheckpointError if `path` is none.
     """
     stages = [_read_stage(require_checkpoint(path))]
-    seen = {path.resolve()}
+    seen = {real(path)}
     while init_from := stages[0].recipe.train.init_from:
         earlier = Path(init_from)
-        if earlier.resolve() in seen:
+        if real(earlier) in seen:
             return Lineage(stages, earlier.name)
-        seen.add(earlier.resolve())
+        seen.add(real(earlier))
         try:
             stages.insert(0, _read_stage(require_checkpoint(earlier)))
         except (CheckpointError, ConfigError):  # moved, pruned, or of another version: the card says it is not known
@@ -82,7 +83,7 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         records = []
     names = source_names([source.path for source in recipe.data.sources])
     return StageFacts(
-        name=run.resolve().name,
+        name=real(run).name,
         recipe=recipe,
         state=state,
         records=records,

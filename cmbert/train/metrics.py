@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files import PatientFile, doing, finite, json_text, read_bytes, read_input, write_text
+from cmbert.files import PatientFile, doing, finite, json_text, read_bytes, read_input, real, write_text
 from cmbert.reading import parse_json
 from cmbert.shapes import misfit
 
@@ -140,7 +140,7 @@ def open_wandb(run: Path, recipe: Recipe) -> Any:
         return wandb.init(
             project=recipe.train.wandb_project,
             id=known.decode("ascii"),
-            name=run.resolve().name,
+            name=real(run).name,
             resume="allow",
             dir=run,
             config=dataclasses.asdict(recipe),

@@ -112,6 +112,9 @@ def test_every_option_refuses_what_is_no_number_or_name() -> None:
             "argument --context: 512,,64: must be whole numbers from 1",
         ),
         (["embed-train", "--seed", "nan"], "argument --seed: nan: must be a whole number from 0 to 4294967295"),
+        (["finetune", "--seeds", "0"], "argument --seeds: 0: must be a whole number from 1"),
+        (["eval", "m", "--data", "d", "--max-rows", "0"], "argument --max-rows: 0: must be a whole number from 1"),
+        (["bench", "train", "--batch-tokens", "0"], "argument --batch-tokens: 0: must be a whole number from 1"),
         (["report", "run", "--output", ""], "argument --output: an empty name; name a file or folder"),
     ],
 )

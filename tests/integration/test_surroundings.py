@@ -15,7 +15,7 @@ from cmbert.config.load import load_recipe
 from cmbert.data import kernels
 from cmbert.environment import make_room_for_modules, number_in
 from cmbert.errors import ConfigError
-from cmbert.files import building, write_json
+from cmbert.files import building, write_bytes, write_json
 from cmbert.page import write_page
 from cmbert.progress import Progress
 
@@ -241,3 +241,64 @@ def test_code_of_models_where_the_home_cannot_be_written(
     folder = Path(os.environ["HF_MODULES_CACHE"])
     assert os.access(folder, os.W_OK)
     assert folder.stat().st_mode & 0o77 == 0  # nobody else puts code there
+
+
+def test_an_output_that_is_a_device_a_pipe_or_a_link_stays_one(tmp_path: Path) -> None:
+    controller, end = pty.openpty()
+    device = Path(os.ttyname(end))
+    write_bytes(device, b"to a device")
+    assert os.read(controller, 100) == b"to a device"
+    assert device.is_char_device()
+    os.close(controller)
+    os.close(end)
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to("target")
+    write_bytes(link, b"through a link")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"through a link"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes(pipe, b"to a pipe")
+    assert os.read(reader, 100) == b"to a pipe"
+    assert pipe.is_fifo()
+    os.close(reader)
+
+
+def test_a_page_is_not_written_over_something_else(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = recipe_file.read_bytes()
+    with pytest.raises(ConfigError, match="holds something else than a page"):
+        write_page(recipe_file, title="", subtitle="", sections=[])
+    assert recipe_file.read_bytes() == before
+    page = recipe_file.with_name("page.html")
+    for title in ("one", "two"):
+        write_page(page, title=title, subtitle="", sections=[])
+    assert "two" in page.read_text(encoding="utf-8")
+    for name, said in (
+        (f"{recipe_file}/", "is a folder; name a file"),
+        (str(recipe_file.parent), "is a folder; name a file"),
+        (str(recipe_file / "page.html"), "is no folder"),
+        ("/proc/page.html" if os.geteuid() else "/dev/null/page.html", ""),
+    ):
+        with pytest.raises(SystemExit):
+            main(["eval", "model", "--data", "d", "--output", name])
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_error_is_one_line_and_a_link_to_itself_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    for name, shown in (("loop", "loop"), ("two\nlines", "two\\nlines"), ("n" * 300, "File name too long")):
+        assert main(["plan", name]) == 2
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert shown in errors
+
+
+def test_a_full_disk_that_safetensors_meets_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device \(write\)") as raised, building(tmp_path / "model"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert raised.value.errno == 28
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from typing import Literal
 
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
+from cmbert.files import real
 from cmbert.reading import shown
 
 Reader = Literal["fields", "keywords", "pronoun", "c3", "chid", "cmrc"]
@@ -149,7 +150,7 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
 
     `like` may be another task file, relative to this one. Raises ConfigError naming file and key.
     """
-    if path.resolve() in seen:
+    if real(path) in seen:
         raise ConfigError(f"{path}: like: task files are like each other in a circle; remove one like")
     table = read_toml(path, "task file")
     like = table.pop("like", None)
@@ -158,7 +159,7 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
     elif not isinstance(like, str):
         raise ConfigError(f"{path}: like: must be a task's name or file in quotes")
     else:
-        other = (*seen, path.resolve())
+        other = (*seen, real(path))
         base = load_task(path.parent / like, other) if like.endswith(".toml") else find_task(like, f"{path}: like")
         changes = build(Task, {"name": base.name, **table}, str(path))
         task = replace(base, **{key: getattr(changes, key) for key in table})

@@ -188,7 +188,6 @@ def test_command(
     ("arguments", "message"),
     [
         (["--context", "8"], "--context: 8 must be at least 16 tokens"),
-        (["--max-rows", "0"], "--max-rows: 0 must be positive"),
         (["--plot", "x.png"], "--plot draws --long-context"),
         (["--long-context", "1000"], "--long-context: 1000 must be 512 doubled; try 1024"),
         (["--long-context", "512"], "--long-context: 512 must be 512 doubled; try 1024"),
