@@ -67,6 +67,8 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for 4,301 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
 
 
 def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
