@@ -10,8 +10,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig
-from cmbert.errors import ConfigError
+from cmbert.errors import ConfigError, InputError
 from cmbert.page import bars, chips, section, table, write_page
+from cmbert.reading import lines_of
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from data_tools.document import Document
 from data_tools.encode import Encoder, batches
@@ -92,12 +93,11 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
 def read_wordpiece(path: Path) -> tokenizers.Tokenizer:
     """Return BERT's tokenizer of a vocabulary file, one token a line. Raises ConfigError when it is none."""
     try:
-        words = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--against {path}: {error}; name a vocabulary with one token a line") from error
-    if "[UNK]" not in words:
+        vocab = {word: number - 1 for number, word in lines_of(path)}  # no blank one; ids count all lines
+    except InputError as error:
+        raise ConfigError(f"--against {error}; name a vocabulary with one token a line") from error
+    if "[UNK]" not in vocab:
         raise ConfigError(f"--against {path}: holds no [UNK]: not a WordPiece vocabulary with one token a line")
-    vocab = {word: index for index, word in enumerate(words)}
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     return backend
