@@ -97,10 +97,10 @@ def _add_clean(commands: argparse._SubParsersAction) -> None:
         description="Write DIR/NNNNN.jsonl.zst, and what was dropped, why, with samples, to DIR/report.json and .html.",
     )
     _add_input(clean)
-    clean.add_argument("--output", type=Path, metavar="DIR", help="folder to make; without it only --heldout is")
+    clean.add_argument("--output", type=new_folder, metavar="DIR", help="folder to make; without it only --heldout is")
     clean.add_argument("--config", type=Path, metavar="FILE", help="TOML, see recipes/large/clean (default: defaults)")
     clean.add_argument(
-        "--heldout", type=Path, metavar="DIR", help="set heldout_share of the texts aside there (default: none)"
+        "--heldout", type=new_folder, metavar="DIR", help="set heldout_share of the texts aside there (default: none)"
     )
     clean.add_argument(
         "--against",
@@ -183,12 +183,20 @@ def _add_preprocess(commands: argparse._SubParsersAction) -> None:
     preprocess.set_defaults(command=_preprocess)
 
 
+def new_folder(text: str) -> Path:
+    """Return a path that a folder may be renamed to; what is built for it lies beside it, by its name."""
+    path = Path(text)
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: has no name of its own; give one, for example {path / 'out'}")
+    return path
+
+
 def _add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", dest="inputs", nargs="+", required=True, metavar="PATH", help=INPUT_HELP)
 
 
 def _add_output(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
+    parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help=text)
 
 
 def _add_workers(parser: argparse._ActionsContainer) -> None:

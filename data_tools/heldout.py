@@ -76,7 +76,8 @@ class HeldOutTexts:
         _, which, counts = np.unique(grams, return_inverse=True, return_counts=True)
         telling = counts[which] <= MOST_OWNERS
         keys = np.unique(np.array([one.key for one in found], np.uint64))
-        for name, array in zip(cls.FILES, (keys, sizes, grams[telling], owners[telling]), strict=True):
+        arrays: tuple[np.ndarray, ...] = (keys, sizes, grams[telling], owners[telling])
+        for name, array in zip(cls.FILES, arrays, strict=True):
             np.save(folder / f"{name}.npy", array)
 
     def relation(self, text: str) -> str | None:

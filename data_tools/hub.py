@@ -39,6 +39,8 @@ def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[s
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:
     """Open a data set; return its rows, each with the columns and types that its own file gives it."""
+    if not name:
+        raise ConfigError("--from hf: names no data set; for example hf:BAAI/CCI3-HQ, or a local folder")
     try:
         import datasets
     except ImportError as error:

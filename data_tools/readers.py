@@ -234,3 +234,5 @@ def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Recor
             for row in zip(*values.values(), strict=True):
                 yield _Record(number, dict(zip(values, row, strict=True)))
                 number += 1
+        if number != sum(sizes[: groups[-1] + 1] if groups else sizes[: piece.start]):  # pyarrow says nothing of it
+            raise InputError(f"{piece.path}: damaged: it holds other rows than it says")

@@ -48,7 +48,8 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     else:
         reader = DocumentReader(whole_files(input_files([origin])), text_key=text_key, on_bad_line=on_bad_line)
         documents, skipped = iter(reader), reader.skipped
-    chosen = choose(documents, size_bytes)
+    left_out: Counter[str] = Counter()
+    chosen = choose(documents, size_bytes, left_out)
     heldout = [document for document in chosen if is_held_out(document.text)]
     train = [document for document in chosen if not is_held_out(document.text)]
     if not heldout or not train:
@@ -57,7 +58,12 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
         write_documents(aside / "train.jsonl", train)
         write_documents(aside / "heldout.jsonl", heldout)
         counts = {name: count(part) for name, part in (("train", train), ("heldout", heldout))}
-        write_json(aside / RECORD_FILE, {"settings": settings, **counts, "skipped_lines": dict(skipped)})
+        write_json(
+            aside / RECORD_FILE,
+            {"settings": settings, **counts, "skipped_lines": dict(skipped), "left_out": dict(left_out)},
+        )
+    for reason, number in (skipped + left_out).items():
+        print(f"{output}: {number:,} documents left out: {reason}")
     for name, part in counts.items():
         for source, numbers in part.items():
             print(
@@ -87,26 +93,37 @@ def is_held_out(text: str) -> bool:
     return text_hash(text, b"held-out") < HELDOUT_SHARE * 2**64
 
 
-def choose(documents: Iterable[Document], size_bytes: int) -> list[Document]:
-    """Return documents of at most `size_bytes`, by the order of their hashes, equal texts once.
+def choose(documents: Iterable[Document], size_bytes: int, left_out: Counter[str] | None = None) -> list[Document]:
+    """Return documents of at most `size_bytes`, by the order of their hashes, equal texts once; count the `left_out`.
 
     A document that does not fit ends the sample when FULL_SHARE of it are there; before, it is left out and smaller
     ones follow. One pass, in bounded memory; the choice does not depend on the order of the documents.
     """
-    chosen, total = [], 0
-    for document in candidates(documents, size_bytes):
+    left_out = Counter() if left_out is None else left_out
+    chosen, total, read = [], 0, 0
+
+    def counted() -> Iterator[Document]:
+        nonlocal read
+        for document in documents:
+            read += 1
+            yield document
+
+    for document in candidates(counted(), size_bytes, left_out):
         num_bytes = len(document.text.encode("utf-8"))
         if total + num_bytes <= size_bytes:
             chosen.append(document)
             total += num_bytes
         elif total >= FULL_SHARE * size_bytes:
             break
+    if beyond := read - left_out.total() - len(chosen):
+        left_out["beyond_size"] = beyond
     return chosen
 
 
-def candidates(documents: Iterable[Document], size_bytes: int) -> list[Document]:
+def candidates(documents: Iterable[Document], size_bytes: int, left_out: Counter[str] | None = None) -> list[Document]:
     """Return the documents with the smallest hashes, in their order: CANDIDATES times `size_bytes` of them.
 
+    left_out: counts those without text, those larger than all that is asked for, and equal ones that are noticed.
     None is longer than `size_bytes`: a book would drive out all that come after it, and then itself.
     """
     heap: list[tuple[int, int, Document]] = []  # (-hash, bytes, document): the largest hash on top
@@ -115,7 +132,16 @@ def candidates(documents: Iterable[Document], size_bytes: int) -> list[Document]
     for document in documents:
         key = text_hash(document.text, b"order")
         num_bytes = len(document.text.encode("utf-8"))
-        if key >= too_large or key in hashes or num_bytes > size_bytes or not document.text.strip():
+        reason = ""
+        if not document.text.strip():
+            reason = "empty_text"
+        elif num_bytes > size_bytes:
+            reason = "larger_than_size"
+        elif key in hashes:
+            reason = "equal_text"
+        if reason or key >= too_large:
+            if reason and left_out is not None:
+                left_out[reason] += 1
             continue
         heapq.heappush(heap, (-key, num_bytes, document))
         hashes.add(key)

@@ -78,8 +78,6 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
         return _parse(raw.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for 4,301 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -123,3 +123,67 @@ def test_no_traceback_from_the_program(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert subprocess.run([*command[:4], "--fast"], capture_output=True, check=False).returncode == 2
+
+
+NUMBERS = ("0", "-1", "1.5", "nan", "inf", "", "³", "1e3", "x")
+MAKE = ["preprocess", "--input", "a.jsonl", "--tokenizer", "t", "--output", "o"]
+TRAIN = ["train-tokenizer", "--input", "a.jsonl", "--output", "o"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([*command, option, value] for value in NUMBERS for command, option in (
+            (["sample", "--output", "o"], "--size"), (["clean", "--input", "a.jsonl", "--output", "o"], "--workers"),
+            (MAKE, "--workers"), (MAKE, "--shard-tokens"), (MAKE, "--num-tasks"), (TRAIN, "--sample-size"),
+        )),
+        *([*command, option, value] for value in ("1.5", "nan", "", "x") for command, option in (
+            (MAKE, "--task-index"), (TRAIN, "--vocab-size"), (["inspect", "d"], "--document"),
+        )),
+        *([*command, "--output", value] for value in ("", ".", "/", "..", "a/..") for command in (
+            ["sample"], ["clean", "--input", "a"], MAKE[:-2], TRAIN[:-2], ["merge", "a"],
+        )),
+        ["clean", "--input", "a", "--heldout", ""],
+    ],
+    ids=lambda arguments: " ".join([arguments[0], *arguments[-2:]]),
+)  # fmt: skip
+def test_values_that_cannot_be(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {arguments[-2]}: " in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*MAKE, "--num-tasks", "2", "--task-index", "2"], "--task-index 2: --num-tasks 2 allows 0 to 1"),
+        ([*MAKE, "--num-tasks", "2", "--task-index", "-1"], "--task-index -1: --num-tasks 2 allows 0 to 1"),
+        ([*MAKE, "--num-tasks", "2"], "give both"),
+        ([*MAKE, "--task-index", "0"], "give both"),
+        ([*TRAIN, "--vocab-size", "0"], "the smallest is 320"),
+        ([*TRAIN, "--vocab-size", "-64"], "the smallest is 320"),
+        ([*TRAIN, "--vocab-size", "321"], "320 or 384"),
+        (["sample", "--from", "hf:", "--output", "o"], "--from hf: names no data set"),
+        (["sample", "--from", "", "--output", "o"], "no .jsonl"),
+    ],
+    ids=str,
+)
+def test_values_that_do_not_fit(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list(tmp_path.iterdir())

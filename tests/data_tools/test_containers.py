@@ -11,6 +11,7 @@ import pytest
 from cmbert.errors import InputError
 from data_tools.document import Document
 from data_tools.readers import DocumentReader, Piece
+from data_tools.streams import row_group_bytes
 
 zstandard = pytest.importorskip("zstandard")
 
@@ -131,3 +132,20 @@ def test_columns_of_text_and_of_something_else(tmp_path: Path) -> None:
     assert texts(path) == []
     parquet.write_table(pyarrow.table({"text": pyarrow.nulls(2)}), path)
     assert texts(path, on_bad_line="skip") == []
+
+
+def test_a_parquet_file_on_which_pyarrow_aborts(tmp_path: Path) -> None:
+    """Found by fuzzing: a footer whose histograms contradict the schema, and a column asked for its compressed size."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["一", "二"] * 20}), path, row_group_size=10, use_dictionary=False)
+    sizes = row_group_bytes(path)
+    assert len(sizes) == 4
+    assert sum(sizes) == pytest.approx(path.stat().st_size, abs=4)
+    sound = path.read_bytes()
+    damaged = sound.replace(b"\x19\x06\x19\x26\x00\x14", b"\x19\x26\x00\x14\x19\x06")  # two lists change places
+    assert damaged != sound
+    path.write_bytes(damaged)
+    assert len(row_group_bytes(path)) == 4
+    with pytest.raises(InputError, match=r"a\.parquet: not a readable parquet file"):
+        texts(path)

@@ -138,3 +138,18 @@ def test_files_are_sampled(write_lines: Callable, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too few"):
         sample(str(write_lines("one.jsonl", [{"text": "文"}])), tmp_path / "one", size_bytes=10_000)
     assert not (tmp_path / "one").exists()
+
+
+def test_what_is_left_out_is_said(write_lines: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [*(f"文章{i}" for i in range(300)), "  ", "", "文章7", "文章8", "长" * 2_000]
+    path = write_lines("corpus.jsonl", [*({"text": text} for text in texts), {"content": 5}])
+    sample(str(path), tmp_path / "text", size_bytes=2_000, on_bad_line="skip")
+    record = json.loads((tmp_path / "text/sample.json").read_text(encoding="utf-8"))
+    found = sum(by["corpus"]["documents"] for by in (record["train"], record["heldout"]))
+    assert record["left_out"] == {
+        "empty_text": 2, "equal_text": 2, "larger_than_size": 1, "beyond_size": 300 - found,
+    }  # fmt: skip
+    assert record["skipped_lines"] == {"no_text": 1}
+    out = capsys.readouterr().out
+    assert "1 documents left out: larger_than_size" in out
+    assert "1 documents left out: no_text" in out

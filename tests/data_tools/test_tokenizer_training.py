@@ -192,6 +192,19 @@ def test_the_report_compares(directory: Path, tmp_path: Path, capsys: pytest.Cap
             train_tokenizer(corpus, tmp_path / "x", vocab_size=320, report=page, against=directory.parent / name)
 
 
+def test_a_vocabulary_may_hold_odd_tokens(tmp_path: Path) -> None:
+    """BERT's vocabularies hold U+2028 and U+0085: characters, which end no line."""
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("\ufeff[PAD]\r\n\u2028\r\n[UNK]\r\na\x85b\x0bc\u2029\r\n今\r\n".encode())
+    vocab = read_wordpiece(path).get_vocab()
+    assert vocab["[UNK]"] == 2
+    assert vocab["今"] == 4
+    for data in (b"\xff[UNK]\n", b"", b"\n\n", b"[UNK]\0\n"):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=r"--against .*vocab\.txt"):
+            read_wordpiece(path)
+
+
 def test_model_sizes_are_the_recipes() -> None:
     for name, sizes in MODEL_SIZES.items():
         model = load_recipe(Path(__file__).parents[2] / f"recipes/{name}/stage1.toml").model
