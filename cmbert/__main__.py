@@ -1,6 +1,6 @@
 import sys
 
-from cmbert.outlets import use_utf8
+from cmbert.standard_streams import use_utf8
 from cmbert.train.preemption import StopRequest
 
 

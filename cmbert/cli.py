@@ -22,9 +22,9 @@ from cmbert.cli_values import (
 )
 from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
-from cmbert.outlets import open_outlets
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
+from cmbert.standard_streams import guard_standard_streams
 from cmbert.train.launchers import is_launched, variables_in
 from cmbert.train.preemption import StopRequest
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     They do so with 75, too, for a training run that was asked to stop (70: hung; 1: this or another rank failed).
     stop: listens to signals already, if it is a training that runs.
     """
-    open_outlets()
+    guard_standard_streams()
     options = build_parser().parse_args(arguments)
     options.stop = stop or StopRequest()
     log_to_stdout("cmbert", "%(asctime)s %(message)s")

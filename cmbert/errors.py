@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from cmbert.outlets import open_outlets, take_loss
+from cmbert.standard_streams import guard_standard_streams, take_loss
 
 EXIT_USER_ERROR = 2
 EXIT_LEASE_LOST = 73  # sysexits.h's EX_CANTCREAT, "cannot create the output": it is another run's now. Never restart it
@@ -127,7 +127,7 @@ def advice(passing: bool) -> str:
 
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code; what is not our bug becomes one line on stderr and a code of its own."""
-    open_outlets()
+    guard_standard_streams()
     try:
         return (command() or 0) or _said_all(program)
     except CmbertError as error:

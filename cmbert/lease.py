@@ -23,7 +23,7 @@ from pathlib import Path
 from cmbert.environment import number_in
 from cmbert.errors import CheckpointError, LeaseLostError
 from cmbert.files import doing, in_utf8, patiently, read_bytes, write_bytes, write_json
-from cmbert.shapes import parse_as
+from cmbert.json_types import parse_as
 
 RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
 WATCH_RENEWALS = 6  # ours: half a minute; compiling and importing hold up the thread that renews for some seconds

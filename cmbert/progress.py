@@ -7,7 +7,7 @@ import time
 from typing import TextIO
 
 from cmbert.errors import describe
-from cmbert.outlets import take_loss
+from cmbert.standard_streams import take_loss
 
 TERMINAL_INTERVAL_SECONDS = 0.2
 LOG_INTERVAL_SECONDS = 15.0

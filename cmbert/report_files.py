@@ -9,9 +9,9 @@ from cmbert.config.load import read_toml
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError
 from cmbert.files import real
+from cmbert.json_types import misfit, read_as
 from cmbert.report_charts import Stage
 from cmbert.report_steps import PHASE_COLUMNS
-from cmbert.shapes import misfit, read_as
 from cmbert.train.metrics import METRICS_FILE, read_events, read_metrics, source_names
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cmbert.cli_values import positive
 from cmbert.errors import ConfigError, run_command
-from cmbert.outlets import open_outlets
 from cmbert.progress import log_to_stdout
+from cmbert.standard_streams import guard_standard_streams
 from data_tools.defaults import SAMPLE_BYTES, SHARD_TOKENS, TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
@@ -21,7 +21,7 @@ EXIT_FAULTS = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for a shard set with faults, 2 for a user's mistake."""
-    open_outlets()
+    guard_standard_streams()
     options = build_parser().parse_args(argv)
     log_to_stdout("data_tools", "%(message)s")
     return run_command("data_tools", lambda: options.command(options))

@@ -12,7 +12,7 @@ import numpy as np
 from cmbert.data.manifest import ShardEntry, TokenizerEntry
 from cmbert.data.shards import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE, ShardSet
 from cmbert.errors import ShardError
-from cmbert.shapes import misfit
+from cmbert.json_types import misfit
 from data_tools.align import Alignment
 
 UNIT_LENGTH_BINS = 9  # 0 to 7 characters, and 8 or more; 0 stays empty

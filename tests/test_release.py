@@ -55,7 +55,7 @@ def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
     assert metadata["Version"] == PROJECT["version"]
     assert set(metadata.get_all("Provides-Extra")) == EXTRAS
     assert scripts.split() == [
-        "[console_scripts]", "cmbert", "=", "cmbert.__main__:main", "data_tools", "=", "data_tools.cli:main",
+        "[console_scripts]", "cmbert", "=", "cmbert.__main__:main", "data_tools", "=", "data_tools.__main__:main",
     ]  # fmt: skip
 
 

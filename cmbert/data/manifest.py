@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from cmbert.data.megatron import IDX_HEADER
 from cmbert.errors import ShardError
 from cmbert.files import file_size, patiently
-from cmbert.shapes import misfit
+from cmbert.json_types import misfit
 
 
 class FileTexts(TypedDict):

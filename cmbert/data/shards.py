@@ -17,7 +17,7 @@ from cmbert.data.manifest import check_size, manifest_fault
 from cmbert.data.megatron import MegatronPair, check_index, is_pair, map_file, map_idx, write_idx
 from cmbert.errors import ShardError
 from cmbert.files import file_size, hash_file, patiently, read_bytes, write_json
-from cmbert.shapes import read_as
+from cmbert.json_types import read_as
 
 FORMAT_NAME = "cmbert-shards"
 FORMAT_VERSION = 1

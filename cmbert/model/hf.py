@@ -16,10 +16,10 @@ from cmbert.config.load import build_model
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError, InputError, first_line
 from cmbert.files import building, write_json
+from cmbert.json_types import read_as
 from cmbert.model.gate import Comparison, prove
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.onnx import require_onnx
-from cmbert.shapes import read_as
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"

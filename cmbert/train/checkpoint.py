@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from cmbert.errors import CheckpointError
 from cmbert.files import doing, file_size, hash_file, patiently, real, rename, write_text
-from cmbert.shapes import read_as
+from cmbert.json_types import read_as
 
 if TYPE_CHECKING:
     import torch

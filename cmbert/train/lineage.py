@@ -10,7 +10,7 @@ from cmbert.data.shards import ShardSet
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.files import real
-from cmbert.shapes import read_as
+from cmbert.json_types import read_as
 from cmbert.train.checkpoint import TrainState, read_state, require_checkpoint
 from cmbert.train.metrics import SPENT, read_events, read_metrics, source_names
 from cmbert.train.run_directory import PLAN_FOLDER, read_run_recipe, run_of

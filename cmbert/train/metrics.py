@@ -14,8 +14,8 @@ from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files import PatientFile, doing, finite, json_text, read_bytes, read_input, real, write_text
+from cmbert.json_types import misfit
 from cmbert.reading import parse_json
-from cmbert.shapes import misfit
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -40,20 +40,16 @@ class Event(TypedDict):
     text: str
 
 
-class Record(TypedDict):
-    """A line of metrics.jsonl, beside its MEASURED and FIGURES."""
-
-    step: int
-    source_tokens: NotRequired[list[int]]
-    unit_lengths: NotRequired[list[int]]
-    source_loss: NotRequired[list[float | None] | None]
-
-
-def _record_fault(record: Any) -> str | None:
-    fault = misfit(record, Record)
-    for names, hint in ((MEASURED, dict[str, float]), (FIGURES, dict[str, float | None])):
-        fault = fault or misfit({name: record[name] for name in names if name in record}, hint)
-    return fault
+_FIELDS: dict[str, Any] = {
+    "step": int,
+    **dict.fromkeys(MEASURED, NotRequired[float]),
+    **dict.fromkeys(FIGURES, NotRequired[float | None]),
+    "source_tokens": NotRequired[list[int]],
+    "unit_lengths": NotRequired[list[int]],
+    "source_loss": NotRequired[list[float | None] | None],
+}
+RECORD: Any = TypedDict("RECORD", _FIELDS)  # type: ignore[misc]
+"""A line of metrics.jsonl; it may hold more."""
 
 
 def read_metrics(run: Path, needed: Sequence[str] = ()) -> list[dict]:
@@ -61,7 +57,7 @@ def read_metrics(run: Path, needed: Sequence[str] = ()) -> list[dict]:
 
     needed: figures that every record must have. Raises CheckpointError naming the line.
     """
-    records = _read_lines(run / METRICS_FILE, _record_fault)
+    records = _read_lines(run / METRICS_FILE, partial(misfit, hint=RECORD))
     if missing := [name for name in needed if any(name not in record for record in records)]:
         raise CheckpointError(f"{run / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
     return records
@@ -90,7 +86,9 @@ def _read_lines(path: Path, fault_of: Callable[[Any], str | None]) -> list[dict]
     records = []
     for number, line in enumerate(raw.split(b"\n")[:-1], 1):  # a kill may cut the last inside a character
         try:
-            record = finite(parse_json(line))
+            record = parse_json(line)
+            if b"NaN" in line or b"Infinity" in line:  # what Python's json writes, and this program did once
+                record = finite(record)
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply for `finite`
             raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
         if fault := fault_of(record):

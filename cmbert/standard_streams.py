@@ -1,6 +1,6 @@
 """Standard input, output and error of a command, whatever they are: closed, a full disk, a pipe that nobody reads.
 
-Work never fails of what it says: what an outlet does not take is lost, and remembered until the command ends.
+Work never fails of what it says: what a stream does not take is lost, and remembered until the command ends.
 """
 
 import io
@@ -25,7 +25,7 @@ def use_utf8() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **changes})
 
 
-class Outlet(io.FileIO):
+class LossyStream(io.FileIO):
     """A descriptor to write to that takes everything; `lost` is the error of what went nowhere."""
 
     lost: OSError | None = None
@@ -47,7 +47,7 @@ def _wait_for_room(descriptor: int) -> None:
     poll.poll()
 
 
-def open_outlets() -> None:
+def guard_standard_streams() -> None:
     """Let printing never raise, of what a stream does not take or of characters that it has not (shown as \\u4e2d).
 
     A standard stream that is closed becomes /dev/null, or the next file to be opened would be taken for it. What
@@ -70,7 +70,7 @@ def _opened(descriptor: int, old: Any, in_lines: bool) -> io.TextIOWrapper:
     if old is not None:
         old.flush()
         in_lines |= old.line_buffering or old.write_through  # python -u
-    buffer = io.BufferedWriter(Outlet(descriptor, "w", closefd=False))
+    buffer = io.BufferedWriter(LossyStream(descriptor, "w", closefd=False))
     encoding = old.encoding if old is not None else "utf-8"
     return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=in_lines)
 
@@ -78,8 +78,8 @@ def _opened(descriptor: int, old: Any, in_lines: bool) -> io.TextIOWrapper:
 def take_loss() -> OSError | None:
     """Return the last error of standard output since this was asked, None if it took all."""
     sys.stdout.flush()
-    outlet = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    if not isinstance(outlet, Outlet):
+    stream = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if not isinstance(stream, LossyStream):
         return None
-    lost, outlet.lost = outlet.lost, None
+    lost, stream.lost = stream.lost, None
     return lost
