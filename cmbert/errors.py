@@ -112,6 +112,8 @@ def may_pass(error: BaseException | None) -> bool:
 def describe(error: OSError) -> str:
     """Return file, operation and what the system said of it."""
     said = error.strerror or str(error)
+    if error.errno == errno.ENOENT and not error.filename:  # only the working directory has no name
+        return "the working directory is not there any more; change to one that is"
     return f"{error.filename}: {said}" if error.filename else said
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files import building, real, remove, write_json
+from cmbert.files import building, remove, write_json
 from cmbert.lease import alone_in, is_lease
 from cmbert.progress import Progress
 from data_tools.clean_config import CleanConfig
 from data_tools.clean_report import collect, describe_drops, describe_kept, write_report_page
-from data_tools.outputs import describe_inputs, is_done, naming
+from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.readers import Piece, input_files
 from data_tools.tasks import plan_tasks
 
@@ -62,6 +62,9 @@ def clean(
         settings["against"] = describe_inputs(held_out_texts)
     only_heldout = output is None
     output, heldout = _outputs(output, heldout)
+    refuse_inside(inputs, "--heldout" if only_heldout else "--output", output)
+    if heldout:
+        refuse_inside([*inputs, str(output)], "--heldout", heldout)
     settings |= {"only": "held out"} if only_heldout else {"heldout": str(heldout)} if heldout else {}
     work = output.with_name(f".{output.name}.clean")
     if is_done(output, REPORT_FILE, settings):
@@ -100,8 +103,6 @@ def _outputs(output: Path | None, heldout: Path | None) -> tuple[Path, Path | No
         if heldout is None:
             raise ConfigError("clean writes nothing: name --output, or --heldout alone for the held-out share")
         return heldout, None
-    if heldout and real(output) in real(heldout).parents:
-        raise ConfigError(f"--heldout {heldout}: lies inside {output}, where preprocess would find it; name another")
     return output, heldout
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.errors import ConfigError
-from cmbert.files import hash_file
+from cmbert.files import hash_file, real
 
 HASHED_BYTES = 2_000_000_000  # ours: two or three seconds on one core
 
@@ -40,6 +40,13 @@ def describe_inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [
         {"name": path.name, "bytes": stat.st_size, **mark} for path, stat, mark in zip(files, stats, marks, strict=True)
     ]
+
+
+def refuse_inside(inputs: Sequence[str], option: str, output: Path) -> None:
+    """Raise ConfigError when `output` lies in one of the folders `inputs`: its texts would be read as input, too."""
+    for folder in map(Path, inputs):
+        if real(folder) in real(output).parents:
+            raise ConfigError(f"{option} {output}: lies inside {folder}, which is read as input; name another")
 
 
 def is_done(output: Path, record: str, settings: dict[str, Any]) -> bool:

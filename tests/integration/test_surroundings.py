@@ -1,5 +1,6 @@
 """Commands in surroundings that are not a developer's: odd locales, no terminal, full disks, odd folders and limits."""
 
+import errno
 import json
 import os
 import pty
@@ -7,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+import data_tools.runner
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
 from cmbert.data import kernels
@@ -18,6 +21,8 @@ from cmbert.errors import ConfigError
 from cmbert.files import building, write_bytes, write_json
 from cmbert.page import write_page
 from cmbert.progress import Progress
+from data_tools.document import Document
+from data_tools.sample import write_documents
 
 ROOT = Path(__file__).parents[2]
 LOCALES: dict[str, dict[str, str]] = {
@@ -302,3 +307,29 @@ def test_a_full_disk_that_safetensors_meets_leaves_nothing(tmp_path: Path) -> No
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert raised.value.errno == 28
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["data_tools preprocess --input t --output s --tokenizer k", "cmbert plan r.toml"])
+def test_a_working_directory_that_was_removed(command: str, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    program, *words = command.split()
+    done = subprocess.run(
+        ["bash", "-c", f'cd "$0" && rmdir "$0" && {sys.executable} -m "$@"', str(folder), program, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_tools.runner, "ProcessPoolExecutor", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="locks of the workers") as caught, data_tools.runner.local_workers(2):
+        pass
+    assert caught.value.filename == "/dev/shm"
+    with pytest.raises(OSError, match="No space") as caught:
+        write_documents(Path("/dev/full"), [Document("1", "s", "好" * 100_000)])
+    assert caught.value.filename == "/dev/full"
