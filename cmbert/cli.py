@@ -114,7 +114,7 @@ def _add_preflight(commands: argparse._SubParsersAction) -> None:
         help="a rank silent for so long is dead (default 300)",
     )
     preflight.add_argument(
-        "--max-lives", type=positive, metavar="N", help="starts of a job at one checkpoint (default: any number)"
+        "--max-lives", type=not_negative, metavar="N", help="starts of a job at one checkpoint (default: any number)"
     )
     preflight.set_defaults(command=_preflight)
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import any_path, documents, lengths, new_file, positive, shown, tokens, utf8_path
+from cmbert.cli_values import any_lengths, any_path, documents, lengths, new_file, positive, shown, tokens, utf8_path
 
 
 def add_eval(commands: argparse._SubParsersAction) -> None:
@@ -115,9 +115,9 @@ def _add_bench_model(bench: argparse.ArgumentParser, work: str) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override a key; repeatable"
     )
     bench.add_argument(
-        "--lengths", type=lengths, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
+        "--lengths", type=any_lengths, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
     )
-    bench.add_argument("--pieces", type=lengths, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument("--pieces", type=any_lengths, default=[], metavar="N,N", help="also a batch of these, tokens")
     bench.add_argument(
         "--batch-tokens",
         type=tokens,

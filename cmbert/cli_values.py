@@ -52,6 +52,11 @@ def lengths(text: str) -> list[int]:
     return _listed(tokens, text, f"whole numbers from 1 to {MOST_TOKENS} with commas, for example 512,8192")
 
 
+def any_lengths(text: str) -> list[int]:
+    """Return the lengths in tokens between commas, none of an empty text."""
+    return lengths(text) if text else []
+
+
 def numbers(text: str) -> list[float]:
     """Return the numbers above 0 between commas."""
     return _listed(positive_number, text, "positive numbers with commas, for example 3e-5,5e-5")

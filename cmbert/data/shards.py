@@ -243,7 +243,10 @@ class ShardSet:
                 f"{path}: its documents are not the manifest's {entry['documents']} of {entry['tokens']} tokens, each "
                 "of one sequence with a token in it; preprocess again"
             )
-        return {suffix: self._block_guard(index, suffix, packed) for suffix, packed in entry.get("crc32", {}).items()}
+        packed = entry.get("crc32", {})
+        return {
+            suffix: self._block_guard(index, suffix, packed[suffix]) for suffix in SHARD_SUFFIXES if suffix in packed
+        }
 
     def _block_guard(self, index: int, suffix: str, packed: str) -> BlockGuard:
         path = self.prefixes[index].with_name(f"{self.prefixes[index].name}.{suffix}")

@@ -109,8 +109,6 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
         source.shards.recall_proof(Path(recipe.run_directory) / PLAN_FOLDER)
     num_rows = rows_before(num_steps(recipe), recipe)
     check_epochs(reader.blend, recipe.data, num_rows)
-    for line in describe_unread(reader.blend, recipe.data, num_rows):
-        logger.info("%s", line)
     candidates = find_resume(recipe, resume)
     states = readable_states(candidates)
     for path, state in states.items():
@@ -126,6 +124,8 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
     heldout = open_heldout(recipe, tokenizer, launch)
     apply_determinism(recipe.kernels)
     check_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
+    for line in describe_unread(reader.blend, recipe.data, num_rows):
+        logger.info("%s", line)
     newest = next(iter(states.values()), None)
     is_finished = newest is not None and newest.step >= num_steps(recipe)
     return Start(deepspeed_config, tokenizer, reader, heldout, resume, candidates, is_finished)

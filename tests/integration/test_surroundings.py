@@ -180,8 +180,8 @@ def test_names_that_are_not_utf8(recipe_file: Path, tmp_path: Path, capsys: pyte
             main(words)
         assert left.value.code == 2
         assert "'bad\\udcff' is not UTF-8" in capsys.readouterr().err.splitlines()[-1]
-    for broken in (name, "a\\u0000b"):
-        with pytest.raises(ConfigError, match=r"run_directory: '.*' (is not UTF-8|has a NUL)"):
+    for broken, said in ((name, "'.*' is not UTF-8"), ("a\\u0000b", "holds a NUL character")):
+        with pytest.raises(ConfigError, match=f"run_directory: {said}"):
             load_recipe(recipe_file, [f'run_directory="{broken}"'])
     code, said = run("plan", str(recipe_file), "--page", os.fsencode(tmp_path) + b"/bad\xff/page.html")
     assert code == 0, said
@@ -295,7 +295,7 @@ def test_an_error_is_one_line_and_a_link_to_itself_is_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    for name, shown in (("loop", "loop"), ("two\nlines", "two\\nlines"), ("n" * 300, "File name too long")):
+    for name, shown in (("loop", "loop"), ("two\nlines", "two\\nlines"), ("n" * 300, "no such recipe")):
         assert main(["plan", name]) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1

@@ -217,8 +217,8 @@ def as_nezha(weights: dict[str, torch.Tensor]) -> None:
 FAULTS = {
     "only a config": (without("*.safetensors", "tok*"), "no file named|no tokenizer"),
     "no config": (without("config.json"), "config.json"),
-    "a config that is no JSON": (bytes_of("config.json", b"{"), r"config\.json: not JSON"),
-    "a config that is a list": (bytes_of("config.json", b"[]"), r"config\.json: not a JSON object"),
+    "a config that is no JSON": (bytes_of("config.json", b"{"), r"config\.json: not valid JSON"),
+    "a config that is a list": (bytes_of("config.json", b"[]"), r"config\.json: found \[\], must be an object"),
     "no model type": (in_config(model_type="gone"), "model_type"),
     "an unknown type": (in_config(model_type="nezha"), "`nezha`"),
     "a decoder": (in_config(is_decoder=True), "from left to right"),

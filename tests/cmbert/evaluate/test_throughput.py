@@ -213,4 +213,7 @@ def test_lengths_must_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "train", "--lengths", "long"])
     assert left.value.code == 2
-    assert "--lengths: long: must be whole numbers with commas, for example 512,8192" in capsys.readouterr().err
+    assert (
+        "--lengths: long: must be whole numbers from 1 to 16777216 with commas, for example 512,8192"
+        in capsys.readouterr().err
+    )
