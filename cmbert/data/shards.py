@@ -243,10 +243,8 @@ class ShardSet:
                 f"{path}: its documents are not the manifest's {entry['documents']} of {entry['tokens']} tokens, each "
                 "of one sequence with a token in it; preprocess again"
             )
-        packed = entry.get("crc32", {})
-        return {
-            suffix: self._block_guard(index, suffix, packed[suffix]) for suffix in SHARD_SUFFIXES if suffix in packed
-        }
+        known = [suffix for suffix in SHARD_SUFFIXES if suffix in entry.get("crc32", {})]
+        return {suffix: self._block_guard(index, suffix, entry["crc32"][suffix]) for suffix in known}
 
     def _block_guard(self, index: int, suffix: str, packed: str) -> BlockGuard:
         path = self.prefixes[index].with_name(f"{self.prefixes[index].name}.{suffix}")
