@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, ShardWriter
+from cmbert.data.manifest import MANIFEST_FILE
+from cmbert.data.shards import SHARD_SUFFIXES, ShardSet, ShardWriter
 from cmbert.errors import ShardError
 from cmbert.files import hash_file
 from data_tools.manifest import SEAL, seal

@@ -9,8 +9,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from cmbert.data.manifest import ShardEntry, TokenizerEntry
-from cmbert.data.shards import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE, ShardSet
+from cmbert.data.manifest import FORMAT_NAME, FORMAT_VERSION, MANIFEST_FILE, ShardEntry, TokenizerEntry
+from cmbert.data.shards import ShardSet
 from cmbert.errors import ShardError
 from cmbert.json_types import misfit
 from data_tools.align import Alignment

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbert.data.shards import MANIFEST_FILE, SHARD_SUFFIXES, ShardSet, write_manifest
+from cmbert.data.manifest import MANIFEST_FILE, write_manifest
+from cmbert.data.shards import SHARD_SUFFIXES, ShardSet
 from cmbert.errors import ShardError
 from cmbert.files import building
 from data_tools.manifest import SEAL, Tally, seal, sealed, whole_manifest

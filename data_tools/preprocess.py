@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmbert.data.shards import MANIFEST_FILE, ShardWriter, token_dtype, write_manifest
+from cmbert.data.manifest import MANIFEST_FILE, write_manifest
+from cmbert.data.shards import ShardWriter, token_dtype
 from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import asides, building, new_digest, publish_directory, remove
 from cmbert.progress import Progress

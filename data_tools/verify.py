@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cmbert.data.manifest import check_size
+from cmbert.data.manifest import MANIFEST_FILE, check_size, read_manifest
 from cmbert.data.megatron import IDX_HEADER, read_idx
-from cmbert.data.shards import (
-    COUNT_BLOCK_TOKENS,
-    MANIFEST_FILE,
-    SHARD_SUFFIXES,
-    ShardSet,
-    read_manifest,
-    token_dtype,
-)
+from cmbert.data.shards import COUNT_BLOCK_TOKENS, SHARD_SUFFIXES, ShardSet, token_dtype
 from cmbert.errors import ConfigError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer

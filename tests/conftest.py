@@ -15,7 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 import cmbert.lease
 from cmbert.config.load import write_resolved
 from cmbert.config.schema import Recipe
-from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
+from cmbert.data.manifest import write_manifest
+from cmbert.data.shards import ShardWriter, token_dtype
 from cmbert.lease import Lease, claim, myself
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
 from cmbert.train.checkpoint import TrainState

@@ -1,4 +1,4 @@
-"""What a reader needs of a shard set's manifest (docs/shard_format.md), and what in one cannot be. Torch-free."""
+"""manifest.json of a shard set (docs/shard_format.md): written last, and proved when it is read. Torch-free."""
 
 from collections import Counter
 from functools import partial
@@ -7,8 +7,12 @@ from typing import Any, NotRequired, TypedDict
 
 from cmbert.data.megatron import IDX_HEADER
 from cmbert.errors import ShardError
-from cmbert.files import file_size, patiently
-from cmbert.json_types import misfit
+from cmbert.files import file_size, patiently, write_json
+from cmbert.json_types import misfit, read_as
+
+FORMAT_NAME = "cmbert-shards"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
 
 
 class FileTexts(TypedDict):
@@ -61,6 +65,29 @@ class Manifest(TypedDict):
     totals: NotRequired[dict[str, int]]
     sources: NotRequired[dict[str, dict[str, int]]]
     straddle: NotRequired[dict[str, float]]
+
+
+def write_manifest(directory: Path, manifest: dict) -> None:
+    """Write `directory`/manifest.json, last of all files: without it the directory is not a shard set."""
+    write_json(directory / MANIFEST_FILE, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **manifest})
+
+
+def read_manifest(directory: Path) -> dict:
+    """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
+    path = directory / MANIFEST_FILE
+    manifest = read_as(path, Any, error=ShardError, remedy="preprocess again")
+    if manifest is None and file_size(path) is None:
+        raise ShardError(
+            f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
+        )
+    found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
+    if found != (FORMAT_NAME, FORMAT_VERSION):
+        raise ShardError(
+            f"{path}: format {found[0]!r} version {found[1]!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}"
+        )
+    if fault := manifest_fault(manifest):
+        raise ShardError(f"{path}: {fault}; damaged, preprocess again")
+    return manifest
 
 
 def manifest_fault(manifest: Any) -> str | None:

@@ -8,20 +8,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cmbert.data.integrity import ALONE, BlockGuard, Crew, hash_blocks, num_blocks, unpack_checksums
-from cmbert.data.manifest import check_size, manifest_fault
+from cmbert.data.manifest import MANIFEST_FILE, check_size, read_manifest
 from cmbert.data.megatron import MegatronPair, check_index, is_pair, map_file, map_idx, write_idx
 from cmbert.errors import ShardError
-from cmbert.files import file_size, hash_file, patiently, read_bytes, write_json
-from cmbert.json_types import read_as
+from cmbert.files import file_size, hash_file, patiently, read_bytes
 
-FORMAT_NAME = "cmbert-shards"
-FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
 SHARD_SUFFIXES = ("bin", "idx", "words")
 GUARDED_SUFFIXES = ("bin", "words")  # checked block by block as they are used; .idx is checked whole
 COUNT_BLOCK_TOKENS = 1 << 24
@@ -81,29 +76,6 @@ class ShardWriter:
             "blake2b": {suffix: whole for suffix, (whole, _) in hashes.items()},
             "crc32": {suffix: hashes[suffix][1] for suffix in GUARDED_SUFFIXES},
         }
-
-
-def write_manifest(directory: Path, manifest: dict) -> None:
-    """Write `directory`/manifest.json, last of all files: without it the directory is not a shard set."""
-    write_json(directory / MANIFEST_FILE, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **manifest})
-
-
-def read_manifest(directory: Path) -> dict:
-    """Read and check `directory`/manifest.json. Raises ShardError when it is missing, torn or of another format."""
-    path = directory / MANIFEST_FILE
-    manifest = read_as(path, Any, error=ShardError, remedy="preprocess again")
-    if manifest is None and file_size(path) is None:
-        raise ShardError(
-            f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
-        )
-    found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
-    if found != (FORMAT_NAME, FORMAT_VERSION):
-        raise ShardError(
-            f"{path}: format {found[0]!r} version {found[1]!r}, expected {FORMAT_NAME!r} version {FORMAT_VERSION}"
-        )
-    if fault := manifest_fault(manifest):
-        raise ShardError(f"{path}: {fault}; damaged, preprocess again")
-    return manifest
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.loader import RowReader, open_reader
+from cmbert.data.manifest import write_manifest
 from cmbert.data.megatron import write_idx
 from cmbert.data.packing import document_chunks, plan_windows
-from cmbert.data.shards import ShardSet, token_dtype, write_manifest
+from cmbert.data.shards import ShardSet, token_dtype
 from cmbert.errors import ConfigError
 from cmbert.evaluate.benchmark import Row, keep_rows
 from cmbert.evaluate.domains import LEAST_CONTEXT

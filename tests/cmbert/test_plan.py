@@ -13,7 +13,7 @@ from cmbert.cli import PLAN_ASSUMPTIONS, main
 from cmbert.config.load import load_recipe
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import MaskConfig, ModelConfig
-from cmbert.data.shards import MANIFEST_FILE
+from cmbert.data.manifest import MANIFEST_FILE
 from cmbert.errors import ConfigError
 from cmbert.model import encoder
 from cmbert.model.cost import count_batch_flops, count_flops, estimate_activations, keys_seen

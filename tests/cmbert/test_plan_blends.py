@@ -10,8 +10,9 @@ import pytest
 
 from cmbert.config.load import build_recipe
 from cmbert.config.schema import Recipe
+from cmbert.data.manifest import write_manifest
 from cmbert.data.megatron import write_idx
-from cmbert.data.shards import ShardWriter, token_dtype, write_manifest
+from cmbert.data.shards import ShardWriter, token_dtype
 from cmbert.errors import CmbertError, ConfigError
 from cmbert.plan.describe import describe, print_plan
 from cmbert.plan.page import write_plan_page

@@ -19,7 +19,8 @@ import cmbert.files
 import data_tools.outputs
 import data_tools.preprocess
 import data_tools.tasks
-from cmbert.data.shards import ShardSet, ShardWriter, read_manifest
+from cmbert.data.manifest import read_manifest
+from cmbert.data.shards import ShardSet, ShardWriter
 from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer

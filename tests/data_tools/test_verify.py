@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmbert.data.manifest import write_manifest
 from cmbert.data.megatron import write_idx
-from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype
 from cmbert.errors import ConfigError, ShardError
 from cmbert.files import hash_file
 from cmbert.tokenizer import load_tokenizer

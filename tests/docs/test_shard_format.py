@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmbert.data.shards import ShardSet, ShardWriter, write_manifest
+from cmbert.data.manifest import write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter
 from cmbert.tokenizer import Tokenizer
 from data_tools.preprocess import preprocess
 from data_tools.runner import local_workers

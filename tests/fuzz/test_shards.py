@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.data.shards import ShardSet, read_manifest, write_manifest
+from cmbert.data.manifest import read_manifest, write_manifest
+from cmbert.data.shards import ShardSet
 from cmbert.data.sources import open_shards, prove_ids
 from cmbert.errors import ShardError
 from cmbert.files import hash_file

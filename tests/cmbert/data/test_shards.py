@@ -11,9 +11,10 @@ from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.integrity import hash_blocks
 from cmbert.data.kernels import frame_pieces
 from cmbert.data.loader import open_reader
+from cmbert.data.manifest import read_manifest, write_manifest
 from cmbert.data.megatron import read_idx, write_idx
 from cmbert.data.packing import SourceRows, document_chunks, plan_windows
-from cmbert.data.shards import ShardSet, ShardWriter, read_manifest, token_dtype, write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype
 from cmbert.errors import ShardError
 from cmbert.tokenizer import Tokenizer
 

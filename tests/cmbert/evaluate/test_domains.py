@@ -13,7 +13,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
 from cmbert.data.loader import PackedBatch
-from cmbert.data.shards import ShardWriter, read_manifest, token_dtype, write_manifest
+from cmbert.data.manifest import read_manifest, write_manifest
+from cmbert.data.shards import ShardWriter, token_dtype
 from cmbert.errors import ConfigError
 from cmbert.evaluate import pseudo_perplexity
 from cmbert.evaluate.domains import evaluate_sets, name_sets, position_table, score_table

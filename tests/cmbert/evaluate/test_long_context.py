@@ -11,7 +11,8 @@ from matplotlib.image import imread
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.data.shards import ShardSet, ShardWriter, token_dtype, write_manifest
+from cmbert.data.manifest import write_manifest
+from cmbert.data.shards import ShardSet, ShardWriter, token_dtype
 from cmbert.errors import InputError
 from cmbert.evaluate import long_context
 from cmbert.evaluate.long_context import (
