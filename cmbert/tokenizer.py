@@ -18,7 +18,8 @@ NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
 SPECIALS_PER_PIECE = 2  # a piece of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
-REFUSALS = ("ValueError", "Exception", "PanicException")  # the last is in no module from which it could be imported
+PANIC = "PanicException"  # what Rust's panics become; no Exception, and in no module from which it could be imported
+REFUSALS = ("ValueError", "Exception", PANIC)
 PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take (ours)
 CONTINUATION_BYTES = frozenset(
     # UTF-8's bytes 0x80 to 0xBF as a byte-level vocabulary spells them (GPT-2's bytes_to_unicode): what can be printed

@@ -18,6 +18,7 @@ from cmbert.evaluate.encoder_trial import PROBE_TOKENS, OutsideEncoder, probe, t
 from cmbert.evaluate.memory import require_memory
 from cmbert.model.cost import FP32_BYTES
 from cmbert.model.hf import CODE_FILE, read_json_object
+from cmbert.tokenizer import PANIC
 
 MAX_LAYERS = 1024
 """Most layers, groups of them and the like that are built (ours; published encoders have up to 48): each takes time."""
@@ -41,7 +42,9 @@ def opening(name: str, what: str = "transformers cannot load it") -> Iterator[No
         yield
     except (CmbertError, ModuleNotFoundError):
         raise
-    except Exception as error:  # other people's code and files: it may be anything
+    except BaseException as error:  # other people's code and files: it may be anything
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         raise CheckpointError(f"{name}: {what}: {reason(error)}") from error
 
 

@@ -210,6 +210,13 @@ def with_a_larger_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
+def with_a_template_of_nothing(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
 def as_nezha(weights: dict[str, torch.Tensor]) -> None:
     weights["encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(127, 8)
 
@@ -237,6 +244,7 @@ FAULTS = {
     "weights of NEZHA": (in_weights(as_nezha), "no place for 1 of the weights, encoder.layer.0.*distance_embedding"),
     "no tokenizer": (without("tok*"), "no tokenizer"),
     "a tokenizer that is no JSON": (bytes_of("tokenizer.json", b"{"), "tokenizer"),
+    "a tokenizer that panics": (with_a_template_of_nothing, "it does not read text|cannot load it|can load"),
     "tokenizer settings that are no JSON": (bytes_of("tokenizer_config.json", b"\xff"), "tokenizer_config"),
     "a larger tokenizer": (with_a_larger_tokenizer, "the tokenizer has 1,003 ids, the model .*use its own"),
     "code": (with_code, "auto_map names code .* not run unasked; .*--trust-remote-code"),
