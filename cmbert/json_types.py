@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmbert.errors import CmbertError
+from cmbert.errors import CmbertError, InputError
 from cmbert.files import read_input
 from cmbert.reading import parse_json
 
@@ -24,6 +24,17 @@ def read_as(path: Path, hint: Any, *, error: type[CmbertError], remedy: str) -> 
     """
     raw = read_input(path)
     return None if raw is None else parse_as(raw, hint, str(path), error=error, remedy=remedy)
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """Return an object that this program wrote earlier, with `keys`. Raises InputError for anything else."""
+    remedy = "this program did not write it; remove it and run the same command again"
+    value = read_as(path, dict[str, Any], error=InputError, remedy=remedy)
+    if value is None:
+        raise InputError(f"{path}: no such file; run the same command again")
+    if missing := [key for key in keys if key not in value]:
+        raise InputError(f"{path}: holds no {missing[0]}; {remedy}")
+    return value
 
 
 def parse_as(raw: str | bytes, hint: Any, where: str, *, error: type[CmbertError], remedy: str) -> Any:

@@ -83,6 +83,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
+def checked_text(value: Any, name: str, where: str) -> str:
+    """Return a field of a record that must be text with something in it, and no NUL. Raises InputError."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {name} must be text, found {shown(value)}")
+    if not value.strip():
+        raise InputError(f"{where}: {name} is empty")
+    if "\0" in value:
+        raise InputError(f"{where}: {name} holds a NUL character; remove it")
+    return value
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text holds; integers that Python makes none of become decimal.Decimal.
 
@@ -148,12 +159,3 @@ def read_json(path: Path) -> Any:
         lone = LONE_HALF.search(raw) if "half of a surrogate pair" in str(error) else None
         where = f"{path}:{raw.count(NEW_LINE, 0, lone.start()) + 1}" if lone else str(path)
         raise InputError(f"{where}: {_said(error, 'JSON')}") from error
-
-
-def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """Return an object that this program wrote earlier, with `keys`. Raises InputError for anything else."""
-    value = read_json(path)
-    if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
-        what = f"holds no {missing[0]}" if isinstance(value, dict) else "is no JSON object"
-        raise InputError(f"{path}: {what}, so this program did not write it; remove it and run the same command again")
-    return value

@@ -24,8 +24,8 @@ from cmbert.evaluate.contamination import (
 from cmbert.evaluate.embed_data import DataPaths, Negatives, TrainingData, hash_files, read_data
 from cmbert.evaluate.embed_train import Recipe
 from cmbert.files import hash_file, write_json
+from cmbert.json_types import read_record
 from cmbert.lease import alone_in, is_lease
-from cmbert.reading import read_record
 
 logger = logging.getLogger(__name__)
 

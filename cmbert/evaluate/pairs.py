@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmbert.errors import InputError
-from cmbert.reading import json_lines, lines_of, shown
+from cmbert.reading import checked_text, json_lines, lines_of, shown
 
 TRIPLET_KEYS = ("query", "title", "neg_title")
 PAIR_KEYS = ("sentence1", "sentence2", "label")
@@ -205,14 +205,7 @@ def _value(where: str, record: dict[str, Any], key: str) -> Any:
 
 
 def _text(where: str, record: dict[str, Any], key: str) -> str:
-    text = _value(where, record, key)
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {key} is {shown(text)}; it must be text")
-    if not text.strip():
-        raise InputError(f"{where}: {key} is empty; remove the line")
-    if "\0" in text:
-        raise InputError(f"{where}: {key} holds a NUL character; remove it")
-    return text
+    return checked_text(_value(where, record, key), key, where)
 
 
 def _example(keys: Sequence[str]) -> str:

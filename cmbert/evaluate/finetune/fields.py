@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from cmbert.errors import InputError
-from cmbert.reading import shown
+from cmbert.reading import checked_text, shown
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 KEPT_BACK = ("", "-1")  # what test files say in place of an answer
@@ -55,17 +55,6 @@ def object_of(value: Any, where: str, what: str) -> dict[str, Any]:
     """Return a value that must be an object."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: {what} must be an object, found {type(value).__name__}")
-    return value
-
-
-def checked_text(value: Any, name: str, where: str) -> str:
-    """Return a text that must have something in it, and no NUL."""
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {name} must be text, found {type(value).__name__}")
-    if not value.strip():
-        raise InputError(f"{where}: {name} is empty")
-    if "\0" in value:
-        raise InputError(f"{where}: {name} holds a NUL character; remove it")
     return value
 
 

@@ -10,7 +10,6 @@ from cmbert.errors import InputError
 from cmbert.evaluate.finetune.fields import (
     KEPT_BACK,
     Example,
-    checked_text,
     checked_texts,
     field,
     identity_of,
@@ -18,7 +17,7 @@ from cmbert.evaluate.finetune.fields import (
     text_field,
     texts_field,
 )
-from cmbert.reading import json_lines, read_json, shown
+from cmbert.reading import checked_text, json_lines, read_json, shown
 
 BLANK = re.compile(r"#idiom\d+#")
 BLANK_TEXT = "____"  # of every blank of a ChID passage; the one in question stands in the middle of what is read

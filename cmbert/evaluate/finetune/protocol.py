@@ -28,8 +28,8 @@ from cmbert.evaluate.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES
 from cmbert.evaluate.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
 from cmbert.evaluate.interval import interval
 from cmbert.files import hash_file, write_json, write_text
+from cmbert.json_types import read_record
 from cmbert.lease import alone_in
-from cmbert.reading import read_record
 
 logger = logging.getLogger(__name__)
 

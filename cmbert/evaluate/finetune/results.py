@@ -10,8 +10,8 @@ from typing import Any
 
 from cmbert.evaluate.table import markdown_table
 from cmbert.files import write_text
+from cmbert.json_types import read_record
 from cmbert.page import section, table, write_page
-from cmbert.reading import read_record
 
 RESULT_KEYS = (  # what the tables show
     *("task", "model", "scores", "splits", "setting", "grid", "max_length", "texts_cut", "train_examples"),
