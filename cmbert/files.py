@@ -25,6 +25,7 @@ from cmbert.errors import ConfigError, describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
 RUST_ERROR = re.compile(r"\(os error ([0-9]+)\)")  # how safetensors and tokenizers say that the system failed them
+NAME_BYTES = 255  # of a file or folder, on every file system of Linux
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RETRY_SECONDS = (1, 3, 8, 18)  # ours: half a minute, in which a file server or Lustre's client is back; then a new life
 
@@ -138,14 +139,17 @@ def real(path: Path) -> Path:
 
 
 def fault_of_name(name: str) -> str:
-    """Return what keeps torch and others from opening a file of this name, and the remedy; "" if nothing does."""
+    """Return what keeps torch, or the system, from opening a file of this name, and the remedy; "" if nothing does."""
     if "\0" in name:
         return f"{name!r} has a NUL character in it; take it out"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         return f"{name!r} is not UTF-8, and PyTorch opens no such file; rename it"
-    return ""
+    longest = max(len(os.fsencode(part)) for part in name.split("/"))
+    return f"has a name of {longest} bytes in it, and files have {NAME_BYTES} at most; shorten it" * (
+        longest > NAME_BYTES
+    )
 
 
 def in_utf8(text: str) -> bytes:

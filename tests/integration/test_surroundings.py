@@ -180,7 +180,11 @@ def test_names_that_are_not_utf8(recipe_file: Path, tmp_path: Path, capsys: pyte
             main(words)
         assert left.value.code == 2
         assert "'bad\\udcff' is not UTF-8" in capsys.readouterr().err.splitlines()[-1]
-    for broken, said in ((name, "'.*' is not UTF-8"), ("a\\u0000b", "holds a NUL character")):
+    for broken, said in (
+        (name, "'.*' is not UTF-8"),
+        ("a\\u0000b", "holds a NUL character"),
+        ("好" * 100, "has a name of 300"),
+    ):
         with pytest.raises(ConfigError, match=f"run_directory: {said}"):
             load_recipe(recipe_file, [f'run_directory="{broken}"'])
     code, said = run("plan", str(recipe_file), "--page", os.fsencode(tmp_path) + b"/bad\xff/page.html")
