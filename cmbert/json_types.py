@@ -161,8 +161,12 @@ def _is_number(value: Any) -> bool:
 def _below(key: str, name: Any) -> str:
     if isinstance(name, int):
         return f"{key}[{name}]"
-    shown = name if name.isprintable() and len(name) <= 100 else reprlib.repr(name)  # ours: a line stays a line
-    return f"{key}.{shown}" if key else shown
+    return f"{key}.{shown_key(name)}" if key else shown_key(name)
+
+
+def shown_key(name: str) -> str:
+    """Return a key as an error shows it: a line stays a line, and a short one (ours)."""
+    return name if name.isprintable() and len(name) <= 100 else reprlib.repr(name)
 
 
 def _wrong(value: Any, wanted: str) -> Fault:

@@ -10,6 +10,7 @@ from cmbert.config.deepspeed_sections import SECTIONS, section_fault
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import read_input
+from cmbert.json_types import shown_key
 from cmbert.reading import parse_json
 
 RECIPE_KEYS = {
@@ -55,8 +56,7 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
         if key not in SECTIONS:  # DeepSpeed ignores it: a typing mistake would silently train something else
             near = difflib.get_close_matches(key, SECTIONS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "see ds_configs/README.md"
-            shown = key if key.isprintable() and len(key) < 100 else reprlib.repr(key)
-            raise ConfigError(f"{path}: {shown}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
+            raise ConfigError(f"{path}: {shown_key(key)}: unknown top-level key (DeepSpeed would ignore it); {remedy}")
     zero_stage(table, path)
     if fault := section_fault(table, SECTIONS):
         raise ConfigError(f"{path}: {fault}")

@@ -7,14 +7,16 @@ import reprlib
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files import read_input, real, write_text
+
+Built = TypeVar("Built", Recipe, ModelConfig)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -32,22 +34,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def build_recipe(table: dict[str, Any], where: str) -> Recipe:
     """Build and check a recipe from its table; `where` names the file in a ConfigError."""
-    recipe = build(Recipe, table, where)
-    try:
-        check_recipe(recipe)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return recipe
+    return _checked(build(Recipe, table, where), check_recipe, where)
 
 
 def build_model(table: dict[str, Any], where: str) -> ModelConfig:
     """Build and check a model's configuration alone; `where` names the file in a ConfigError."""
-    model = build(ModelConfig, table, where)
+    return _checked(build(ModelConfig, table, where), check_model, where)
+
+
+def _checked(built: Built, check: Callable[[Built], None], where: str) -> Built:
     try:
-        check_model(model)
+        check(built)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return model
+    return built
 
 
 def write_resolved(recipe: Recipe, path: Path) -> None:
