@@ -187,6 +187,14 @@ class Cluster:
     def is_idle(self) -> bool:
         return self.call("sinfo", "-h", "-p", "main", "-N", "-o", "%t").split() == ["idle"] * len(NODES)
 
+    def has_said_all(self) -> bool:
+        """Whether no message of slurmctld's is on its way to a node.
+
+        It tries for seconds to tell a lost node to end a job, also when the node is back and the job's next life is on
+        it, which then ends. Slurm itself begins that life two minutes later.
+        """
+        return re.search(r"^Agent count: +0$", self.call("sdiag"), re.MULTILINE) is not None
+
     def show(self, job: str) -> dict[str, str]:
         """Return what slurmctld knows about a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", job)))

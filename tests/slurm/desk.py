@@ -117,7 +117,7 @@ class Desk:
             shown = self.slurm.show(job)
             if int(shown["Restarts"]) < self.restarts[job]:
                 return False
-            if shown["JobState"] == "PENDING" and shown["Reason"] == "BeginTime":
+            if (shown["JobState"], shown["Reason"]) == ("PENDING", "BeginTime") and self.slurm.has_said_all():
                 # slurmd refuses a job that starts in the second in which it was told to end the last life
                 self.slurm.call("scontrol", "update", f"jobid={job}", *changes, "StartTime=now+1", code=None)
             return shown["JobState"] not in ("PENDING", "COMPLETING")
