@@ -57,7 +57,7 @@ def documents() -> list[Path]:
     found += sorted(path for path in (ROOT / "recipes").rglob("README.md") if path not in found)
     first = ROOT / "docs" / "data_tools.md"
     found += [first, *sorted(path for path in (ROOT / "docs").glob("*.md") if path != first)]
-    return [*found, ROOT / "slurm" / "README.md", ROOT / "ds_configs" / "README.md"]
+    return [*found, *(ROOT / name / "README.md" for name in ("slurm", "ds_configs", "examples"))]
 
 
 def commands(path: Path) -> list[Command]:
