@@ -38,7 +38,14 @@ PRELOADED = (  # all that a training imports in the end, much of it late
     "cmbert.train.loop",
     "scipy.linalg",  # by numba
 )
-LAUNCHERS = ("torch.distributed.run", "ablate", "demo.py", "rehearsal.py")  # programs that start others of ours
+LAUNCHERS = (  # programs that start others of ours
+    "torch.distributed.run",
+    "ablate",
+    "demo.py",
+    "rehearsal.py",
+    "finetune_csv.py",
+    "continue_pretraining.py",
+)
 MOST_BYTES = 1 << 18  # of a request
 SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
+EXAMPLES = Path(os.path.relpath(Path(__file__).absolute().parents[2] / "examples"))
 RUN = Path("runs/quickstart")
 STAGE1, STAGE2 = HERE / "stage1.toml", HERE / "stage2.toml"
 MAX_PROCESSES = 2
@@ -46,7 +47,7 @@ def protocol(sample_options: list[str]) -> list[Step]:
     preprocess = [*data_tools, "preprocess", "--tokenizer", f"{RUN}/tokenizer"]
     score = [*cmbert, "eval", f"{RUN}/stage2", "--data", f"{RUN}/heldout", "--by-position"]
     export = [*cmbert, "export", f"{RUN}/stage2"]
-    fill_mask = [python, str(HERE / "fill_mask.py"), f"{RUN}/export"]
+    fill_mask = [python, str(EXAMPLES / "fill_mask.py"), f"{RUN}/export"]
     return [
         Step("sample", "Real Chinese text", [*data_tools, "sample", *sample_options, "--output", f"{RUN}/text"]),
         Step("tokenizer", "Tokenizer", [*learn_bpe, "--input", train_text, "--output", f"{RUN}/tokenizer"]),

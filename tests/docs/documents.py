@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "recipes" / "quickstart" / "README.md"
 LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "mpiexec", "sbatch", "srun")
 OURS = ("cmbert", "data_tools")
 OTHERS = ("python", "make", "pip", "scontrol", "scancel", "squeue", "tensorboard", "tail", "source", "wandb", "$EDITOR")
@@ -50,13 +51,13 @@ class Command:
 
 
 def documents() -> list[Path]:
-    """Return every document whose commands are tested, in the order in which a reader meets them."""
-    found = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md")]
-    found += [ROOT / "recipes" / name / "README.md" for name in ("quickstart", "base", "large")]
+    """Return every document whose commands are tested, what others build on first: the steps of `make demo`, text."""
+    found = [QUICKSTART, *(ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md"))]
+    found += [ROOT / "recipes" / name / "README.md" for name in ("base", "large")]
     found += sorted(path for path in (ROOT / "recipes").rglob("README.md") if path not in found)
-    first = [ROOT / "docs" / f"{name}.md" for name in ("data_tools", "training")]
-    found += [*first, *sorted(path for path in (ROOT / "docs").glob("*.md") if path not in first)]
-    return [*found, ROOT / "slurm" / "README.md", ROOT / "ds_configs" / "README.md"]
+    first = ROOT / "docs" / "data_tools.md"
+    found += [first, *sorted(path for path in (ROOT / "docs").glob("*.md") if path != first)]
+    return [*found, *(ROOT / name / "README.md" for name in ("slurm", "ds_configs", "examples"))]
 
 
 def commands(path: Path) -> list[Command]:

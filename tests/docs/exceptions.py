@@ -22,6 +22,7 @@ NOT_RUN = (
            "tests/cmbert/evaluate/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",
            "tests/integration/test_gpu_recipe.py"),
+    NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download) .*", "downloads packages", ".ci/run"),
     NotRun(r"slurm/submit_all\.sh recipes/large text", SLURM, "tests/slurm/test_chain.py"),

@@ -93,7 +93,7 @@ def named_paths(command: Command) -> Iterator[str]:
     """Yield the paths of this repository that a command names: recipes, scripts, DeepSpeed files, tests, modules."""
     for word in command.words:
         for part in re.split(r"[=,\s]", word):
-            if re.match(r"(recipes|slurm|ds_configs|tests|docs|cmbert|data_tools)/", part):
+            if re.match(r"(recipes|slurm|ds_configs|examples|tests|docs|cmbert|data_tools)/", part):
                 if not part.startswith("slurm/logs/"):  # made by jobs
                     yield part
             elif part.startswith("tests."):

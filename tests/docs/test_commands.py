@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cmbert.evaluate import throughput
-from tests.docs.documents import ROOT, commands, documents
+from tests.docs.documents import QUICKSTART, ROOT, commands, documents
 from tests.docs.exceptions import INSTEAD, NOT_RUN, SMALLER
 from tests.docs.grammar import faults, named_paths
 from tests.docs.running import Shell, is_left_out, lines_to_run
@@ -104,10 +104,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_first_steps_of_the_readme_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From text to the report of both stages: what `make demo` does."""
+def test_the_steps_of_the_demo_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From text to the report of both stages: what `make demo` does, as the quickstart's page shows it."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    shell.run_the_beginning(DOCUMENTS[0], last="cmbert report")
+    shell.run_the_beginning(QUICKSTART, last="cmbert report")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import tomli_w
 
 from tests.docs.documents import ROOT
 
-COPIED = ("recipes", "ds_configs", "slurm")
+COPIED = ("recipes", "ds_configs", "examples", "slurm")
 NUM_HANZI, NUM_WORDS = 2_500, 15_000
 TINY_MODEL = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
 NO_WARMUP: dict[str, Any] = {"mask": {"warmup_tokens": 0}, "schedule": {"warmup_tokens": 0}}

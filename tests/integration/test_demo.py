@@ -25,7 +25,8 @@ def demo(tmp_path: Path) -> Path:
     """The quickstart with a toy model and a few steps."""
     pytest.importorskip("snownlp")
     shutil.copytree(ROOT / "recipes" / "quickstart", tmp_path / "recipes" / "quickstart")
-    shutil.copytree(ROOT / "ds_configs", tmp_path / "ds_configs")
+    for name in ("ds_configs", "examples"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     for name, tokens in (("stage1.toml", 40_000), ("stage2.toml", 12_000)):
         path = tmp_path / "recipes" / "quickstart" / name
         text = path.read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 
-SITE_OF = {"nodes of 4 GPUs": "four", "no GPUs": "plain"}  # rows of the README's table; all else is for nodes of 8 GPUs
-README = ROOT / "slurm" / "README.md"
+SITE_OF = {"nodes of 4 GPUs": "four", "no GPUs": "plain"}  # rows of the page's table; all else is for nodes of 8 GPUs
+PAGE = ROOT / "docs" / "slurm.md"
 
 
 def lines() -> Iterator[tuple[str, str, list[str]]]:
@@ -28,10 +28,10 @@ def lines() -> Iterator[tuple[str, str, list[str]]]:
                 yield f"{path.name}:{number}", "big", found[1].split()
             if found := re.match(r"CMBERT_STAGE_OPTIONS=\(\) *# (.*)", line):
                 yield f"{path.name}:{number}", "four", [*found[1].split(), "slurm/stage1.sh"]
-    for row in README.read_text(encoding="utf-8").partition("| site |")[2].partition("\n\n")[0].splitlines()[2:]:
+    for row in PAGE.read_text(encoding="utf-8").partition("| site |")[2].partition("\n\n")[0].splitlines()[2:]:
         site, options = row.strip("| ").split(" | ", 1)
         for script in ("slurm/stage1.sh", "slurm/stage2.sh"):
-            yield f"{README.name}: {site}", SITE_OF.get(site, "big"), [*options.split("`")[1].split(), script]
+            yield f"{PAGE.name}: {site}", SITE_OF.get(site, "big"), [*options.split("`")[1].split(), script]
 
 
 LINES = list(lines())

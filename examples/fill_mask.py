@@ -1,11 +1,8 @@
-"""Fill in masked words with nothing but transformers: python fill_mask.py EXPORTED_FOLDER [OUTPUT.json]"""
+"""Fill in masked words with nothing but transformers: python examples/fill_mask.py EXPORTED_FOLDER [OUTPUT.json]"""
 
 import json
 import sys
 from pathlib import Path
-
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-from transformers.utils import logging
 
 SENTENCES = (  # ours
     "这家酒店的[MASK]很好，下次还会来住。",
@@ -17,8 +14,14 @@ SENTENCES = (  # ours
 NUM_PREDICTIONS = 5
 
 
-def main(folder: str, output: str | None) -> None:
-    """Print the best fillings of five sentences, and write them to `output`."""
+def main(folder: str = "", output: str = "") -> int:
+    """Print the best fillings of five sentences, and write them to `output`; return the exit code."""
+    if not (Path(folder) / "config.json").is_file():
+        print(f"{folder or 'no folder given'}: no exported model; cmbert export RUN --output DIR", file=sys.stderr)
+        return 2
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline  # takes seconds, hence not first
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
@@ -31,7 +34,8 @@ def main(folder: str, output: str | None) -> None:
         print(f"{text}\n   " + "  ".join(f"{p['token'].strip() or '⏎'} {p['score']:.2f}" for p in predictions))
     if output:
         Path(output).write_text(json.dumps(results, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    sys.exit(main(*sys.argv[1:3]))

@@ -1,0 +1,57 @@
+"""Train a model of ours further on your own text: python examples/continue_pretraining.py RUN TEXT_FOLDER OUTPUT
+
+RUN is a finished run directory of `cmbert train`; TEXT_FOLDER has .jsonl, .parquet or .txt files. It is one pass over
+the text with the run's batch and last mask rate, at a tenth of its learning rate. What follows goes to `cmbert train`,
+for example --set train.rows_per_step=64; for several GPUs, start OUTPUT/recipe.toml with a launcher. The weights of
+other models, and exported folders, cannot be continued yet.
+"""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+RECIPE = """extends = {parent}
+run_directory = {run}
+data.sources = [{{ path = {shards} }}]
+mask = {{ start_rate = {mask_rate}, peak_rate = {mask_rate}, end_rate = {mask_rate}, warmup_tokens = 0 }}
+schedule = {{ kind = "linear", lr_max = {lr_max}, lr_min = {lr_min}, warmup_tokens = 0, decay_tokens = 0 }}
+train = {{ total_tokens = {tokens}, init_from = {init_from} }}
+"""
+
+
+def call(*words: object) -> None:
+    """Run one command of ours; end with its exit code if it fails, since it has said why."""
+    code = subprocess.run([sys.executable, "-m", *map(str, words)], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def main(run: str = "", text: str = "", output: str = "", *more: str) -> int:
+    """Clean, tokenize, write the recipe, train; return the exit code."""
+    parent, out = Path(run) / "resolved.toml", Path(output)
+    if not output or not parent.is_file():
+        print(f"{run or 'no run given'}: no run directory of cmbert train", file=sys.stderr)
+        return 2
+    before = tomllib.loads(parent.read_text(encoding="utf-8"))
+    call("data_tools", "clean", "--input", text, "--output", out / "text")
+    tokenizer = before["data"]["tokenizer"]  # the weights know no other
+    call("data_tools", "preprocess", "--input", out / "text", "--tokenizer", tokenizer, "--output", out / "shards")
+    manifest = json.loads((out / "shards" / "manifest.json").read_text(encoding="utf-8"))
+    paths = {"parent": parent.absolute(), "run": out / "run", "shards": out / "shards", "init_from": run}
+    numbers = {
+        "mask_rate": before["mask"]["end_rate"],
+        "lr_max": before["schedule"]["lr_max"] / 10,  # ours
+        "lr_min": before["schedule"]["lr_max"] / 100,  # ours
+        "tokens": sum(shard["tokens"] for shard in manifest["shards"]),
+    }
+    quoted = {name: json.dumps(str(path), ensure_ascii=False) for name, path in paths.items()}
+    (out / "recipe.toml").write_text(RECIPE.format(**quoted, **numbers), encoding="utf-8")
+    call("cmbert", "train", out / "recipe.toml", *more)
+    print(f"next: cmbert export {out / 'run'} --output {out / 'export'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
