@@ -1,7 +1,7 @@
 import sys
 
+from cmbert.cluster.preemption import StopRequest
 from cmbert.standard_streams import use_utf8
-from cmbert.train.preemption import StopRequest
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so --help is instant.
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from cmbert.cli_evaluate import add_ablate, add_bench, add_eval
 from cmbert.cli_transfer import add_embed_train, add_finetune
@@ -20,13 +21,13 @@ from cmbert.cli_values import (
     utf8_path,
     words,
 )
+from cmbert.cluster.launchers import is_launched, variables_in
+from cmbert.cluster.preemption import StopRequest
 from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
 from cmbert.plan.assumptions import Assumptions
 from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
-from cmbert.train.launchers import is_launched, variables_in
-from cmbert.train.preemption import StopRequest
 
 PLAN_ASSUMPTIONS = (  # fields of Assumptions that can be set, and help
     ("gpu_memory_gb", "memory of one GPU, 1e9 bytes"),
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, stop: StopRequest | None = None
     rank = os.environ[names[0]] if names else "0"
     program = "cmbert" if rank == "0" else f"cmbert (rank {rank})"
     if options.command in (_train, _preflight):
-        from cmbert.train.ending import end, leave_when_asked
+        from cmbert.cluster.ending import end, leave_when_asked
 
         if options.command == _preflight:
             leave_when_asked(program)  # there is nothing to save
@@ -206,20 +207,21 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _preflight(options: argparse.Namespace) -> int:
+    from cmbert.cluster.distributed import read_launch
+    from cmbert.cluster.preflight import preflight
     from cmbert.config.load import load_recipe
-    from cmbert.train.distributed import read_launch
-    from cmbert.train.preflight import preflight
+
+    recipe, launch = load_recipe(options.recipe, options.overrides), read_launch(os.environ)
+    run = Path(recipe.run_directory)
+
+    def begin() -> None:
+        from cmbert.train.lives import begin_life, steps_to_reach
+
+        reach = steps_to_reach(recipe, options.resume, options.max_steps, options.allow_unfinished)
+        begin_life(run, launch, options.result, options.max_lives, reach)
 
     return preflight(
-        load_recipe(options.recipe, options.overrides),
-        read_launch(os.environ),
-        result=options.result,
-        nodes=options.nodes,
-        wait_seconds=options.wait_seconds,
-        max_lives=options.max_lives,
-        resume=options.resume,
-        max_steps=options.max_steps,
-        allow_unfinished=options.allow_unfinished,
+        run, launch, result=options.result, nodes=options.nodes, wait_seconds=options.wait_seconds, begin=begin
     )
 
 
@@ -243,21 +245,21 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cmbert.train.release import export
+    from cmbert.export.release import export
 
     export(options.model, options.output, options.format)
     return 0
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from cmbert.train.ledger_view import print_step
+    from cmbert.runs.ledger_view import print_step
 
     print_step(options.run, options.step, show=options.show)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cmbert.report import write_report
+    from cmbert.report.page import write_report
 
     write_report(options.run, options.output)
     return 0

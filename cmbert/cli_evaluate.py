@@ -153,8 +153,8 @@ def _eval(options: argparse.Namespace) -> int:
     from cmbert.errors import ConfigError
     from cmbert.evaluate.domains import evaluate_sets, name_sets, position_table, score_table
     from cmbert.evaluate.pseudo_perplexity import place_model, print_score, unigram_loss
-    from cmbert.files import write_json
-    from cmbert.train.release import open_model
+    from cmbert.export.release import open_model
+    from cmbert.files.whole import write_json
 
     sets = name_sets(options.data)
     if options.long_context is not None:
@@ -189,8 +189,8 @@ def _eval_long_context(options: argparse.Namespace, sets: dict[str, Path]) -> in
     from cmbert.errors import ConfigError
     from cmbert.evaluate.long_context import contexts_up_to, print_stress, stress
     from cmbert.evaluate.pseudo_perplexity import place_model
-    from cmbert.files import write_json
-    from cmbert.train.release import open_model
+    from cmbert.export.release import open_model
+    from cmbert.files.whole import write_json
 
     if len(sets) > 1 or options.context or options.by_position or len(options.unit) > 1:
         raise ConfigError("--long-context takes one set and one unit, and neither --context nor --by-position")
@@ -229,8 +229,8 @@ def _units(text: str) -> list[str]:
 
 
 def _bench_loader(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.benchmark import print_rows
-    from cmbert.evaluate.loader_throughput import bench_loader
+    from cmbert.bench.loader import bench_loader
+    from cmbert.bench.rows import print_rows
 
     rows = bench_loader(options.data, options.tokenizer, options.lengths, options.plan_documents)
     print_rows(rows, as_json=options.json)
@@ -238,9 +238,9 @@ def _bench_loader(options: argparse.Namespace) -> int:
 
 
 def _bench_model(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.bench_memory import Request, check_bench
-    from cmbert.evaluate.benchmark import keep_rows, print_rows
-    from cmbert.evaluate.throughput import bench_throughput, read_shape, workloads
+    from cmbert.bench.memory import Request, check_bench
+    from cmbert.bench.rows import keep_rows, print_rows
+    from cmbert.bench.throughput import bench_throughput, read_shape, workloads
 
     if len(options.model) > 1:
         return _bench_models(options)
@@ -260,10 +260,10 @@ def _bench_model(options: argparse.Namespace) -> int:
 
 
 def _bench_models(options: argparse.Namespace) -> int:
+    from cmbert.bench.rows import keep_rows, print_rows
+    from cmbert.bench.throughput import workloads
+    from cmbert.bench.throughput_table import open_candidates, throughput_table, time_candidates
     from cmbert.errors import ConfigError
-    from cmbert.evaluate.benchmark import keep_rows, print_rows
-    from cmbert.evaluate.throughput import workloads
-    from cmbert.evaluate.throughput_table import open_candidates, throughput_table, time_candidates
 
     if options.against:
         raise ConfigError(f"--against {options.against} is for one model: name the peers with --model")

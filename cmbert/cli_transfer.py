@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from cmbert.cli_values import any_path, integers, numbers, positive, positive_number, seed, utf8_path, words
 
 if TYPE_CHECKING:
-    from cmbert.evaluate.embed_run import EmbeddingRun
-    from cmbert.evaluate.finetune.backbone import Backbone
+    from cmbert.transfer.embedding.run import EmbeddingRun
+    from cmbert.transfer.finetune.backbone import Backbone
 
 
 def add_finetune(commands: argparse._SubParsersAction) -> None:
@@ -59,9 +59,9 @@ def _add_trust(command: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    from cmbert.evaluate.finetune.protocol import finetune, settings_of
-    from cmbert.evaluate.finetune.results import write_results
-    from cmbert.evaluate.finetune.tasks import find_data, find_task
+    from cmbert.transfer.finetune.protocol import finetune, settings_of
+    from cmbert.transfer.finetune.results import write_results
+    from cmbert.transfer.finetune.tasks import find_data, find_task
 
     tasks = [find_task(name) for name in options.task]
     folders = [find_data(options.data, task, len(tasks)) for task in tasks]
@@ -88,9 +88,9 @@ def _finetune(options: argparse.Namespace) -> int:
 
 def _open_backbone(model: str, untrained: bool, trust: bool) -> "Backbone":
     """Open one of our models as it is, any other through transformers."""
-    from cmbert.evaluate.finetune.backbone import our_backbone, their_backbone
-    from cmbert.model.hf import is_export
-    from cmbert.train.release import open_model
+    from cmbert.export.hf import is_export
+    from cmbert.export.release import open_model
+    from cmbert.transfer.finetune.backbone import our_backbone, their_backbone
 
     folder = Path(model)
     if folder.is_dir() and (is_export(folder) or not (folder / "config.json").is_file()):
@@ -153,7 +153,7 @@ def add_embed_train(commands: argparse._SubParsersAction) -> None:
 def _embed_train(options: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    from cmbert.evaluate.embed_run import embed_train
+    from cmbert.transfer.embedding.run import embed_train
 
     with TemporaryDirectory(prefix="cmbert-") as scratch:
         embed_train(_embedding_run(options, _encoder_folder(options.model, Path(scratch))))
@@ -165,16 +165,16 @@ def _encoder_folder(model: str, scratch: Path) -> str:
     path = Path(model)
     if not path.is_dir() or (path / "config.json").is_file() or (path / "modules.json").is_file():
         return model
-    from cmbert.train.release import export
+    from cmbert.export.release import export
 
     export(path, scratch / "export", "hf")
     return str(scratch / "export")
 
 
 def _embedding_run(options: argparse.Namespace, folder: str) -> "EmbeddingRun":
-    from cmbert.evaluate.embed_data import DataPaths
-    from cmbert.evaluate.embed_run import EmbeddingRun
-    from cmbert.evaluate.embed_train import Recipe
+    from cmbert.transfer.embedding.data import DataPaths
+    from cmbert.transfer.embedding.run import EmbeddingRun
+    from cmbert.transfer.embedding.train import Recipe
 
     return EmbeddingRun(
         model=folder,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from cmbert.files import fault_of_name
+from cmbert.files.names import fault_of_name
 
 MOST = 10**15  # ours: of whatever is counted; more than any corpus has bytes, and 64 bits still count its thousands
 MOST_NUMBER, LEAST_NUMBER = 1e15, 1e-15  # ours, likewise of what is measured

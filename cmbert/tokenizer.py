@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from cmbert.errors import ConfigError, first_line
-from cmbert.files import read_input
+from cmbert.files.operations import read_input
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))

@@ -22,15 +22,15 @@ import tokenizers
 from tokenizers import trainers
 
 from cmbert.errors import run_command
-from cmbert.files import json_text, write_json
+from cmbert.files.whole import json_text, write_json
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
-from data_tools.encoders import batch_encoder, normalize
-from data_tools.preprocess import preprocess
-from data_tools.readers import DocumentReader, input_files, whole_files
+from data_tools.encoding.encoders import batch_encoder, normalize
+from data_tools.encoding.segment import segmenter
+from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.sample import sample
+from data_tools.preprocessing.preprocess import preprocess
 from data_tools.runner import local_workers
-from data_tools.sample import sample
-from data_tools.segment import segmenter
-from data_tools.tokenizer_training import MIN_PAIR_COUNT, assembled, train_tokenizer
+from data_tools.tokenizer.training import MIN_PAIR_COUNT, assembled, train_tokenizer
 
 OUTPUT = Path("runs/bench")
 ROUNDS = 3

@@ -221,7 +221,7 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from data_tools.sample import sample
+    from data_tools.input.sample import sample
 
     sample(
         options.origin,
@@ -233,8 +233,8 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from data_tools.clean import clean
-    from data_tools.clean_config import load_clean_config
+    from data_tools.clean.clean import clean
+    from data_tools.clean.config import load_clean_config
 
     config = load_clean_config(options.config)
     clean(
@@ -248,7 +248,7 @@ def _clean(options: argparse.Namespace) -> None:
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:
-    from data_tools.tokenizer_training import train_tokenizer
+    from data_tools.tokenizer.training import train_tokenizer
 
     train_tokenizer(
         options.inputs,
@@ -264,7 +264,7 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
-    from data_tools.preprocess import Share, preprocess
+    from data_tools.preprocessing.preprocess import Share, preprocess
     from data_tools.runner import local_workers, mpi_workers
 
     if (options.num_tasks is None) != (options.task_index is None):
@@ -287,7 +287,7 @@ def _preprocess(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from cmbert.tokenizer import load_tokenizer
-    from data_tools.verify import find_faults
+    from data_tools.preprocessing.verify import find_faults
 
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     num_faults = 0
@@ -300,7 +300,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> None:
     from cmbert.tokenizer import load_tokenizer
-    from data_tools.inspection import describe, show_document
+    from data_tools.preprocessing.inspection import describe, show_document
 
     if options.document is None:
         print(describe(options.directory))
@@ -310,6 +310,6 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from data_tools.merge import merge
+    from data_tools.preprocessing.merge import merge
 
     merge(options.directories, options.output)

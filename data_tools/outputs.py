@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.errors import ConfigError
-from cmbert.files import hash_file, real
+from cmbert.files.names import real
+from cmbert.files.operations import hash_file
 
 HASHED_BYTES = 2_000_000_000  # ours: two or three seconds on one core
 

@@ -12,7 +12,7 @@ from multiprocessing import connection
 from typing import Any, cast
 
 from cmbert.errors import ConfigError
-from cmbert.files import doing
+from cmbert.files.operations import doing
 
 IN_FLIGHT_PER_WORKER = 2  # ours: one at work, one waiting
 

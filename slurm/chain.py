@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
+from cmbert.checkpoint.files import find_checkpoint
+from cmbert.checkpoint.state import read_state
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.shards import ShardSet, is_shard_set
+from cmbert.data.shards.layout import is_shard_set
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, InputError, run_command
+from cmbert.runs.directory import check_belongs
+from cmbert.schedule import num_steps
 from cmbert.tokenizer import load_tokenizer
-from cmbert.train.checkpoint import find_checkpoint, read_state
-from cmbert.train.run_directory import check_belongs
-from cmbert.train.schedule import num_steps
 
 
 def describe_chain(recipes: Path, texts: Path) -> None:

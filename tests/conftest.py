@@ -12,14 +12,15 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-import cmbert.lease
+import cmbert.files.lease
+from cmbert.checkpoint.state import TrainState
 from cmbert.config.load import write_resolved
 from cmbert.config.schema import Recipe
-from cmbert.data.manifest import write_manifest
-from cmbert.data.shards import ShardWriter, token_dtype
-from cmbert.lease import Lease, claim, myself
+from cmbert.data.shards.layout import token_dtype
+from cmbert.data.shards.manifest import write_manifest
+from cmbert.data.shards.writer import ShardWriter
+from cmbert.files.lease import Lease, claim, myself
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import TrainState
 from tests.scheduling import (  # noqa: F401  pytest finds them here
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
@@ -78,7 +79,7 @@ def tokenizer(tokenizer_directory: Path) -> Tokenizer:
 @pytest.fixture
 def occupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """Let a process of another machine work in a directory while the test runs."""
-    monkeypatch.setattr(cmbert.lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(cmbert.files.lease, "RENEW_SECONDS", 0.05)
     leases: list[Lease] = []
 
     def occupy(directory: Path) -> None:

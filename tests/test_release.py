@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == expected
-    assert {"cmbert/page.html", "cmbert/model/hf_code/modeling_cmbert.py"} < names
+    assert {"cmbert/html/page.html", "cmbert/export/hf_code/modeling_cmbert.py"} < names
 
 
 def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
@@ -84,14 +84,14 @@ def run(installed: Path, elsewhere: Path, *words: str) -> subprocess.CompletedPr
 
 
 def test_an_installed_copy_works_elsewhere(installed: Path, tmp_path: Path) -> None:
-    code = "import cmbert.page, data_tools.cli; print(cmbert.page.__file__, data_tools.cli.__file__)"
+    code = "import cmbert.html.page, data_tools.cli; print(cmbert.html.page.__file__, data_tools.cli.__file__)"
     for path in run(installed, tmp_path, "-c", code).stdout.split():
         assert Path(path).is_relative_to(installed)
     for program, command in (("cmbert", "finetune"), ("data_tools", "preprocess")):
         done = run(installed, tmp_path, "-m", program, "--help")
         assert (done.returncode, done.stderr) == (0, "")
         assert command in done.stdout
-    code = "from pathlib import Path; from cmbert.page import write_page; "
+    code = "from pathlib import Path; from cmbert.html.page import write_page; "
     code += "write_page(Path('page.html'), title='测试', subtitle='', sections=['<p>好</p>'])"
     assert run(installed, tmp_path, "-c", code).returncode == 0
     assert "<h1>测试</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")

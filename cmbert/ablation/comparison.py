@@ -16,9 +16,8 @@ from cmbert.config.load import differing_keys
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.table import markdown_table
-from cmbert.files import write_json, write_text
-from cmbert.page import figure, section, table, write_page
-from cmbert.report_charts import (
+from cmbert.files.whole import write_json, write_text
+from cmbert.html.charts import (
     AXIS,
     FAINT,
     INK,
@@ -31,7 +30,8 @@ from cmbert.report_charts import (
     draw,
     token_ticks,
 )
-from cmbert.train.schedule import learning_rate, mask_rate
+from cmbert.html.page import figure, section, table, write_page
+from cmbert.schedule import learning_rate, mask_rate
 
 NAMES = {
     "heldout_loss": ("held-out loss", "nats per masked token"),

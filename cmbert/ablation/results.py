@@ -11,8 +11,8 @@ import numpy as np
 from cmbert.ablation.lists import AblationList, Arm, Run
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.interval import interval
-from cmbert.json_types import misfit, read_as
-from cmbert.train.metrics import read_metrics
+from cmbert.files.json_types import misfit, read_as
+from cmbert.runs.metrics import read_metrics
 
 NEEDED = ("tokens", "step_seconds", "data_wait_seconds", "tokens_per_second")  # of each step of a training
 MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")

@@ -24,8 +24,8 @@ from cmbert.ablation.results import unscored
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.progress import Progress
-from cmbert.train.metrics import METRICS_FILE
-from cmbert.train.schedule import num_steps
+from cmbert.runs.metrics import METRICS_FILE
+from cmbert.schedule import num_steps
 
 logger = logging.getLogger(__name__)
 

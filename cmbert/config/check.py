@@ -3,7 +3,7 @@
 from cmbert.config.ranges import check_ranges
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import ConfigError
-from cmbert.files import fault_of_name
+from cmbert.files.names import fault_of_name
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -9,9 +9,9 @@ from cmbert.config.batch import taken_micro_batch
 from cmbert.config.deepspeed_sections import SECTIONS, section_fault
 from cmbert.config.schema import Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
-from cmbert.files import read_input
-from cmbert.json_types import shown_key
-from cmbert.reading import parse_json
+from cmbert.files.json_types import shown_key
+from cmbert.files.operations import read_input
+from cmbert.files.reading import parse_json
 
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",

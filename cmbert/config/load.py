@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from cmbert.config.check import check_model, check_recipe
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
-from cmbert.files import read_input, real, write_text
+from cmbert.files.names import real
+from cmbert.files.operations import read_input
+from cmbert.files.whole import write_text
 
 Built = TypeVar("Built", Recipe, ModelConfig)
 

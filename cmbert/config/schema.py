@@ -169,7 +169,7 @@ class TrainConfig:
     init_from: str = ""
     """Run or checkpoint whose weights start this stage (stage 2 names stage 1's run); empty = fresh weights."""
     init_tiling: bool = False
-    """Let init_from be a smaller model, whose weights are repeated to this one's shape (docs/training.md)."""
+    """Let init_from be a smaller model, whose weights are repeated to this one's shape (docs/recipes.md)."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; one is always written at the end (ours)."""
     keep_checkpoints: int = 3
@@ -191,7 +191,7 @@ class KernelConfig:
     """How the model is computed on this machine: speed and memory, the same results within rounding."""
 
     attention: str = "auto"
-    """Attention backend: auto, cpu, flash_attn_3, flash_attn or torch_varlen (docs/training.md)."""
+    """Attention backend: auto, cpu, flash_attn_3, flash_attn or torch_varlen (docs/kernels.md)."""
     norm: Literal["torch", "apex"] = "torch"
     """Who computes RMSNorm: torch, or NVIDIA apex where it is installed (not with compile, which fuses torch's)."""
     compile: bool = False

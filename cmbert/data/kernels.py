@@ -10,23 +10,28 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID, SPECIALS_PER_PIECE
+from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID
 
 MASKED, REPLACED, KEPT = 1, 2, 3  # what becomes of a chosen token
 
 # Philox4x64-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405); the numbers are numpy.random.Philox's.
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
+
 _ROUNDS = 10
+
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
 _SHIFT_53, _TO_UNIT = np.uint64(11), 1.0 / (1 << 53)
+
 _ONE = np.uint64(1)
 FIRST = "_multiply_high"  # of the functions: it tells for all
 
 logger = logging.getLogger(__name__)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Let numba compile a function when it is first called, and keep that where there is a folder to keep it in."""
     try:
         return njit(cache=True)(function)
@@ -36,7 +41,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(function)
 
 
-@_compiled
+@compiled
 def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     """Upper half of the 128-bit product."""
     a_low, a_high, b_low, b_high = a & _LOW, a >> _HALF, b & _LOW, b >> _HALF
@@ -45,7 +50,7 @@ def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
     return a_high * b_high + (middle >> _HALF) + (other >> _HALF)
 
 
-@_compiled
+@compiled
 def _refill(stream: np.ndarray) -> None:
     """Next four numbers of a stream: [0:4] counter, [4:6] key, [6:10] numbers, [10] how many of them are used."""
     for word in range(4):  # the counter is one number of 256 bits
@@ -62,7 +67,7 @@ def _refill(stream: np.ndarray) -> None:
     stream[6], stream[7], stream[8], stream[9], stream[10] = c0, c1, c2, c3, np.uint64(0)
 
 
-@_compiled
+@compiled
 def _draw(stream: np.ndarray) -> np.uint64:
     if stream[10] == np.uint64(4):
         _refill(stream)
@@ -71,18 +76,18 @@ def _draw(stream: np.ndarray) -> np.uint64:
     return number
 
 
-@_compiled
+@compiled
 def _below(stream: np.ndarray, limit: int) -> int:
     """A number in [0, limit); the bias of multiplying instead of rejecting is below limit / 2^32."""
     return np.int64(((_draw(stream) >> _HALF) * np.uint64(limit)) >> _HALF)  # type: ignore[return-value]
 
 
-@_compiled
+@compiled
 def _uniform(stream: np.ndarray) -> float:
     return (_draw(stream) >> _SHIFT_53) * _TO_UNIT
 
 
-@_compiled
+@compiled
 def random_numbers(key: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
     """The first `count` numbers of stream `key` (2,) uint64 at `index` (3,) uint64, as (count,) uint64; for tests."""
     stream = _open_stream(key, index)
@@ -92,7 +97,7 @@ def random_numbers(key: np.ndarray, index: np.ndarray, count: int) -> np.ndarray
     return numbers
 
 
-@_compiled
+@compiled
 def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
     stream = np.zeros(11, np.uint64)
     stream[1], stream[2], stream[3] = index[0], index[1], index[2]
@@ -100,7 +105,7 @@ def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
     return stream
 
 
-@_compiled
+@compiled
 def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, search: int) -> np.ndarray:
     """Bounds of the pieces of a document longer than `capacity`: int64, first 0, last the length.
 
@@ -126,7 +131,7 @@ def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, s
     return bounds[: count + 1]
 
 
-@_compiled
+@compiled
 def take_turns(
     weights: np.ndarray, period: int, first_row: int, state: np.ndarray, sources: np.ndarray, nth: np.ndarray
 ) -> None:
@@ -157,94 +162,7 @@ def take_turns(
             state[2, chosen] += 1
 
 
-@_compiled
-def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Put pieces, longest first, each into the row with the least room that holds it.
-
-    lengths: (pieces,) int64, descending, tokens without specials. Returns row, piece, first token within the piece and
-    length of what was placed, int64 each, in the order of placing. A piece that fits nowhere is chopped into the
-    widest gaps at the end. Needs enough rows: see `cmbert.data.packing.plan_windows`.
-    """
-    num_pieces = len(lengths)
-    rows, pieces = np.empty(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
-    starts, placed = np.zeros(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
-    first_row = np.full(context + 1, -1, np.int64)  # rows by free positions, a stack for each
-    next_row = np.empty(num_rows, np.int64)
-    words = np.zeros(context // 64 + 1, np.uint64)  # bit s: some row has s free positions
-    for row in range(num_rows):
-        next_row[row] = first_row[context]
-        first_row[context] = row
-    words[context // 64] |= _ONE << np.uint64(context % 64)
-    left_over = np.empty(num_pieces, np.int64)
-    num_left = count = 0
-    for piece in range(num_pieces):
-        space = _least_space(words, lengths[piece] + SPECIALS_PER_PIECE)
-        if space < 0:
-            left_over[num_left] = piece
-            num_left += 1
-            continue
-        rows[count] = _take_space(first_row, next_row, words, space, lengths[piece])
-        pieces[count], placed[count] = piece, lengths[piece]
-        count += 1
-    for piece in left_over[:num_left]:
-        start, length = 0, lengths[piece]
-        while length > 0:
-            space = _most_space(words)
-            part = min(length, space - SPECIALS_PER_PIECE)
-            assert part > 0, "plan_windows left too little room"
-            rows[count] = _take_space(first_row, next_row, words, space, part)
-            pieces[count], starts[count], placed[count] = piece, start, part
-            start, length, count = start + part, length - part, count + 1
-    return rows[:count], pieces[:count], starts[:count], placed[:count]
-
-
-@_compiled
-def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, space: int, length: int) -> int:
-    """Move a row from its stack to that of what it has left once `length` tokens are in it; return the row."""
-    row = first_row[space]
-    first_row[space] = next_row[row]
-    if first_row[space] < 0:
-        words[space // 64] &= ~(_ONE << np.uint64(space % 64))
-    left = space - length - SPECIALS_PER_PIECE
-    next_row[row] = first_row[left]
-    first_row[left] = row
-    words[left // 64] |= _ONE << np.uint64(left % 64)
-    return row
-
-
-@_compiled
-def _least_space(words: np.ndarray, needed: int) -> int:
-    """The smallest set bit from `needed` on, or -1."""
-    index = needed // 64
-    if index >= len(words):
-        return -1
-    word = words[index] >> np.uint64(needed % 64) << np.uint64(needed % 64)
-    while word == 0:
-        index += 1
-        if index == len(words):
-            return -1
-        word = words[index]
-    bit = 0
-    while (word >> np.uint64(bit)) & np.uint64(0xFF) == 0:
-        bit += 8
-    while (word >> np.uint64(bit)) & _ONE == 0:
-        bit += 1
-    return index * 64 + bit
-
-
-@_compiled
-def _most_space(words: np.ndarray) -> int:
-    """The largest set bit, or -1."""
-    for index in range(len(words) - 1, -1, -1):
-        if words[index] != 0:
-            bit = 63
-            while (words[index] >> np.uint64(bit)) & _ONE == 0:
-                bit -= 1
-            return index * 64 + bit
-    return -1
-
-
-@_compiled
+@compiled
 def frame_pieces(
     tokens: np.ndarray, words: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, places: np.ndarray,
     ids: np.ndarray, unit_starts: np.ndarray,
@@ -269,7 +187,7 @@ def frame_pieces(
             unit_starts[place + 1] = True  # a piece may have been cut inside a unit
 
 
-@_compiled
+@compiled
 def mask_rows(
     ids: np.ndarray, unit_starts: np.ndarray, row_bounds: np.ndarray, key: np.ndarray, index: np.ndarray,
     rate: float, mask_share: float, random_share: float, vocab_size: int,

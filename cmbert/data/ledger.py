@@ -16,7 +16,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from cmbert.errors import CheckpointError
-from cmbert.files import PatientFile, doing, file_size, keep_beginning
+from cmbert.files.operations import doing, file_size
+from cmbert.files.patient import PatientFile
+from cmbert.files.whole import keep_beginning
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from cmbert.data.loader import PackedBatch, StepBatches, StepData
+from cmbert.data.batches import PackedBatch, StepData
+from cmbert.data.reader import StepBatches
 from cmbert.errors import TransientError
 
 PREFETCH_STEPS = 2  # steps of each process that lie ready, beside the one that it has in hand

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cmbert.arrays import read_arrays
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ShardError
-from cmbert.files import doing, file_size, write_bytes
+from cmbert.files.arrays import read_arrays
+from cmbert.files.operations import doing, file_size
+from cmbert.files.whole import write_bytes
 from cmbert.seeding import generator
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 
@@ -145,7 +146,7 @@ class SourceRows:
         return self._tables[key]
 
     def _pack_window(self, epoch: int, window: int) -> PieceTable:
-        from cmbert.data.kernels import best_fit  # numba takes its time, and who only counts rows needs none
+        from cmbert.data.best_fit import best_fit  # numba takes its time, and who only counts rows needs none
 
         first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
         self.shards.check_documents(first, last)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cmbert.config.schema import DataConfig
 from cmbert.data.blend import Blend, Phase
-from cmbert.data.integrity import ALONE, Crew
 from cmbert.data.packing import SourceRows
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.integrity import ALONE, Crew
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import Tokenizer
 

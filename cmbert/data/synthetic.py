@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from cmbert.data.manifest import write_manifest
-from cmbert.data.shards import ShardWriter, token_dtype
+from cmbert.data.shards.layout import token_dtype
+from cmbert.data.shards.manifest import write_manifest
+from cmbert.data.shards.writer import ShardWriter
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
 
 FIRST_CHARACTER = 0x4E00  # of CJK Unified Ideographs: token i is the i-th character from there

@@ -12,7 +12,7 @@ from cmbert.data.sources import open_shards
 from cmbert.errors import ConfigError
 from cmbert.evaluate.pseudo_perplexity import Score, Unit, evaluate
 from cmbert.evaluate.table import markdown_table
-from cmbert.files import real
+from cmbert.files.names import real
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer
 

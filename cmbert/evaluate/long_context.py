@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from cmbert.data.masking import mask_batch
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.sources import open_shards, prove_ids
 from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.domains import ABSENT

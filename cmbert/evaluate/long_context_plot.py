@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from cmbert.errors import ConfigError
 from cmbert.evaluate.long_context import Stress
-from cmbert.files import write_bytes
+from cmbert.files.whole import write_bytes
 
 LINE, OTHER, MARK = "#1f5fa8", "#c8641e", "#777777"
 INTERVAL_ERRORS = 1.96  # standard errors to either side: 95 % of a normal mean

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.loader import AssembledRows, PackedBatch, RowReader, open_reader
-from cmbert.data.shards import ShardSet
+from cmbert.data.batches import PackedBatch
+from cmbert.data.reader import AssembledRows, RowReader, open_reader
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import InputError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import Progress

@@ -4,16 +4,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmbert.checkpoint.files import find_checkpoint
 from cmbert.config.schema import Recipe
-from cmbert.data.shards import SHARD_SUFFIXES, ShardSet, is_shard_set, token_dtype
+from cmbert.data.shards.layout import SHARD_SUFFIXES, is_shard_set, token_dtype
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
+from cmbert.schedule import num_steps, rows_before
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import find_checkpoint
-from cmbert.train.schedule import num_steps, rows_before
 
-LEDGER_BYTES = (1.3, 3.3)  # per piece: measured on reviews and on statutes, docs/training.md
+LEDGER_BYTES = (1.3, 3.3)  # per piece: measured on reviews and on statutes, docs/rows.md
 
 
 @dataclass(frozen=True)

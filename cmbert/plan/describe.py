@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 
-from cmbert.files import json_text
+from cmbert.files.whole import json_text
 from cmbert.plan.memory import Memory, usable_bytes
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration

@@ -12,7 +12,7 @@ import numpy as np
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
-from cmbert.train.schedule import num_steps
+from cmbert.schedule import num_steps
 
 HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each (ours)
 SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth (ours)

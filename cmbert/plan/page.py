@@ -9,12 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from cmbert.errors import ConfigError
-from cmbert.page import cards, figure, table, write_page
-from cmbert.plan.describe import MEMORY_PARTS, describe, gigabytes, short
-from cmbert.plan.memory import usable_bytes
-from cmbert.plan.plan import Plan
-from cmbert.progress import duration
-from cmbert.report_charts import (
+from cmbert.html.charts import (
     AXIS,
     CARD,
     INK,
@@ -27,6 +22,11 @@ from cmbert.report_charts import (
     power_of_ten,
     token_ticks,
 )
+from cmbert.html.page import cards, figure, table, write_page
+from cmbert.plan.describe import MEMORY_PARTS, describe, gigabytes, short
+from cmbert.plan.memory import usable_bytes
+from cmbert.plan.plan import Plan
+from cmbert.progress import duration
 
 MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])  # of MEMORY_PARTS
 DASHED = (0, (5, 4))

@@ -17,7 +17,7 @@ from cmbert.plan.failures import Failures, make_failures
 from cmbert.plan.memory import STAGES, Memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
-from cmbert.train.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before
+from cmbert.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before
 
 SCHEDULE_POINTS = 200  # of the drawn curves; a tenth as many lines are printed
 

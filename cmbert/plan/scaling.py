@@ -12,7 +12,7 @@ from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.schema import Recipe
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.memory import REDUCE_BUCKET, largest_micro_batch, usable_bytes
-from cmbert.train.schedule import num_steps
+from cmbert.schedule import num_steps
 
 TARGETS = tuple(8 * 2**power for power in range(8))  # GPUs: 8 to 1,024
 GOOD, HALF = 0.9, 0.5  # efficiencies that a plan names

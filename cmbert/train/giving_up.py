@@ -5,12 +5,12 @@ import time
 
 from torch.distributed import DistNetworkError
 
+from cmbert.cluster.ending import PeerError, line_with_kind
+from cmbert.cluster.listener import background
+from cmbert.cluster.watchdog import Watchdog
 from cmbert.errors import CmbertError, first_line
-from cmbert.train.ending import PeerError, line_with_kind
-from cmbert.train.listener import background
 from cmbert.train.reporting import Reporter
 from cmbert.train.run import Run
-from cmbert.train.watchdog import Watchdog
 
 CLOSE_SECONDS = 3.0  # ours: for metrics and ledger to be on disk; they are cut back to a checkpoint anyway
 HEAR_SECONDS = 2.0  # ours: the word of a rank that failed comes in milliseconds, a busy machine's in more

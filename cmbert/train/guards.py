@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmbert.checkpoint.state import GuardMemory
 from cmbert.config.schema import LEAST_HISTORY, GuardConfig
 from cmbert.errors import CmbertError
-from cmbert.train.checkpoint import GuardMemory
-from cmbert.train.optim import Admission
+from cmbert.zero.optim import Admission
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change (ours)

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from cmbert.cluster.distributed import Launch, sum_over_ranks
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import PackedBatch, RowReader
+from cmbert.data.batches import PackedBatch
+from cmbert.data.reader import RowReader
 from cmbert.errors import InputError
 from cmbert.evaluate.pseudo_perplexity import MASK_RATE, heldout_reader
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.distributed import Launch, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 

@@ -11,23 +11,24 @@ from typing import Any
 
 import torch
 
+from cmbert.checkpoint.retention import Retention
+from cmbert.checkpoint.writer import CheckpointWriter
+from cmbert.cluster.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
+from cmbert.cluster.preemption import EXIT_STOPPED, StopRequest
+from cmbert.cluster.watchdog import Watchdog
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import BatchGeometry, StepBatches, StepData
+from cmbert.data.batches import BatchGeometry, StepData
 from cmbert.data.loader_processes import iterate_steps
-from cmbert.evaluate.memory import peak_memory_bytes
-from cmbert.train.checkpoint import Retention
-from cmbert.train.checkpoint_writer import CheckpointWriter
-from cmbert.train.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
-from cmbert.train.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
-from cmbert.train.first_rows import begin_reading
+from cmbert.data.reader import StepBatches
+from cmbert.memory import peak_memory_bytes
+from cmbert.runs.directory import find_resume, open_run_directory
+from cmbert.runs.first_rows import begin_reading
+from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
 from cmbert.train.giving_up import give_up
 from cmbert.train.guards import Judgement
-from cmbert.train.preemption import EXIT_STOPPED, StopRequest
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.run_directory import find_resume, open_run_directory
 from cmbert.train.saving import is_save_due, put_aside, rewind, save_if_due, settle
-from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
 from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
     Resume,
@@ -41,7 +42,7 @@ from cmbert.train.start import (
     take_lease,
 )
 from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
-from cmbert.train.watchdog import Watchdog
+from cmbert.zero.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
 COLLECT_EVERY_STEPS = 100  # ours: a step leaves no cycles (measured at ZeRO 1, 2, 3), what happens now and then may

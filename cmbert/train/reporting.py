@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from cmbert.config.schema import Recipe
+from cmbert.data.batches import StepFacts
 from cmbert.data.ledger import LedgerWriter
-from cmbert.data.loader import RowReader, StepFacts
-from cmbert.lease import Lease
+from cmbert.data.reader import RowReader
+from cmbert.files.lease import Lease
 from cmbert.progress import duration
-from cmbert.train.metrics import MetricsWriter
+from cmbert.runs.metrics import MetricsWriter
+from cmbert.schedule import rows_before, step_rows
 from cmbert.train.rates import compute_rates
-from cmbert.train.schedule import rows_before, step_rows
 
 logger = logging.getLogger(__name__)
 

@@ -8,20 +8,21 @@ from typing import Any
 
 import torch
 
+from cmbert.checkpoint.writer import CheckpointWriter
+from cmbert.cluster.distributed import Launch
+from cmbert.cluster.watchdog import Watchdog
 from cmbert.config.schema import Recipe
+from cmbert.data.batches import LeftOut
 from cmbert.data.ledger import LedgerWriter
-from cmbert.data.loader import LeftOut, RowReader
+from cmbert.data.reader import RowReader
+from cmbert.runs.metrics import MetricsWriter
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.checkpoint_writer import CheckpointWriter
-from cmbert.train.distributed import Launch
 from cmbert.train.guards import Guard
 from cmbert.train.heldout import Heldout
-from cmbert.train.metrics import MetricsWriter
 from cmbert.train.reporting import Reporter
 from cmbert.train.start import Resume
 from cmbert.train.step_figures import LaunchedStep
-from cmbert.train.step_timer import StepTimer
-from cmbert.train.watchdog import Watchdog
+from cmbert.zero.step_timer import StepTimer
 
 logger = logging.getLogger(__name__)
 

@@ -4,22 +4,15 @@ import logging
 import os
 from functools import partial
 
-from cmbert.data.loader import data_row
+from cmbert.checkpoint.files import CHECKPOINTS, DAMAGED_SUFFIX, leave_behind, name_newest, resume_candidates, set_aside
+from cmbert.checkpoint.state import TrainState
+from cmbert.checkpoint.writer import SaveReport
+from cmbert.cluster.distributed import from_first_rank
+from cmbert.data.batches import data_row
 from cmbert.errors import CheckpointError, TransientError, advice
-from cmbert.train.checkpoint import (
-    CHECKPOINTS,
-    DAMAGED_SUFFIX,
-    TrainState,
-    leave_behind,
-    name_newest,
-    resume_candidates,
-    set_aside,
-)
-from cmbert.train.checkpoint_writer import SaveReport
-from cmbert.train.distributed import from_first_rank
+from cmbert.schedule import rows_before, tokens_before
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.schedule import rows_before, tokens_before
 from cmbert.train.start import Resume, choose_checkpoint, leave_out, restore
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cmbert.data.loader import PackedBatch
+from cmbert.data.batches import PackedBatch
 
 
 class SourceLoss:

@@ -10,29 +10,31 @@ from typing import Any
 import torch
 
 from cmbert.accel import apply_determinism, check_kernels
+from cmbert.checkpoint.files import UNIVERSAL_SUFFIX, damaged_files
+from cmbert.checkpoint.state import TrainState, read_state, readable_states
+from cmbert.cluster.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
 from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_bytes, activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.data.integrity import Crew
-from cmbert.data.loader import LeftOut, RowReader, data_row, merge_ranges, open_reader
+from cmbert.data.batches import LeftOut, data_row, merge_ranges
+from cmbert.data.reader import RowReader, open_reader
+from cmbert.data.shards.integrity import Crew
 from cmbert.data.sources import check_epochs, describe_unread, prove_ids
 from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, describe, may_pass
-from cmbert.evaluate.memory import require_memory
-from cmbert.files import building
-from cmbert.lease import Lease, claim, myself
+from cmbert.files.folders import building
+from cmbert.files.lease import Lease, claim, myself
+from cmbert.memory import require_memory
 from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.runs.directory import PLAN_FOLDER, check_fits, find_resume
+from cmbert.runs.metrics import check_wandb
+from cmbert.schedule import num_steps, rows_before
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import UNIVERSAL_SUFFIX, TrainState, damaged_files, read_state, readable_states
-from cmbert.train.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
-from cmbert.train.engine import build_engine, convert_to_universal, load_engine
 from cmbert.train.heldout import Heldout, open_heldout
-from cmbert.train.metrics import check_wandb
-from cmbert.train.optim import build_optimizer
-from cmbert.train.run_directory import PLAN_FOLDER, check_fits, find_resume
-from cmbert.train.schedule import num_steps, rows_before
 from cmbert.train.starting_weights import check_starting_weights, starting_model
+from cmbert.zero.engine import build_engine, convert_to_universal, load_engine
+from cmbert.zero.optim import build_optimizer
 
 HANG_MARGIN = 2  # a collective fails by itself only after this many times guards.hang_seconds: the watchdog says more
 

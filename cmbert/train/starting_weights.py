@@ -4,15 +4,17 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from cmbert.checkpoint.files import require_checkpoint
+from cmbert.checkpoint.state import read_state
+from cmbert.checkpoint.weights import load_weights
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.model.tiling import check_tiling, tile_weights
+from cmbert.runs.directory import read_run_recipe, run_of
+from cmbert.schedule import num_steps
 from cmbert.tokenizer import load_tokenizer
-from cmbert.train.checkpoint import load_weights, read_state, require_checkpoint
-from cmbert.train.run_directory import read_run_recipe, run_of
-from cmbert.train.schedule import num_steps
 
 logger = logging.getLogger(__name__)
 

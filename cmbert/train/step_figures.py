@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cmbert.cluster.distributed import Launch, of_every_rank, to_device
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import StepFacts
+from cmbert.data.batches import StepFacts
+from cmbert.schedule import step_learning_rate, step_mask_rate, tokens_before
 from cmbert.tokenizer import SPECIALS_PER_PIECE
-from cmbert.train.distributed import Launch, of_every_rank, to_device
 from cmbert.train.guards import Judgement
-from cmbert.train.schedule import step_learning_rate, step_mask_rate, tokens_before
 from cmbert.train.source_loss import SourceLoss, mean_source_loss
-from cmbert.train.step_timer import StepTimes
+from cmbert.zero.step_timer import StepTimes
 
 
 class RankState(NamedTuple):

@@ -8,7 +8,7 @@ from card import seconds_of
 from layout import backends, draw
 from measuring import Measuring, part
 
-from cmbert.evaluate.throughput import DTYPE
+from cmbert.bench.throughput import DTYPE
 from cmbert.model.attention import attend
 
 MICRO = 1e6  # us in a second

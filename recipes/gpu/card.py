@@ -11,10 +11,10 @@ import torch
 from measuring import QUICKSTART, Measuring, part, start_training
 
 from cmbert.accel import ATTENTION_KERNELS, what_is_missing
+from cmbert.bench.throughput import DTYPE, Run, timed
 from cmbert.config.schema import OptimizerConfig
-from cmbert.evaluate.throughput import DTYPE, Run, timed
 from cmbert.hardware import peak_flops
-from cmbert.train.optim import build_optimizer
+from cmbert.zero.optim import build_optimizer
 
 MODULES = (
     "numpy", "numba", "tokenizers", "transformers", "deepspeed", "tensorboard", "safetensors", "tomli_w", "pytest",

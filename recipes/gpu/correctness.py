@@ -13,12 +13,12 @@ import torch
 from layout import backends, draw
 from measuring import Measuring, part
 
+from cmbert.bench.throughput import DTYPE, make_batch
 from cmbert.config.schema import KernelConfig, OptimizerConfig
-from cmbert.evaluate.mixed_precision import MixedPrecision
-from cmbert.evaluate.throughput import DTYPE, make_batch
 from cmbert.model.attention import attend
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.train.optim import AdamW, build_optimizer
+from cmbert.model.mixed_precision import MixedPrecision
+from cmbert.zero.optim import AdamW, build_optimizer
 
 SUITE = "tests/cmbert/model/test_attention_conformance.py"
 TESTS = "not flex"  # a peer that is compiled anew for every case, which takes longer than there is time

@@ -6,8 +6,8 @@ from functools import partial
 
 from measuring import Measuring, part
 
+from cmbert.bench.throughput import bench_throughput
 from cmbert.environment import is_installed
-from cmbert.evaluate.throughput import bench_throughput
 
 
 def encode(measuring: Measuring, context: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from measuring import Measuring
 
 from cmbert.accel import ATTENTION_KERNELS, attention_backend, what_is_missing
-from cmbert.evaluate.throughput import DTYPE
+from cmbert.bench.throughput import DTYPE
 from cmbert.model.attention import PackedLayout
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from cmbert.bench import throughput
+from cmbert.bench.throughput import Workload, read_shape, workloads
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.data.synthetic import write_synthetic
 from cmbert.environment import versions
 from cmbert.errors import CmbertError
-from cmbert.evaluate import throughput
-from cmbert.evaluate.throughput import Workload, read_shape, workloads
-from cmbert.files import write_json
+from cmbert.files.whole import write_json
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.runs.metrics import read_metrics
 from cmbert.train import starting_weights
-from cmbert.train.metrics import read_metrics
 
 LARGE, QUICKSTART = "recipes/large/stage1.toml", "recipes/quickstart/stage1.toml"
 LARGE_TRAIN = str(Path(__file__).with_name("large_train.py"))

@@ -11,7 +11,7 @@ import torch
 from measuring import Measuring, part
 from torch.profiler import ProfilerActivity, profile
 
-from cmbert.evaluate.throughput import bench_throughput, make_batch, our_runner, synchronise
+from cmbert.bench.throughput import bench_throughput, make_batch, our_runner, synchronise
 
 WARM_STEPS = 3  # before the profiled one
 TOP_KERNELS = 25

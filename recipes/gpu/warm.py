@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from measuring import Measuring, part
 
-from cmbert.evaluate.throughput import make_batch, our_runner
+from cmbert.bench.throughput import make_batch, our_runner
 
 
 def compile_steps(measuring: Measuring) -> None:

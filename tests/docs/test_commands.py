@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.evaluate import throughput
+from cmbert.bench import throughput
 from tests.docs.documents import QUICKSTART, ROOT, commands, documents
 from tests.docs.exceptions import INSTEAD, NOT_RUN, SMALLER
 from tests.docs.grammar import faults, named_paths

@@ -11,8 +11,8 @@ import pytest
 
 from cmbert.config.load import build, load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.evaluate.finetune.tasks import load_task
-from cmbert.train.run_directory import FREE_KEYS
+from cmbert.runs.directory import FREE_KEYS
+from cmbert.transfer.finetune.tasks import load_task
 from tests.docs.documents import ROOT, blocks, documents
 
 PAGE = ROOT / "docs" / "knobs.md"

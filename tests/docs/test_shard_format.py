@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmbert.data.manifest import write_manifest
-from cmbert.data.shards import ShardSet, ShardWriter
+from cmbert.data.shards.manifest import write_manifest
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.data.shards.writer import ShardWriter
 from cmbert.tokenizer import Tokenizer
-from data_tools.preprocess import preprocess
+from data_tools.preprocessing.preprocess import preprocess
 from data_tools.runner import local_workers
 from tests.docs.documents import ROOT, blocks
 from tests.docs.shard_reader import documents_of, read_documents

@@ -14,7 +14,7 @@ import pytest
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.train.metrics import read_metrics
+from cmbert.runs.metrics import read_metrics
 from tests import forking
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 
 from cmbert.errors import CmbertError
-from cmbert.evaluate.encoders import open_encoder
-from cmbert.model.hf import load_folder
-from tests.cmbert.evaluate.foreign import write_encoder
+from cmbert.export.hf import load_folder
+from cmbert.transfer.encoders import open_encoder
+from tests.cmbert.transfer.foreign import write_encoder
 from tests.fuzz.doors import accepts_or_says, damaged_bytes, damaged_json, inputs_at_this_door
 
 SHARE = 0.1  # an input builds an encoder twice: 20 ms
@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def config_of(name: str) -> dict:
     """What transformers writes for a family."""
-    from tests.cmbert.evaluate.foreign import family
+    from tests.cmbert.transfer.foreign import family
 
     values = family(name)[0](65).config.to_dict()
     return json.loads(json.dumps(values, default=str))

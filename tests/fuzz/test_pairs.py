@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.evaluate.contamination import DATA_FILE, read_training_data
-from cmbert.evaluate.pairs import PairFile, read_inference, read_labelled, read_pairs, read_similarity
-from cmbert.evaluate.t2ranking import read_references, resolve
-from data_tools.tokenizer_report import read_wordpiece
+from cmbert.transfer.contamination import DATA_FILE, read_training_data
+from cmbert.transfer.embedding.pairs import PairFile, read_inference, read_labelled, read_pairs, read_similarity
+from cmbert.transfer.embedding.t2ranking import read_references, resolve
+from data_tools.tokenizer.report import read_wordpiece
 from tests.fuzz.doors import (
     accepts_or_says,
     damaged_bytes,

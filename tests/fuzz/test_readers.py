@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.clean_config import CleanConfig, NormalizeConfig, load_clean_config
-from data_tools.decodability import damage
-from data_tools.document import Document
-from data_tools.normalization import normalizer
-from data_tools.quality import drop_reason
-from data_tools.readers import DocumentReader, Piece
-from data_tools.streams import row_group_bytes
+from data_tools.clean.config import CleanConfig, NormalizeConfig, load_clean_config
+from data_tools.clean.decodability import damage
+from data_tools.clean.normalization import normalizer
+from data_tools.clean.quality import drop_reason
+from data_tools.input.document import Document
+from data_tools.input.readers import DocumentReader, Piece
+from data_tools.input.streams import row_group_bytes
 from tests.fuzz.doors import (
     ODD_VALUES,
     accepts_or_says,

@@ -16,12 +16,12 @@ from cmbert.config.deepspeed import load_deepspeed_file, resolve_deepspeed
 from cmbert.config.load import load_recipe, read_table, read_toml
 from cmbert.config.ranges import RANGES
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import open_reader
+from cmbert.data.reader import open_reader
 from cmbert.errors import ConfigError
 from cmbert.plan.plan import make_plan
+from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate
 from cmbert.tokenizer import load_tokenizer
-from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
-from data_tools.clean_config import load_clean_config
+from data_tools.clean.config import load_clean_config
 from tests.fuzz.doors import (
     ODD_VALUES,
     accepts_or_says,

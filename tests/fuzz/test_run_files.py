@@ -14,30 +14,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cmbert.lease
+import cmbert.files.lease
+from cmbert.checkpoint.files import check_files, damaged_files, describe_file, list_checkpoints
+from cmbert.checkpoint.state import TrainState, read_state, readable_states
 from cmbert.config.load import load_recipe, write_resolved
 from cmbert.config.schema import GuardConfig
-from cmbert.data.integrity import Proof, keep_proof, read_proof
 from cmbert.data.ledger import LedgerWriter, Pieces, pack_record, read_record
 from cmbert.data.packing import read_or_make_plan
-from cmbert.data.shards import ShardSet
-from cmbert.lease import Lease, claim, myself
-from cmbert.report import write_report
-from cmbert.report_files import read_stages
+from cmbert.data.shards.integrity import Proof, keep_proof, read_proof
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.export.lineage import read_lineage
+from cmbert.files.lease import Lease, claim, myself
+from cmbert.report.files import read_stages
+from cmbert.report.page import write_report
+from cmbert.runs.directory import read_run_recipe
+from cmbert.runs.metrics import MetricsWriter, append_event, read_events, read_metrics
 from cmbert.tokenizer import load_tokenizer
-from cmbert.train.checkpoint import (
-    TrainState,
-    check_files,
-    damaged_files,
-    describe_file,
-    list_checkpoints,
-    read_state,
-    readable_states,
-)
 from cmbert.train.guards import Guard
-from cmbert.train.lineage import read_lineage
-from cmbert.train.metrics import MetricsWriter, append_event, read_events, read_metrics
-from cmbert.train.run_directory import read_run_recipe
 from tests.fuzz.doors import (
     accepts_or_says,
     damaged_bytes,
@@ -259,8 +252,8 @@ def test_proofs(tmp_path: Path, data: st.DataObject) -> None:
 @given(raw=damaged_json(asdict(myself())))
 @inputs_at_this_door()
 def test_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
-    monkeypatch.setattr(cmbert.lease, "RENEW_SECONDS", 0.0001)
-    monkeypatch.setattr(cmbert.lease, "LOOK_SECONDS", 0.0001)
+    monkeypatch.setattr(cmbert.files.lease, "RENEW_SECONDS", 0.0001)
+    monkeypatch.setattr(cmbert.files.lease, "LOOK_SECONDS", 0.0001)
     folder = tmp_path / "owned"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

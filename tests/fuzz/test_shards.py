@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.data.manifest import read_manifest, write_manifest
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.manifest import read_manifest, write_manifest
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.sources import open_shards, prove_ids
 from cmbert.errors import ShardError
-from cmbert.files import hash_file
+from cmbert.files.operations import hash_file
 from cmbert.tokenizer import Tokenizer
-from data_tools.inspection import describe
-from data_tools.manifest import sealed, whole_manifest
-from data_tools.preprocess import preprocess
-from data_tools.verify import find_faults
+from data_tools.encoding.manifest import sealed, whole_manifest
+from data_tools.preprocessing.inspection import describe
+from data_tools.preprocessing.preprocess import preprocess
+from data_tools.preprocessing.verify import find_faults
 from tests.fuzz.doors import accepts_or_says, damaged_bytes, damaged_values, inputs_at_this_door, json_bytes
 
 TEXTS = ["他在北京大学读书。", "今天天气很好，我们去公园。", "第一行 第二行 😀"]

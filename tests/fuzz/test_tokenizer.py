@@ -15,9 +15,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.model.hf import is_export, read_config
+from cmbert.export.hf import is_export, read_config
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
-from data_tools.encoders import batch_encoder
+from data_tools.encoding.encoders import batch_encoder
 from tests.fuzz.doors import (
     accepts_or_says,
     damaged_bytes,
@@ -155,7 +155,9 @@ def test_a_file_that_cuts_and_fills_texts_does_neither(tmp_path: Path, monkeypat
     plain = load_tokenizer(save(tmp_path, lambda value: None)).encode("今天天气很好。")
     cut = load_tokenizer(save(tmp_path, lambda value: value.update(dict(ODD_PARTS[:2]))))
     assert cut.encode("今天天气很好。") == plain
-    monkeypatch.setattr("data_tools.encoders.probe_texts", lambda: ["今天天气"])  # what proves encoders takes seconds
+    monkeypatch.setattr(
+        "data_tools.encoding.encoders.probe_texts", lambda: ["今天天气"]
+    )  # what proves encoders takes seconds
     tokens, lengths, _ = batch_encoder(cut).encode(["今天天气很好。", "今"])
     assert tokens.tolist() == [*plain, *cut.encode("今")]
     assert lengths.tolist() == [len(plain), 1]

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.runs.metrics import read_metrics
 from cmbert.tokenizer import load_tokenizer
-from cmbert.train.metrics import read_metrics
-from data_tools.preprocess import preprocess
+from data_tools.preprocessing.preprocess import preprocess
 from data_tools.runner import local_workers
-from data_tools.tokenizer_training import train_tokenizer
+from data_tools.tokenizer.training import train_tokenizer
 from tests import forking
 
 TRACE = Path(__file__).with_name("trace.json")

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from cmbert.checkpoint import writer as checkpoint_writer
 from cmbert.cli import main
-from cmbert.data.loader import StepBatches, StepData
+from cmbert.data.batches import StepData
+from cmbert.data.reader import StepBatches
 from cmbert.errors import ShardError
-from cmbert.train import checkpoint_writer, loop
+from cmbert.train import loop
 
 KIND, STEP, RANK = os.environ["FAULT"].split(":")
 MINE = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == int(RANK)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmbert.train.metrics import read_metrics
+from cmbert.runs.metrics import read_metrics
 from tests import forking
 
 # A trainer under a limit on the size of files.

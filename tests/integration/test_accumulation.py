@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.train.checkpoint import load_weights
+from cmbert.checkpoint.weights import load_weights
 from tests.integration.launching import losses, settings, trace, train
 
 

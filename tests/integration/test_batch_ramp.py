@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.train.metrics import read_metrics
+from cmbert.runs.metrics import read_metrics
 from tests.integration.launching import deepspeed_file, settings, trace, train
 
 RAMP = ("train.ramp_start_rows=4", "train.ramp_increment_rows=2", "train.ramp_tokens=2000", "train.micro_batch_rows=1")

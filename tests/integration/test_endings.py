@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cluster.ending import EXIT_FAILED
+from cmbert.cluster.preemption import EXIT_STOPPED
 from cmbert.errors import EXIT_TRANSIENT, EXIT_USER_ERROR
-from cmbert.train.ending import EXIT_FAILED
-from cmbert.train.metrics import read_metrics
-from cmbert.train.preemption import EXIT_STOPPED
+from cmbert.runs.metrics import read_metrics
 from tests import processes
 from tests.integration.launching import settings, start, train
 from tests.processes import Process, descendants, left_of
@@ -27,7 +27,7 @@ class Life:
     """A training of some ranks, each started as srun would: with a port to meet at, without a launcher that kills."""
 
     def __init__(self, recipe: Path, ranks: int, *setting: str, fault: str = ""):
-        from cmbert.train.distributed import read_launch
+        from cmbert.cluster.distributed import read_launch
 
         self.run = recipe.parent / "run"
         shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(read_launch({}).port)}

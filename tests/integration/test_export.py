@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cmbert.checkpoint.weights import load_weights
 from cmbert.cli import main
-from cmbert.files import asides
-from cmbert.train.checkpoint import load_weights
+from cmbert.files.folders import asides
 from tests import forking
 from tests.integration.launching import deepspeed_file, settings, train
 
@@ -180,7 +180,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         shutil.rmtree(tokenizer, ignore_errors=True)
         shutil.copytree(good, tokenizer)
     with monkeypatch.context() as small:
-        small.setattr("cmbert.evaluate.memory.free_host_bytes", lambda: 1000)
+        small.setattr("cmbert.memory.free_host_bytes", lambda: 1000)
         assert export(tmp_path / "run", tmp_path / "exports" / "model") == 2
         assert "are free on the CPU; open it on a machine with more memory" in capsys.readouterr().err
         assert not (tmp_path / "exports").exists()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from cmbert.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, PASSING_ERRNOS
-from cmbert.files import RETRY_SECONDS
+from cmbert.files.operations import RETRY_SECONDS
 from tests import forking
 from tests.integration.launching import start, trace, train
 

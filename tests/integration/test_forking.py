@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.train.preemption import EXIT_STOPPED
+from cmbert.cluster.preemption import EXIT_STOPPED
 from tests import forking
 from tests.integration.launching import children, deepspeed_file, settings, start, trace, train
 

@@ -242,7 +242,7 @@ def test_variable_lengths_fill_a_batch_exactly(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(str(RUN.parent))
     from measuring import exactly
 
-    from cmbert.evaluate.throughput import Workload
+    from cmbert.bench.throughput import Workload
 
     assert exactly(Workload("x", (5, 3)), 18).lengths == (5, 3, 5, 3, 2)
     assert exactly(Workload("x", (5, 30)), 18).lengths == (5, 13)

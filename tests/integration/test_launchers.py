@@ -1,4 +1,4 @@
-"""The launchers of docs/training.md start two ranks of one run, with the same losses."""
+"""The launchers of docs/launching.md start two ranks of one run, with the same losses."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.train.distributed import FIRST_PORT
+from cmbert.cluster.distributed import FIRST_PORT
 from tests.integration.launching import trace
 
 BIN = Path(sys.executable).parent

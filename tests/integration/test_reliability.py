@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cluster.preemption import EXIT_STOPPED
+from cmbert.cluster.watchdog import EXIT_HUNG
 from cmbert.config.load import load_recipe
+from cmbert.runs.metrics import read_events, read_metrics
 from cmbert.train.guards import LEAST_HISTORY
-from cmbert.train.metrics import read_events, read_metrics
-from cmbert.train.preemption import EXIT_STOPPED
-from cmbert.train.watchdog import EXIT_HUNG
 from tests.integration.launching import deepspeed_file, losses, settings, start, trace, train
 
 

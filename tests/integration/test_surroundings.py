@@ -18,11 +18,12 @@ from cmbert.config.load import load_recipe
 from cmbert.data import kernels
 from cmbert.environment import make_room_for_modules, number_in
 from cmbert.errors import ConfigError
-from cmbert.files import building, write_bytes, write_json
-from cmbert.page import write_page
+from cmbert.files.folders import building
+from cmbert.files.whole import write_bytes, write_json
+from cmbert.html.page import write_page
 from cmbert.progress import Progress
-from data_tools.document import Document
-from data_tools.sample import write_documents
+from data_tools.input.document import Document
+from data_tools.input.sample import write_documents
 
 ROOT = Path(__file__).parents[2]
 LOCALES: dict[str, dict[str, str]] = {
@@ -231,7 +232,7 @@ def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, capl
 
     monkeypatch.setattr(kernels, "njit", nowhere)
     caplog.set_level("INFO")
-    assert kernels._compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
+    assert kernels.compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
     assert "no locator available" in caplog.text
     assert "NUMBA_CACHE_DIR" in caplog.text
 

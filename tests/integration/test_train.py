@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from cmbert.checkpoint.weights import load_weights
 from cmbert.cli import main
+from cmbert.cluster.preemption import EXIT_STOPPED
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.data.ledger import read_record
-from cmbert.data.loader import open_reader
+from cmbert.data.reader import open_reader
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
+from cmbert.runs.metrics import read_metrics
+from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.train.checkpoint import load_weights
-from cmbert.train.metrics import read_metrics
-from cmbert.train.optim import build_optimizer
-from cmbert.train.preemption import EXIT_STOPPED
-from cmbert.train.schedule import num_steps, step_learning_rate, step_mask_rate
+from cmbert.zero.optim import build_optimizer
 from tests.integration.launching import (
     children,
     deepspeed_file,

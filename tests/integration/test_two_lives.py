@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.checkpoint.files import find_checkpoint
 from cmbert.errors import EXIT_LEASE_LOST
-from cmbert.train.checkpoint import find_checkpoint
-from cmbert.train.metrics import read_events, read_metrics
+from cmbert.runs.metrics import read_events, read_metrics
 from tests.integration.launching import settings, start, trace, train, wait_for_output
 
 RANKS = (1, pytest.param(2, marks=pytest.mark.slow))

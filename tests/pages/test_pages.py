@@ -11,13 +11,13 @@ import pytest
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import load_list, plan_runs
 from cmbert.config.load import load_recipe
-from cmbert.evaluate.finetune.results import write_results
 from cmbert.evaluate.interval import interval
-from cmbert.files import write_json
+from cmbert.files.whole import write_json
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan
-from cmbert.report import write_report
-from tests.cmbert.test_report import EVALUATION, add_numbers, make_run
+from cmbert.report.page import write_report
+from cmbert.transfer.finetune.results import write_results
+from tests.cmbert.report.test_report import EVALUATION, add_numbers, make_run
 from tests.debian import install, require_commands
 from tests.pages.browser import Browser, browsing
 
@@ -66,7 +66,7 @@ def run_report(folder: Path) -> Path:
 
 def tokenizer_report(folder: Path) -> Path:
     """`data_tools train-tokenizer --report --against`, two sources."""
-    from data_tools.tokenizer_training import train_tokenizer
+    from data_tools.tokenizer.training import train_tokenizer
 
     records = [{"text": text * 3, "source": ("新闻", "评论")[i % 2]} for i, text in enumerate(TEXTS * 15)]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
@@ -87,8 +87,8 @@ def tokenizer_report(folder: Path) -> Path:
 def clean_report(folder: Path) -> Path:
     """`data_tools clean` of texts to keep, to drop for several reasons, and of lines that are none."""
     pytest.importorskip("datatrove")
-    from data_tools.clean import clean
-    from data_tools.clean_config import CleanConfig
+    from data_tools.clean.clean import clean
+    from data_tools.clean.config import CleanConfig
 
     texts = [*TEXTS, TEXTS[0], "太短了", "This text is in English and says nothing at all. " * 3, TEXTS[1] * 4]
     texts += ["好的！！是吗？？来吧、、去了。。看看！！想说——什么呢，，真的", "很长的网址 https://" + "a" * 300]

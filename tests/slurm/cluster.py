@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cmbert.train.distributed import NUM_PORTS
+from cmbert.cluster.distributed import NUM_PORTS
 from tests.processes import descendants, is_alive
 
 NODES = ("n1", "n2")

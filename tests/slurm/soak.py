@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cmbert.train.checkpoint import CHECKPOINTS, list_checkpoints, read_state
-from cmbert.train.metrics import read_events
+from cmbert.checkpoint.files import CHECKPOINTS, list_checkpoints
+from cmbert.checkpoint.state import read_state
+from cmbert.runs.metrics import read_events
 from tests.integration.launching import settings, trace, train
 from tests.integration.soak import make_recipe
 from tests.processes import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from data_tools.cli import main as data_tools
 from tests.conftest import SENTENCES
 from tests.slurm.cluster import wait_until

@@ -9,7 +9,7 @@ import pytest
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.megatron import write_idx
+from cmbert.data.shards.megatron import write_idx
 from cmbert.tokenizer import Tokenizer
 from tests import forking
 from tests.conftest import leave_run, make_shards

@@ -8,7 +8,7 @@ import pytest
 from tests.slurm.cluster import Cluster
 
 PRINT = (
-    "import json, os; from cmbert.train.distributed import read_launch; launch = read_launch(os.environ); "
+    "import json, os; from cmbert.cluster.distributed import read_launch; launch = read_launch(os.environ); "
     "print(json.dumps([launch.rank, launch.world_size, launch.local_rank]))"
 )
 TWO = ["--nodes=1", "--ntasks=2", "--cpus-per-task=1", "--quiet"]

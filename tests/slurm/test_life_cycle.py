@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cmbert.train.metrics import read_events
+from cmbert.runs.metrics import read_events
 from tests.integration.launching import trace
 from tests.slurm.cluster import processes, wait_until, works_in
 from tests.slurm.desk import ONE_NODE, TWO_NODES, Desk

@@ -14,7 +14,7 @@ from cmbert.config.load import build_recipe, load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig, OptimizerConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.model.layers import make_norm
-from cmbert.train.optim import build_optimizer
+from cmbert.zero.optim import build_optimizer
 
 BASE: dict[str, Any] = {
     "run_directory": "run",

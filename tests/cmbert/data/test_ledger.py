@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
+from cmbert.data.batches import BatchGeometry, data_row
 from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Pieces, pack_record, read_record
-from cmbert.data.loader import BatchGeometry, StepBatches, data_row, open_reader
+from cmbert.data.reader import StepBatches, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import PAD_ID, Tokenizer
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmbert.data.loader import PackedBatch, StepData, StepFacts
+from cmbert.data.batches import PackedBatch, StepData, StepFacts
 from cmbert.data.loader_processes import iterate_steps
 from cmbert.errors import ShardError, TransientError
 from tests import processes

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmbert.data.kernels import best_fit, cut_document
+from cmbert.data.best_fit import best_fit
+from cmbert.data.kernels import cut_document
 from cmbert.data.packing import SourceRows, plan_windows
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.tokenizer import SPECIALS_PER_PIECE, Tokenizer
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cluster.distributed import read_launch
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import SourceConfig
 from cmbert.data.sources import describe_unread, open_blend
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.distributed import read_launch
 from cmbert.train.heldout import open_heldout
 
 

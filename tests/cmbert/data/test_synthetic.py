@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.synthetic import write_synthetic
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, load_tokenizer
 

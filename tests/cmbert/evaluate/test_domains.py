@@ -12,9 +12,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.data.loader import PackedBatch
-from cmbert.data.manifest import read_manifest, write_manifest
-from cmbert.data.shards import ShardWriter, token_dtype
+from cmbert.data.batches import PackedBatch
+from cmbert.data.shards.layout import token_dtype
+from cmbert.data.shards.manifest import read_manifest, write_manifest
+from cmbert.data.shards.writer import ShardWriter
 from cmbert.errors import ConfigError
 from cmbert.evaluate import pseudo_perplexity
 from cmbert.evaluate.domains import evaluate_sets, name_sets, position_table, score_table
@@ -154,7 +155,7 @@ def test_markdown() -> None:
 
 @pytest.fixture
 def exported(recipe_file: Path, tokenizer_directory: Path, model: MaskedLanguageModel, tmp_path: Path) -> Path:
-    from cmbert.model.hf import export_folder
+    from cmbert.export.hf import export_folder
 
     config = load_recipe(recipe_file).model
     export_folder(

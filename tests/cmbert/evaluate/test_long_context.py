@@ -11,8 +11,10 @@ from matplotlib.image import imread
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.data.manifest import write_manifest
-from cmbert.data.shards import ShardSet, ShardWriter, token_dtype
+from cmbert.data.shards.layout import token_dtype
+from cmbert.data.shards.manifest import write_manifest
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.data.shards.writer import ShardWriter
 from cmbert.errors import InputError
 from cmbert.evaluate import long_context
 from cmbert.evaluate.long_context import (
@@ -26,7 +28,7 @@ from cmbert.evaluate.long_context import (
     stress,
 )
 from cmbert.evaluate.long_context_plot import draw_stress
-from cmbert.evaluate.memory import PeakMemory
+from cmbert.memory import PeakMemory
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
@@ -193,7 +195,7 @@ def test_command_and_picture(
     recipe_file: Path, tokenizer_directory: Path, model: MaskedLanguageModel, long_shards: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from cmbert.model.hf import export_folder
+    from cmbert.export.hf import export_folder
 
     config = model.config
     export_folder(

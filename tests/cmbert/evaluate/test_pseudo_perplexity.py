@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cmbert.config.load import load_recipe
-from cmbert.data.shards import ShardSet
+from cmbert.data.shards.shard_set import ShardSet
 from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, positions_in_piece, unigram_loss
+from cmbert.export.release import open_model
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import MASK_ID, Tokenizer
-from cmbert.train.release import open_model
 from tests.conftest import make_shards
 from tests.integration.launching import settings, train
 

@@ -18,7 +18,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from cmbert.accel import ATTENTION_KERNELS, AttentionBackend
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
-from cmbert.data.loader import PackedBatch
+from cmbert.data.batches import PackedBatch
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
 from tests.cmbert.devices import META, Dispatched, is_launch

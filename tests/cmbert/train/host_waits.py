@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cmbert.cluster.ending import leave
+from cmbert.cluster.preemption import StopRequest
 from cmbert.config.load import load_recipe
 from cmbert.model import encoder
 from cmbert.train import loop
-from cmbert.train.ending import leave
-from cmbert.train.preemption import StopRequest
 from tests.cmbert.fused import FUSED
 
 # What `torch.cuda.synchronize` is on a GPU does nothing on a CPU, so that DeepSpeed's calls of it are counted apart.

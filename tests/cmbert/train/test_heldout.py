@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cluster.distributed import read_launch
 from cmbert.config.load import load_recipe
 from cmbert.errors import InputError
 from cmbert.tokenizer import Tokenizer
-from cmbert.train.distributed import read_launch
 from cmbert.train.heldout import open_heldout
 from tests.conftest import make_shards
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cmbert.cluster.distributed import Launch
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.train.distributed import Launch
-from cmbert.train.metrics import EVENTS_FILE, read_events
-from cmbert.train.preflight import begin_life
+from cmbert.runs.metrics import EVENTS_FILE, read_events
+from cmbert.train.lives import begin_life
 
 
 class Lives:

@@ -9,7 +9,8 @@ import torch
 
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.loader import BatchGeometry, RowReader, StepBatches, StepData, open_reader
+from cmbert.data.batches import BatchGeometry, StepData
+from cmbert.data.reader import RowReader, StepBatches, open_reader
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.source_loss import SourceLoss, mean_source_loss
 from tests.cmbert.devices import META, Dispatched

@@ -9,8 +9,8 @@ import pytest
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError, ConfigError
+from cmbert.schedule import num_steps
 from cmbert.train import starting_weights
-from cmbert.train.schedule import num_steps
 from cmbert.train.starting_weights import check_starting_weights, starting_model
 from tests.conftest import leave_run
 

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from cmbert.accel import ATTENTION_KERNELS, AttentionBackend
+from cmbert.cluster.distributed import Launch
+from cmbert.cluster.preemption import StopRequest
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import GuardConfig
-from cmbert.data.loader import PackedBatch, StepData, StepFacts
+from cmbert.data.batches import PackedBatch, StepData, StepFacts
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 from cmbert.train import loop
-from cmbert.train.distributed import Launch
 from cmbert.train.guards import Guard
-from cmbert.train.preemption import StopRequest
-from cmbert.train.step_timer import StepTimer
+from cmbert.zero.step_timer import StepTimer
 from tests.cmbert.devices import META, Dispatched
 
 ROWS, CONTEXT, PIECES, MASKED = 2, 64, 7, 30

@@ -1,0 +1,93 @@
+"""What a checkpoint says of the run beside its ZeRO files: state.json, proved when it is read."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from cmbert.errors import CheckpointError
+from cmbert.files.json_types import read_as
+
+STATE_FILE = "state.json"
+
+
+class GuardMemory(TypedDict, total=False):
+    """What the guards remember (guards.py)."""
+
+    losses: list[float]
+    norms: list[float]
+    num_skipped: int
+    num_in_a_row: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a resume needs besides the ZeRO files."""
+
+    step: int
+    """Optimizer steps done; the next one has this number."""
+    rows: int
+    """Rows consumed: the whole state of the data."""
+    tokens: int
+    """Row positions seen."""
+    world_size: int
+    zero_stage: int
+    tokenizer_fingerprint: str
+    shard_fingerprints: list[str]
+    left_out: list[list[int]] = field(default_factory=list)
+    """Rows [first, last) of the data that no step got (--skip-steps, guards.spike_action = "rewind")."""
+    source_rows: list[int] = field(default_factory=list)
+    """At which of its rows each source of the data is (`Blend.consumed`); empty in checkpoints of older versions."""
+    first_rows: list[int] = field(default_factory=list)
+    """At which each began (`begin_reading`); empty = at 0."""
+    rolling: bool = False
+    """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
+    guard: GuardMemory = field(default_factory=lambda: GuardMemory())
+    """What the guards remember of the steps before."""
+    asked: list[list[int]] = field(default_factory=list)
+    """Steps [first, last) of --skip-steps, as they were said: asked again, they are left out already."""
+    job: str = ""
+    """Slurm's job that wrote it; its later lives have done what --resume asks for."""
+
+
+def read_part(path: Path, hint: Any) -> Any:
+    value = read_as(path, hint, error=CheckpointError, remedy="damaged")
+    if value is None:
+        raise CheckpointError(f"{path}: missing")
+    return value
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
+    path = checkpoint / STATE_FILE
+    state = TrainState(**read_part(path, TrainState))
+    if fault := _fault_of(state):
+        raise CheckpointError(f"{path}: {fault}; damaged")
+    return state
+
+
+def _fault_of(state: TrainState) -> str | None:
+    """Return what in a state cannot be, or None."""
+    for key in ("left_out", "asked"):
+        if any(len(pair) != 2 or pair[0] >= pair[1] for pair in getattr(state, key)):
+            return f"{key}: not pairs [first, last)"
+    for key in ("source_rows", "first_rows"):
+        if len(found := getattr(state, key)) not in (0, len(state.shard_fingerprints)):
+            return f"{key}: {len(found)} numbers for {len(state.shard_fingerprints)} shard sets"
+    if len(state.guard.get("losses", [])) != len(state.guard.get("norms", [])):
+        return "guard: as many losses as norms"
+    return (
+        None
+        if state.world_size and state.zero_stage in (1, 2, 3)
+        else "world_size or zero_stage: not one to train with"
+    )
+
+
+def readable_states(checkpoints: Iterable[Path]) -> dict[Path, TrainState]:
+    """Return the states of those checkpoints whose state is whole; their files are not proved. Raises OSError."""
+    found = {}
+    for path in checkpoints:
+        with contextlib.suppress(CheckpointError):
+            found[path] = read_state(path)
+    return found

@@ -1,0 +1,89 @@
+"""The part of a model card that does not depend on the run: its head, and how to load the folder."""
+
+from cmbert.config.schema import ModelConfig
+from cmbert.export.hf import CODE_FILE, Format
+
+EXAMPLE = "今天天气很[MASK]，我们去公园散步。"
+
+FILL_MASK = """\
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model=folder{trust})
+for guess in fill("{example}"):
+    print(guess["token_str"], round(guess["score"], 4))
+```
+"""
+
+SENTENCES = """\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(folder{trust})
+vectors = model.encode(["今天天气很好", "外面阳光明媚"])
+print(model.similarity(vectors, vectors))
+```
+"""
+
+ONNX = """\
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
+session = onnxruntime.InferenceSession(folder + "/model.onnx")
+text = tokenizer.encode("{example}")
+feed = {{"input_ids": np.array([text.ids]), "attention_mask": np.array([text.attention_mask])}}
+logits = session.run(["logits"], feed)[0]  # (texts, length, vocabulary)
+place = text.tokens.index("[MASK]")
+for token in logits[0, place].argsort()[::-1][:5]:
+    print(tokenizer.decode([token]))
+```
+"""
+
+
+TOKENIZER_CALL = "PreTrainedTokenizerFast.from_pretrained(folder)"
+"""Loads the tokenizer of a folder with code in silence. transformers 5 opens config.json before tokenizer_config.json,
+and the former's auto_map makes AutoTokenizer ask for leave to run code that a tokenizer does not need."""
+
+
+def first_line(format: Format, model: ModelConfig) -> str:
+    """Return what a folder with code says first: how to load it without being asked; "" where nothing is asked."""
+    if format == "onnx" or model.norm != "rmsnorm":
+        return ""
+    return (
+        f"`{TOKENIZER_CALL}` loads the tokenizer, which is plain; the model needs `trust_remote_code=True`, and "
+        "`AutoTokenizer` without it asks whether to run code.\n"
+    )
+
+
+def front_matter(format: Format) -> str:
+    """Return the YAML head that the Hugging Face hub reads."""
+    library, tags = (
+        "transformers",
+        ["fill-mask", "modernbert", "chinese", "sentence-transformers", "feature-extraction"],
+    )
+    if format == "onnx":
+        library, tags = "onnx", ["onnx", "fill-mask", "modernbert", "chinese"]
+    lines = ["---", "language: zh", "license: apache-2.0", f"library_name: {library}", "pipeline_tag: fill-mask"]
+    lines += ['mask_token: "[MASK]"', "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    return "\n".join(lines)
+
+
+def usage(format: Format, model: ModelConfig) -> str:
+    """Return how to load the folder, as Python that runs once `folder` is set."""
+    if format == "onnx":
+        return (
+            "## Use\n\n`folder` is the path of this folder. `model.onnx` gives the logits of every token, any number "
+            f"of texts of any length up to {model.max_length:,} tokens. Shorter texts of a batch are padded with id 0 "
+            f"and attention_mask 0.\n\n{ONNX.format(example=EXAMPLE)}"
+        )
+    code = f"The folder carries `{CODE_FILE.name}`, which `trust_remote_code=True` lets transformers run. "
+    remote = model.norm == "rmsnorm"
+    trust = ", trust_remote_code=True" if remote else ""
+    return (
+        f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}It needs "
+        f"transformers 5 or later.\n\n{FILL_MASK.format(trust=trust, example=EXAMPLE)}\nAs vectors of sentences (the "
+        f"mean of the final hidden states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
+    )

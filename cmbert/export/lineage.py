@@ -1,0 +1,130 @@
+"""What a run says of itself, and the runs it started from: the facts of a model card. What cannot be known is None."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmbert.checkpoint.files import require_checkpoint
+from cmbert.checkpoint.state import TrainState, read_state
+from cmbert.config.schema import Recipe, SourceConfig
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.environment import Environment
+from cmbert.errors import CheckpointError, ConfigError, ShardError
+from cmbert.files.json_types import read_as
+from cmbert.files.names import real
+from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe, run_of
+from cmbert.runs.metrics import SPENT, read_events, read_metrics, source_names
+
+
+@dataclass(frozen=True)
+class Source:
+    """One shard set of a stage."""
+
+    name: str
+    weight: float
+    """As in the recipe; 0 = in proportion to its tokens."""
+    documents: int | None
+    """None, as all below: not known, since the shards are gone or are others now."""
+    tokens: int | None
+    tokens_read: int | None
+    parts: dict[str, dict[str, int]]
+    """Documents and tokens of each input, if its manifest tells them apart."""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What one run says of itself up to a checkpoint."""
+
+    name: str
+    recipe: Recipe
+    state: TrainState
+    records: list[dict[str, Any]]
+    """Of the steps before the checkpoint; empty if metrics.jsonl is not whole."""
+    events: list[dict[str, Any]]
+    environment: dict[str, Any]
+    precision: str | None
+    sources: list[Source]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The stages that made a model."""
+
+    stages: list[StageFacts]
+    """First stage first."""
+    lost: str | None
+    """Name of the run that the first of them started from, if that run cannot be read any more."""
+
+
+def read_lineage(path: Path) -> Lineage:
+    """Read a run, or a checkpoint of one, and the runs that train.init_from names as far as they are still there.
+
+    Of an earlier run its latest checkpoint counts. Raises CheckpointError if `path` is none.
+    """
+    stages = [_read_stage(require_checkpoint(path))]
+    seen = {real(path)}
+    while init_from := stages[0].recipe.train.init_from:
+        earlier = Path(init_from)
+        if real(earlier) in seen:
+            return Lineage(stages, earlier.name)
+        seen.add(real(earlier))
+        try:
+            stages.insert(0, _read_stage(require_checkpoint(earlier)))
+        except (CheckpointError, ConfigError):  # moved, pruned, or of another version: the card says it is not known
+            return Lineage(stages, earlier.name)
+    return Lineage(stages, None)
+
+
+def _read_stage(checkpoint: Path) -> StageFacts:
+    run = run_of(checkpoint)
+    recipe, state = read_run_recipe(run), read_state(checkpoint)
+    records = [record for record in read_metrics(run, needed=("real_tokens", *SPENT)) if record["step"] < state.step]
+    if len(records) != state.step:
+        records = []
+    names = source_names([source.path for source in recipe.data.sources])
+    return StageFacts(
+        name=real(run).name,
+        recipe=recipe,
+        state=state,
+        records=records,
+        events=[event for event in read_events(run) if event["step"] <= state.step],
+        environment=_read_json(run / "environment.json", Environment),
+        precision=_precision(_read_json(run / "ds_config.json", dict[str, Any])),
+        sources=[
+            _read_source(index, Path(name).name, source, state, records, run / PLAN_FOLDER)
+            for index, (name, source) in enumerate(zip(names, recipe.data.sources, strict=True))
+        ],
+    )
+
+
+def _read_json(path: Path, hint: Any) -> Any:
+    remedy = "remove it, and the model card leaves out what it said"
+    return read_as(path, hint, error=CheckpointError, remedy=remedy) or {}
+
+
+def _precision(deepspeed: Mapping[str, Any]) -> str | None:
+    if not deepspeed:
+        return None
+    return next((f"{kind} with fp32 master weights" for kind in ("bf16", "fp16") if _is_on(deepspeed, kind)), "fp32")
+
+
+def _is_on(deepspeed: Mapping[str, Any], kind: str) -> bool:
+    section = deepspeed.get(kind)
+    return isinstance(section, dict) and section.get("enabled") is True
+
+
+def _read_source(
+    index: int, name: str, source: SourceConfig, state: TrainState, records: list[dict[str, Any]], plan_folder: Path
+) -> Source:
+    counts = [record.get("source_tokens", [])[index : index + 1] for record in records]
+    tokens_read = sum(count[0] for count in counts) if counts and all(counts) else None
+    try:
+        shards = ShardSet(source.path)
+        shards.recall_proof(plan_folder)
+    except ShardError:
+        return Source(name, source.weight, None, None, tokens_read, {})
+    if [shards.fingerprint] != state.shard_fingerprints[index : index + 1]:
+        return Source(name, source.weight, None, None, tokens_read, {})
+    documents, tokens = sum(shards.shard_documents), sum(shards.shard_tokens)
+    return Source(name, source.weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))

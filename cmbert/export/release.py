@@ -1,0 +1,110 @@
+"""From a run, a checkpoint or an exported folder to a model one can use: opening it, and exporting it behind a gate."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmbert.checkpoint.files import require_checkpoint
+from cmbert.checkpoint.state import TrainState, read_state
+from cmbert.checkpoint.weights import load_weights
+from cmbert.config.parameters import count_parameters
+from cmbert.config.schema import ModelConfig, Recipe
+from cmbert.data.shards.shard_set import ShardSet
+from cmbert.errors import CheckpointError
+from cmbert.export.card import render_card
+from cmbert.export.hf import Format, check_export, export_folder, load_folder, read_config
+from cmbert.export.lineage import read_lineage
+from cmbert.memory import require_memory
+from cmbert.model.cost import FP32_BYTES
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.runs.directory import read_run_recipe, run_of
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_TOKENS = 1024  # for an exported folder, which does not say at what length it was trained
+PROBE_DOCUMENTS = 1000  # the export gate picks its texts among this many
+NUM_PROBES = 8  # half of them the longest, half the first
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what is needed to feed it."""
+
+    model: MaskedLanguageModel
+    tokenizer: Tokenizer
+    context_tokens: int
+    training_shards: list[ShardSet]
+    """Empty for an exported folder."""
+    training_amounts: list[float]
+    """How much of each was read, in rows, or in the recipe's proportion if the checkpoint does not say."""
+
+
+def open_model(path: Path) -> TrainedModel:
+    """Open a run directory, a checkpoint or an exported folder; the model is fp32, on the CPU."""
+    if (path / "config.json").is_file():
+        _require_memory(path, read_config(path))
+        model, _ = load_folder(path)
+        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [], [])
+    recipe, tokenizer = _recipe_and_tokenizer(path)
+    model = MaskedLanguageModel(recipe.model)
+    model.load_state_dict(load_weights(path))
+    shards = [ShardSet(source.path) for source in recipe.data.sources]
+    amounts = _amounts_read(recipe, read_state(require_checkpoint(path)), shards)
+    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards, amounts)
+
+
+def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> list[float]:
+    begins = state.first_rows or [0] * len(shards)
+    rows = [float(row - begin) for row, begin in zip(state.source_rows, begins, strict=False)]
+    weights = [source.weight for source in recipe.data.sources]
+    return next(found for found in (rows, weights, [float(s.num_tokens) for s in shards]) if any(found))
+
+
+def export(path: Path, output: Path, format: Format) -> None:
+    """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
+
+    Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
+    """
+    recipe, tokenizer = _recipe_and_tokenizer(path, num_copies=4)  # the gate has one in fp64, beside these two
+    check_export(recipe.model, tokenizer.directory, output, format)
+    texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
+    lineage = read_lineage(path)
+    measured = export_folder(
+        load_weights(path),
+        recipe.model,
+        tokenizer.directory,
+        output,
+        format=format,
+        texts=texts,
+        card=lambda measured: render_card(lineage, format, measured),
+    )
+    logger.info("%s: logits on %d tokens differ from ours in fp64 by %s", output, measured.num_tokens, measured)
+
+
+def _recipe_and_tokenizer(path: Path, num_copies: int = 2) -> tuple[Recipe, Tokenizer]:
+    """num_copies: of the weights in fp32 that must fit; at least the checkpoint's and the model's."""
+    checkpoint = require_checkpoint(path)
+    recipe = read_run_recipe(run_of(checkpoint))
+    _require_memory(path, recipe.model, num_copies)
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    if read_state(checkpoint).tokenizer_fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint}: trained with another tokenizer than {tokenizer.directory}; put that one back"
+        )
+    return recipe, tokenizer
+
+
+def _require_memory(path: Path, model: ModelConfig, num_copies: int = 2) -> None:
+    needed = num_copies * FP32_BYTES * count_parameters(model).total
+    require_memory(f"opening {path}", needed, torch.device("cpu"), "open it on a machine with more memory")
+
+
+def probe_texts(shards: ShardSet, tokenizer: Tokenizer) -> list[str]:
+    """Return real texts for the gate: the first documents of a shard set and the longest among many."""
+    lengths = shards.shard_lengths(0)[:PROBE_DOCUMENTS]
+    longest = lengths.argsort(kind="stable")[::-1][: NUM_PROBES // 2].tolist()
+    documents = dict.fromkeys([*range(min(NUM_PROBES - len(longest), len(lengths))), *longest])
+    return [tokenizer.decode(shards.read(document)[0].tolist()) for document in documents]

@@ -1,0 +1,164 @@
+"""The run directory: what it records about the run, to whom it belongs, and where a resume starts."""
+
+import dataclasses
+import json
+import os
+import platform
+import socket
+import sys
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from cmbert.checkpoint.files import CHECKPOINTS, require_checkpoint, resume_candidates
+from cmbert.checkpoint.state import TrainState, readable_states
+from cmbert.config.load import differing_keys, load_recipe, write_resolved
+from cmbert.config.schema import Recipe
+from cmbert.data.reader import RowReader
+from cmbert.environment import git_commit, installed_versions, number_in
+from cmbert.errors import CheckpointError, ConfigError
+from cmbert.files.operations import file_size, patiently
+from cmbert.files.whole import write_json
+from cmbert.tokenizer import Tokenizer
+
+RECIPE_FILE = "resolved.toml"
+PLAN_FOLDER = "plan"  # rows of each shard set, proofs of Megatron pairs: a resume need not read documents for them
+# Keys that may change within a run: they alter speed, memory or bookkeeping, not what is learnt.
+FREE_KEYS = (
+    "train.micro_batch_rows",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.keep_every_tokens",
+    "train.rolling_every_steps",
+    "train.max_failed_saves",
+    "train.log_every_steps",
+    "train.wandb_project",
+    "data.num_workers",
+    "evaluation.shards",
+    "evaluation.every_steps",
+    "evaluation.max_rows",
+    "guards.max_skipped_steps",
+    "guards.spike_action",
+    "guards.spike_score",
+    "guards.spike_window_steps",
+    "guards.rewind_steps",
+    "guards.max_rewinds",
+    "guards.hang_seconds",
+    "kernels.attention",
+    "kernels.norm",
+    "kernels.compile",
+    "kernels.deterministic",
+    "kernels.checkpointed_share",
+)
+RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")
+
+
+def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader: RowReader) -> None:
+    """Write the recipe, DeepSpeed config, environment and plan of rows in force. Only who has the lease."""
+    directory = Path(recipe.run_directory)
+    write_resolved(recipe, directory / RECIPE_FILE)
+    write_json(directory / "ds_config.json", deepspeed_config)
+    write_json(directory / "environment.json", describe_environment())
+    for source in reader.blend.sources:
+        source.keep_plan()
+        source.shards.keep_proof(directory / PLAN_FOLDER)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return git commit, package versions, host and command line of this process."""
+    return {
+        "git_commit": git_commit(),
+        "versions": installed_versions(RECORDED_PACKAGES),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+    }
+
+
+def read_run_recipe(run: Path) -> Recipe:
+    """Return the recipe a run directory was made with. Raises CheckpointError when it is not a run directory."""
+    if not (run / RECIPE_FILE).is_file():
+        raise CheckpointError(f"{run}: not a run directory (no {RECIPE_FILE}); name one that `cmbert train` made")
+    return load_recipe(run / RECIPE_FILE)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """Return the run directory that a checkpoint lies in. Raises CheckpointError when it was moved out of one."""
+    if checkpoint.parent.name != CHECKPOINTS or not (checkpoint.parent.parent / RECIPE_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint}: not inside a run directory; keep checkpoints where `cmbert train` made them"
+        )
+    return checkpoint.parent.parent
+
+
+def check_belongs(recipe: Recipe) -> None:
+    """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt."""
+    directory = Path(recipe.run_directory)
+    if patiently(partial(file_size, directory / RECIPE_FILE)) is None:
+        return
+    theirs = read_run_recipe(directory)
+    differing = [key for key in differing_keys(theirs, recipe) if key not in FREE_KEYS]
+    if differing:
+        changes = [f"{key} is {_value(theirs, key)} there and {_value(recipe, key)} here" for key in differing]
+        raise ConfigError(
+            f"{directory}: belongs to another recipe: {'; '.join(changes)}; set another run_directory, "
+            "or move this one away"
+        )
+
+
+def _value(recipe: Recipe, key: str) -> str:
+    return json.dumps(attrgetter(key)(recipe), ensure_ascii=False, default=dataclasses.asdict)
+
+
+def find_resume(recipe: Recipe, resume: str) -> list[Path]:
+    """Return the checkpoints to continue from, best first; empty for a fresh start. Nobody has proved their files yet.
+
+    resume: "auto", "never" or a path, which allows no other; "auto" for lives of a Slurm job after one that has left
+    a checkpoint, which did what was asked. Raises ConfigError or CheckpointError when the run directory belongs to
+    another recipe, or holds checkpoints and must not.
+    """
+    directory = Path(recipe.run_directory)
+    check_belongs(recipe)
+    found = resume_candidates(directory)
+    if resume != "auto" and _is_of_an_earlier_life(found):
+        return found
+    if resume not in ("auto", "never"):
+        return [require_checkpoint(Path(resume))]
+    if resume == "never" and found:
+        raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")
+    return found
+
+
+def _is_of_an_earlier_life(found: list[Path]) -> bool:
+    """Return whether an earlier life of this Slurm job has written the newest of these checkpoints."""
+    if number_in(os.environ, "SLURM_RESTART_COUNT") == 0:
+        return False
+    return any(state.job == os.environ.get("SLURM_JOB_ID") for state in readable_states(found[:1]).values())
+
+
+def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: RowReader) -> None:
+    """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data.
+
+    A Megatron pair whose tokens are not proved yet passes.
+    """
+    saved, shards = state.shard_fingerprints, [source.shards.fingerprint for source in reader.blend.sources]
+    if len(saved) == len(shards):
+        shards = [now or before for now, before in zip(shards, saved, strict=True)]
+    found = {"tokenizer": (state.tokenizer_fingerprint, tokenizer.fingerprint), "shards": (saved, shards)}
+    for name, (then, now) in found.items():
+        if then != now:
+            raise CheckpointError(
+                f"{checkpoint}: made with other {name} ({then}, now {now}); resume with what it was made with"
+            )
+    if not (state.source_rows or len(reader.blend.sources) == 1):
+        raise CheckpointError(
+            f"{checkpoint}: of a version that mixed several data.sources in another order; end the run with that "
+            "version, or start a new one from these weights by train.init_from"
+        )
+    if not reader.blend.go_on(state.rows, state.source_rows, state.first_rows):
+        raise CheckpointError(
+            f"{checkpoint}: its data.sources stand at rows {state.source_rows}, which this recipe's blend cannot have "
+            f"made of {state.rows:,} rows; resume with the data and the version it was made with"
+        )

@@ -1,0 +1,98 @@
+"""`cmbert ledger`: which documents a step saw, and its batch made again, decoded, with its masks."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from cmbert.checkpoint.files import find_checkpoint
+from cmbert.checkpoint.state import read_state
+from cmbert.data.batches import PackedBatch
+from cmbert.data.ledger import StepRecord, read_record
+from cmbert.data.reader import RowReader, open_reader
+from cmbert.errors import CheckpointError
+from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe
+from cmbert.runs.first_rows import begin_reading, rows_after_stage_before
+from cmbert.schedule import step_mask_rate, step_rows
+from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
+
+MASKED, REPLACED, KEPT = "⟦{}⟧", "⟦{}→{}⟧", "⟦{}=⟧"
+
+
+def print_step(run: Path, step: int, *, show: bool) -> None:
+    """Print the documents of a step and, if asked, its texts.
+
+    Raises CheckpointError when the run has no record of the step, or when its data gives another batch today.
+    """
+    record = read_record(run, step)
+    recipe = read_run_recipe(run)
+    tokenizer = load_tokenizer(recipe.data.tokenizer)
+    reader = open_reader(
+        recipe.data,
+        recipe.mask,
+        tokenizer,
+        recipe.train.seed,
+        rows_per_step=recipe.train.rows_per_step,
+        plan_folder=run / PLAN_FOLDER,
+    )
+    print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
+    for line in describe(record, reader):
+        print(line)
+    if not show:
+        return
+    if checkpoint := find_checkpoint(run):
+        begin_reading(recipe, reader, read_state(checkpoint))
+    else:
+        reader.blend.begin_at(rows_after_stage_before(recipe, reader))
+    rows = range(record.first_row, record.first_row + len(step_rows(step, recipe)))
+    again = reader.pieces(reader.find(rows))
+    if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):
+        raise CheckpointError(f"{run}: its data makes another batch of step {step} today; the shards were changed")
+    rate = step_mask_rate(step, recipe)
+    print(
+        f"masks at {100 * rate:.2f} %: {MASKED.format('masked')} {REPLACED.format('was', 'is')} {KEPT.format('kept')}"
+    )
+    for row in rows:
+        for text in decode(reader.micro_batch([row], rate), tokenizer):
+            print(f"row {row}: {text}")
+
+
+def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
+    """Yield a line for each piece: source, shard, document in the shard, tokens."""
+    sets = [source.shards for source in reader.blend.sources]
+    for source, document, start, length in zip(*(column.tolist() for column in record.pieces), strict=True):
+        if source >= len(sets) or not 0 <= document < sets[source].num_documents:
+            raise CheckpointError(
+                f"step {record.step}: its record names document {document} of data.sources[{source}], which is not "
+                "there today; the shards were changed"
+            )
+        shards = sets[source]
+        shard = shards.shard_of(document)
+        local = document - int(shards.documents_before[shard])
+        yield f"{shards.path} {shards.prefixes[shard].name} document {local} tokens {start}-{start + length - 1}"
+
+
+def decode(batch: PackedBatch, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the text of each piece of a batch, what is asked for in brackets."""
+    ids, bounds = batch.input_ids.tolist(), batch.cu_seqlens.tolist()
+    asked = dict(zip(batch.masked_positions.tolist(), batch.targets.tolist(), strict=True))
+    for first, last in pairwise(bounds):
+        if ids[first] == PAD_ID:
+            continue
+        parts: list[str] = []
+        plain: list[int] = []
+        for place in range(first + 1, last - 1):
+            if place not in asked:
+                plain.append(ids[place])
+                continue
+            parts.append(tokenizer.decode(plain))
+            plain = []
+            was = tokenizer.decode([asked[place]])
+            if ids[place] == MASK_ID:
+                parts.append(MASKED.format(was))
+            elif ids[place] == asked[place]:
+                parts.append(KEPT.format(was))
+            else:
+                parts.append(REPLACED.format(was, tokenizer.decode([ids[place]])))
+        yield "".join([*parts, tokenizer.decode(plain)]).replace("\n", "⏎")

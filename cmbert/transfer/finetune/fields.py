@@ -1,0 +1,102 @@
+"""An example, and the fields of a record that it is made of: each there and of its kind, or one line of error."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from cmbert.errors import InputError
+from cmbert.files.reading import checked_text, shown
+
+KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+KEPT_BACK = ("", "-1")  # what test files say in place of an answer
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question to the model."""
+
+    id: str
+    """As in the file, or its number there, from 0."""
+    pieces: tuple[tuple[str, str | None], ...]
+    """Texts to read, each alone or as a pair; several for multiple choice."""
+    label: int | None
+    """Index of the label or of the right choice; None where the file does not say."""
+    answers: tuple[str, ...] = ()
+    """Span tasks: the answers that count as right."""
+    answer_start: int = -1
+    """Span tasks: where the answer to learn begins in the second text of the piece, characters; -1 = not there."""
+    answer_end: int = -1
+    """Likewise, where it ends."""
+    kept: tuple[int, int] | None = None
+    """Characters of each piece's last text that no cut may take away: ChID's blank, CLUEWSC's noun and pronoun."""
+
+    @property
+    def labelled(self) -> bool:
+        """Return whether the file says what is right."""
+        return self.label is not None or bool(self.answers)
+
+
+def field(record: Any, key: str, kind: type, where: str) -> Any:
+    """Return a field that must be there and of the right kind; `where` names file and line for an InputError."""
+    value = object_of(record, where, "it").get(key)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        fields = f"none; fields: {', '.join(record)}"
+        found = shown_names(fields) if value is None else type(value).__name__
+        raise InputError(f"{where}: {key} must be {KINDS[kind]}, found {found}")
+    return value
+
+
+def shown_names(names: str) -> str:
+    """Return names as a line of error shows them: printable, 100 characters of them."""
+    return "".join(char if char.isprintable() else "?" for char in names[:100])
+
+
+def object_of(value: Any, where: str, what: str) -> dict[str, Any]:
+    """Return a value that must be an object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {what} must be an object, found {type(value).__name__}")
+    return value
+
+
+def text_field(record: Any, key: str, where: str) -> str:
+    """Return a text that must be there and have something in it."""
+    return checked_text(field(record, key, str, where), key, where)
+
+
+def texts_field(record: Any, key: str, where: str) -> list[str]:
+    """Return a list of texts that must be there and have something in it."""
+    return checked_texts(field(record, key, list, where), key, where)
+
+
+def checked_texts(value: Any, name: str, where: str) -> list[str]:
+    """Return a list of texts of which one must have something in it."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where}: {name} must be a list of text")
+    checked_text("".join(value), name, where)
+    return value
+
+
+def identity_of(record: dict[str, Any], keys: tuple[str, ...], number: int, where: str) -> str:
+    """Return the id that stands under the first of `keys` that has one, as text, or `number`."""
+    for key in keys:
+        value = record.get(key)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
+            raise InputError(f"{where}: {key} must be text or a whole number, found {type(value).__name__}")
+        return str(value)
+    return str(number)
+
+
+def label_of(record: dict[str, Any], key: str, labels: tuple[str, ...], where: str, task: str) -> str | None:
+    """Return the label as JSON spells it, one of `labels`; None for what test files say in place of one."""
+    value = record.get(key)
+    if isinstance(value, list | dict):
+        raise InputError(f"{where}: {key} must be text or a number, found {type(value).__name__}")
+    text = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+    if text in labels:
+        return text
+    if text in KEPT_BACK:
+        return None
+    listed = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
+    raise InputError(f"{where}: {key} {shown(text)} is not one of {task}'s: {listed}")

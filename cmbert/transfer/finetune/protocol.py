@@ -1,0 +1,255 @@
+"""The protocol, the same for every model: the setting that does best on dev, then several seeds of it.
+
+A model is scored after its last epoch. Dev figures are of the split the setting was chosen on: slightly flattering, the
+same way for all. Everything done is kept under the output folder, and a second call goes on from there.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmbert.environment import versions
+from cmbert.errors import ConfigError, InputError
+from cmbert.evaluate.interval import interval
+from cmbert.files.json_types import read_record
+from cmbert.files.lease import alone_in
+from cmbert.files.operations import hash_file
+from cmbert.files.whole import write_json, write_text
+from cmbert.transfer.contamination import read_training_data, share_seen
+from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.examples import Split, read_split
+from cmbert.transfer.finetune.items import Item, prepare
+from cmbert.transfer.finetune.task_model import ANSWER_TOKENS
+from cmbert.transfer.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
+from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
+
+logger = logging.getLogger(__name__)
+
+NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
+IDENTITY_FILE = "identity.json"
+NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # an id that is one; a text such as "007" stays one
+MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
+
+
+def finetune(
+    backbone: Backbone,
+    task: Task,
+    folder: Path,
+    output: Path,
+    *,
+    model_name: str,
+    settings: Sequence[Setting],
+    num_seeds: int,
+    model_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
+
+    settings: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. model_folder: where the
+    model lies, if it may hold a record of its fine-tuning. Raises InputError for data that is not as it should be,
+    ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts;
+    CheckpointError while another process does the same.
+    """
+    splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
+    seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
+    max_length = min(task.max_length, backbone.max_length or task.max_length)
+    place = output / task.name / model_name
+    identity = _identity(backbone, task, folder, max_length)
+    _check(place, identity)  # what is refused leaves no folder behind
+    with alone_in(place):
+        if not _check(place, identity):
+            write_json(place / IDENTITY_FILE, identity)
+        result = _follow(backbone, task, splits, max_length, place, settings, num_seeds)
+        result["share_of_texts_seen"] = seen
+        write_json(place / "result.json", result)
+    return result
+
+
+def _follow(
+    backbone: Backbone,
+    task: Task,
+    splits: dict[str, Split | None],
+    max_length: int,
+    place: Path,
+    settings: Sequence[Setting],
+    num_seeds: int,
+) -> dict[str, Any]:
+    """Do what the protocol asks for, or what is left of it; return what was found."""
+    items = {
+        name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
+    }
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
+    losses = _losses(task, splits, items)
+    lost = "".join(f"; {count:,} {what.replace('_', ' ')}" for what, count in losses.items() if count)
+    logger.info("%s, %s: %s examples, of %d tokens at most%s", task.name, place.name, counts, max_length, lost)
+    items["train"] = [item for item in items["train"] if task.kind != "span" or item.example.answer_start >= 0]
+    if not items["train"]:
+        raise InputError(f"{task.name}: no answer of {', '.join(task.train)} stands in its text; nothing to learn")
+    data = Data(**items)
+    check_memory(backbone, max(setting.batch_size for setting in settings), data)
+    searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
+    best = max(searched, key=lambda result: result.dev[task.score_names[0]])
+    trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
+    result = {
+        "task": task.name,
+        "model": place.name,
+        "scores": list(task.score_names),
+        "setting": asdict(best.setting),
+        "max_length": max_length,
+        "grid": [{**asdict(trial.setting), "dev": trial.dev} for trial in searched],
+        "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
+        "train_examples": len(data.train),
+        **losses,
+        "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
+        **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+    _write_predictions(task, data.test, max(trials, key=lambda trial: trial.dev[task.score_names[0]]), place)
+    return result
+
+
+def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[Item]]) -> dict[str, int]:
+    """Return what of a task's files is not learned from or asked whole, by what it is. Answers are those of train."""
+    every = [item for part in items.values() for item in part]
+    spans = items["train"] if task.kind == "span" else []
+    lengths = [last - first + 1 for item in spans for first, last in item.spans]
+    unlabelled = sum(not item.example.labelled for item in items["test"])
+    return {
+        "texts_cut": sum(not piece.whole for item in every for piece in item.pieces),
+        "examples_left_out_for_their_label": sum(split.left_out for split in splits.values() if split),
+        "answers_not_in_their_text_left_out": sum(item.example.answer_start < 0 for item in spans),
+        "answers_across_all_windows": sum(item.lost for item in spans),
+        f"windows_with_an_answer_above_{ANSWER_TOKENS}_tokens": sum(length > ANSWER_TOKENS for length in lengths),
+        "test_examples_without_answer_so_none_scored": unlabelled if unlabelled < len(items["test"]) else 0,
+    }
+
+
+def settings_of(
+    task: Task,
+    grid: bool,
+    learning_rates: Sequence[float] | None,
+    batch_sizes: Sequence[int] | None,
+    epochs: Sequence[int] | None,
+) -> list[Setting]:
+    """Return what is tried: the task's own setting, the fixed grid, or every combination of the given values.
+
+    Raises ConfigError for values that are not positive.
+    """
+    rates = learning_rates or (GRID_LEARNING_RATES if grid else (task.learning_rate,))
+    batches = batch_sizes or (GRID_BATCH_SIZES if grid else (task.batch_size,))
+    passes = epochs or (task.epochs,)
+    wrong = [value for value in (*rates, *batches, *passes) if not value > 0]
+    if wrong:
+        raise ConfigError(f"--learning-rates, --batch-sizes, --epochs: {wrong[0]} must be positive")
+    return [
+        Setting(learning_rate=rate, batch_size=batch, epochs=count)
+        for rate, batch, count in itertools.product(rates, batches, passes)
+    ]
+
+
+def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folder: Path) -> float:
+    """Return the share of the dev and test texts that the model was fine-tuned on by `cmbert embed-train`.
+
+    Raises ConfigError if it was trained on SimCLUE, by name or by its sentences, and SimCLUE contains the task.
+    """
+    scored = [split for name, split in splits.items() if split and name != "train"]
+    pieces = [piece for split in scored for example in split.examples for piece in example.pieces]
+    share = share_seen(model_folder, [text for piece in pieces for text in piece if text])
+    names = [file.path for file in read_training_data(model_folder) if file.source == "simclue"]
+    if task.in_simclue and (names or share > MAX_SHARE_SEEN):
+        raise ConfigError(
+            f"--model {model_folder}: was trained on SimCLUE ({', '.join(names) or f'{share:.0%} of these texts'}), "
+            f"which contains {task.name}: a score would be of what it has seen; use the model before that training"
+        )
+    if share:
+        logger.warning("%s: the model was fine-tuned on %.1f %% of the texts it is asked about", task.name, 100 * share)
+    return share
+
+
+def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> dict[str, Any]:
+    """Return what a trial's outcome depends on, beside setting and seed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in backbone.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
+    tokenizer = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
+    tokenizer |= {"truncation": None, "padding": None}  # which the last call has set
+    described = {key: value for key, value in asdict(task).items() if key not in NOT_IDENTITY}
+    return {
+        "weights": digest.hexdigest(),
+        "tokenizer": hashlib.blake2b(json.dumps(tokenizer).encode(), digest_size=16).hexdigest(),
+        "data": {file: hash_file(folder / file)[:32] for file in files},
+        "task": described,
+        "max_length": max_length,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _check(place: Path, identity: dict[str, Any]) -> bool:
+    """Return whether the folder is of this model, data and task, False if it is new; ConfigError if of others."""
+    path, identity = place / IDENTITY_FILE, json.loads(json.dumps(identity))
+    if path.is_file():
+        found = read_record(path)
+        differing = [key for key in identity if found.get(key) != identity[key]]
+        if differing:
+            raise ConfigError(
+                f"{place}: holds results with other {', '.join(differing)}; name another --output or --name, "
+                "or remove that folder"
+            )
+    return path.is_file()
+
+
+def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path) -> TrialResult:
+    """Run a trial, or read what an earlier call found."""
+    path = place / "trials" / f"{setting.name}_seed{seed}.json"
+    if path.is_file():
+        try:
+            return TrialResult.from_dict(read_record(path, "setting"))
+        except TypeError as error:
+            raise InputError(f"{path}: not a trial's record; remove it and run the same command again") from error
+    path.parent.mkdir(exist_ok=True)
+    result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
+    write_json(path, result.as_dict())
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in result.dev.items())
+    logger.info("%s %s seed %d: dev %s (%.0f s)", task.name, setting.name, seed, scores, result.seconds)
+    return result
+
+
+def _summary(task: Task, split: Split | None, items: Sequence[Item], trials: Sequence[TrialResult]) -> dict[str, Any]:
+    """Return size, majority class and each score's mean and interval over the seeds."""
+    assert split is not None
+    found: dict[str, Any] = {"examples": len(items), "labelled": split.labelled}
+    if not split.labelled:
+        return found
+    if task.kind == "classification":
+        counts = Counter(item.example.label for item in items)
+        found["majority_share"] = round(100 * max(counts.values()) / len(items), 2)
+    for name in task.score_names:
+        found[name] = interval([getattr(trial, split.name)[name] for trial in trials])
+    return found
+
+
+def _write_predictions(task: Task, items: Sequence[Item], trial: TrialResult, place: Path) -> None:
+    """Write the test answers of the seed that did best on dev, in CLUE's submission format."""
+    if not items:
+        return
+    pairs = [(item.example.id, answer) for item, answer in zip(items, trial.test_answers, strict=True)]
+    if task.reader in ("chid", "cmrc"):  # one JSON object
+        answers = {identity: int(answer) if task.reader == "chid" else answer for identity, answer in pairs}
+        write_json(place / task.predictions_file, answers)
+        return
+    lines = []
+    for identity, answer in pairs:
+        record = {"id": int(identity) if NUMBER.fullmatch(identity) else identity, "label": answer}
+        if task.kind == "choice":
+            record["label"] = int(answer)
+        lines.append(json.dumps(record, ensure_ascii=False))
+    write_text(place / task.predictions_file, "\n".join(lines) + "\n")

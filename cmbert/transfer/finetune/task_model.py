@@ -1,0 +1,118 @@
+"""An encoder with the one small head of a task, and what it makes of a batch of examples.
+
+The head is the same for every encoder: dropout and a linear layer, on the mean of a text's hidden states (classes and
+choices) or on each token's (spans). Shapes: E examples, P pieces, T tokens, L longest piece, D width, C classes or
+choices.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cmbert.seeding import integer_seed
+from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.items import Item
+from cmbert.transfer.finetune.tasks import Task
+
+DROPOUT = 0.1  # of the head (ours; the encoders keep their own)
+HEAD_STD = 0.02  # of the head's fresh weights, as BERT's
+ANSWER_TOKENS = 50  # longest span that is considered (ours; CMRC's answers are shorter, bar a few in a thousand)
+
+
+class Found(NamedTuple):
+    """What the model answers to one example."""
+
+    choice: int
+    """Class or choice; -1 for a span."""
+    text: str
+    """The span; empty for a class or choice."""
+    score: float = 0.0
+    """Of a span's start and end together: of parts of one long text the best answers."""
+
+
+class TaskModel(nn.Module):
+    """Encoder, dropout and a linear layer whose fresh weights depend on the seed alone."""
+
+    def __init__(self, backbone: Backbone, task: Task, seed: int):
+        super().__init__()
+        self.backbone, self.kind = backbone, task.kind
+        outputs = {"classification": len(task.labels), "choice": 1, "span": 2}[task.kind]
+        self.output = nn.Linear(backbone.hidden_size, outputs)
+        generator = torch.Generator().manual_seed(integer_seed(seed, "finetune-head"))
+        with torch.no_grad():
+            self.output.weight.normal_(0.0, HEAD_STD, generator=generator)
+            self.output.bias.zero_()
+
+    def forward(self, items: Sequence[Item]) -> torch.Tensor:
+        """Scores: (E, C) of classes or choices, (P, L, 2) of starts and ends; -inf where there is nothing to choose."""
+        pieces = [piece for item in items for piece in item.pieces]
+        device = self.output.weight.device
+        lengths = [len(piece.ids) for piece in pieces]
+        ids = torch.tensor([index for piece in pieces for index in piece.ids], device=device)
+        types = torch.tensor([index for piece in pieces for index in piece.type_ids], device=device)
+        hidden_TD = self.backbone(ids, types, lengths)
+        if self.kind == "span":
+            scores_T2 = self.output(F.dropout(hidden_TD, DROPOUT, self.training)).float()
+            return nn.utils.rnn.pad_sequence(scores_T2.split(lengths), batch_first=True, padding_value=-torch.inf)
+        scores_PC = self.output(F.dropout(mean_by_piece(hidden_TD, lengths), DROPOUT, self.training)).float()
+        if self.kind == "classification":
+            return scores_PC
+        choices = [len(item.pieces) for item in items]
+        return nn.utils.rnn.pad_sequence(scores_PC[:, 0].split(choices), batch_first=True, padding_value=-torch.inf)
+
+    def num_targets(self, items: Sequence[Item]) -> int:
+        """Return over how many targets a mean of losses runs: the examples, or starts and ends of every piece."""
+        return sum(2 * len(item.spans) for item in items) if self.kind == "span" else len(items)
+
+    def loss_sum(self, items: Sequence[Item]) -> torch.Tensor:
+        """Cross-entropy, nats, summed over the targets, so that sums of parts are the sum of the whole."""
+        scores = self(items)
+        if self.kind != "span":
+            labels_E = torch.tensor([item.example.label for item in items], device=scores.device)
+            return F.cross_entropy(scores, labels_E, reduction="sum")
+        spans_P2 = torch.tensor([span for item in items for span in item.spans], device=scores.device)
+        scores_SL = scores.transpose(1, 2).flatten(0, 1)  # S = 2 P starts and ends
+        return F.cross_entropy(scores_SL, spans_P2.flatten(), reduction="sum")
+
+    @torch.no_grad()
+    def answer(self, items: Sequence[Item]) -> list[Found]:
+        """Return the best class, choice or span of each example."""
+        scores = self(items)
+        if self.kind != "span":
+            return [Found(index, "") for index in scores.argmax(1).tolist()]
+        found, first = [], 0
+        for item in items:
+            last = first + len(item.pieces)
+            found.append(best_span(item, scores[first:last]))
+            first = last
+        return found
+
+
+def mean_by_piece(hidden_TD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """(T, D) -> the mean of each piece's hidden states (P, D), [CLS] and [SEP] among them."""
+    counts = torch.tensor(lengths, device=hidden_TD.device)
+    piece_T = torch.repeat_interleave(counts)
+    sums = torch.zeros(len(lengths), hidden_TD.shape[1], dtype=torch.float32, device=hidden_TD.device)
+    return (sums.index_add(0, piece_T, hidden_TD.float()) / counts[:, None]).to(hidden_TD.dtype)
+
+
+def best_span(item: Item, scores_PL2: torch.Tensor) -> Found:
+    """Return the span whose start and end score highest together over an example's pieces; empty without any token."""
+    best, text = -torch.inf, ""
+    for piece, scores_L2 in zip(item.pieces, scores_PL2, strict=True):
+        places = [place for place, second in enumerate(piece.second) if second]
+        if not places:
+            continue
+        first, last = places[0], places[-1] + 1
+        starts, ends = scores_L2[first:last].unbind(1)
+        pairs = starts[:, None] + ends[None]
+        pairs = pairs.masked_fill(~torch.ones_like(pairs).triu().tril(ANSWER_TOKENS - 1).bool(), -torch.inf)
+        score = float(pairs.max())
+        if score > best:
+            start, end = divmod(int(pairs.argmax()), len(ends))
+            context = item.example.pieces[0][1] or ""
+            best, text = score, context[piece.offsets[first + start][0] : piece.offsets[first + end][1]]
+    return Found(-1, text, best)

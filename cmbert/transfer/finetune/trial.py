@@ -1,0 +1,262 @@
+"""One fine-tuning: one model, one setting, one seed. Deterministic on a CPU; goes on after the last saved epoch."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmbert.files.folders import aside_path
+from cmbert.files.operations import fsync_path
+from cmbert.memory import require_memory
+from cmbert.model.cost import OPTIMIZER_BYTES, estimate_activations
+from cmbert.model.encoder import Encoder
+from cmbert.model.mixed_precision import MixedPrecision
+from cmbert.progress import Progress
+from cmbert.seeding import generator, integer_seed
+from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.items import Item
+from cmbert.transfer.finetune.spans import exact_match, span_f1
+from cmbert.transfer.finetune.task_model import Found, TaskModel
+from cmbert.transfer.finetune.tasks import Task
+
+WARMUP_SHARE = 0.1  # of the steps, in which the rate rises; then it falls in a line to 0 (BERT's recipe)
+FORWARD_TOKENS = 16_384  # positions in one forward, padding among them; a batch may take several (ours)
+SAVE_SECONDS = 120.0  # an epoch that ends so long after the last save is saved (ours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the grid varies."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """Return a name for files and tables."""
+        return f"lr{self.learning_rate:g}_batch{self.batch_size}_epochs{self.epochs}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The encoded splits of a task."""
+
+    train: list[Item]
+    dev: list[Item]
+    test: list[Item]
+    """Empty if there is no test split."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came out; kept as JSON, so that a second run need not do it again."""
+
+    setting: Setting
+    seed: int
+    dev: dict[str, float]
+    """Scores, percent."""
+    test: dict[str, float]
+    """Scores, percent; empty if the test split has no labels or is not there."""
+    dev_answers: list[str]
+    test_answers: list[str]
+    losses: list[float]
+    """Mean training loss of each epoch, nats per target."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrialResult":
+        """Return what `as_dict` wrote."""
+        return cls(**{**values, "setting": Setting(**values["setting"])})
+
+
+def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, saved: Path) -> TrialResult:
+    """Train a copy of `backbone` on the training split and answer the others.
+
+    saved: where an unfinished trial is kept, and found again.
+    """
+    started = time.monotonic()
+    model = TaskModel(copy.deepcopy(backbone), task, seed).to(*where_to_train())
+    losses, earlier_seconds = _train(model, task, data.train, setting, seed, saved)
+    model.eval()
+    dev, test = answer_all(model, data.dev), answer_all(model, data.test)
+    scored = bool(data.test) and is_labelled(data.test)
+    saved.unlink(missing_ok=True)
+    return TrialResult(
+        setting=setting,
+        seed=seed,
+        dev=score(task, data.dev, dev),
+        test=score(task, data.test, test) if scored else {},
+        dev_answers=[answer_text(task, found) for found in dev],
+        test_answers=[answer_text(task, found) for found in test],
+        losses=losses,
+        seconds=round(earlier_seconds + time.monotonic() - started, 1),
+    )
+
+
+def where_to_train() -> tuple[torch.device, torch.dtype]:
+    """Return the GPU and bf16 weights (with fp32 copies in the optimizer), or the CPU and fp32."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.bfloat16
+    return torch.device("cpu"), torch.float32
+
+
+def check_memory(backbone: Backbone, batch_size: int, data: Data) -> None:
+    """Raise ConfigError when a copy of `backbone`, its optimizer and a usual batch of ours do not fit."""
+    device, dtype = where_to_train()
+    total = sum(weight.numel() for weight in backbone.parameters())
+    needed: float = total * (dtype.itemsize + OPTIMIZER_BYTES)  # fp32 weights are their own copies, but have gradients
+    if isinstance(backbone.encoder, Encoder):
+        lengths = [sum(len(piece.ids) for piece in item.pieces) for item in data.train]
+        tokens = min(batch_size * sum(lengths) // max(len(lengths), 1), FORWARD_TOKENS)
+        config, kernels = backbone.encoder.config, backbone.encoder.kernels
+        needed += estimate_activations(config, kernels, tokens, num_masked=0, value_bytes=dtype.itemsize).kept
+    remedy = "lower --batch-sizes, or take a smaller model"
+    require_memory(f"fine-tuning {total / 1e6:,.0f}M parameters", needed, device, remedy)
+
+
+def _train(
+    model: TaskModel, task: Task, items: Sequence[Item], setting: Setting, seed: int, saved: Path
+) -> tuple[list[float], float]:
+    """Train from the last saved epoch on; return the epochs' losses and the seconds of earlier calls."""
+    optimizer = MixedPrecision(model, setting.learning_rate)
+    steps_per_epoch = -(-len(items) // setting.batch_size)
+    losses, seconds = _restore(saved, model, optimizer)
+    started = last_save = time.monotonic()
+    progress = Progress(f"{task.name} {setting.name} seed {seed}", setting.epochs * len(items), "examples")
+    progress.done = progress.done_before = len(losses) * len(items)
+    for epoch in range(len(losses), setting.epochs):
+        torch.manual_seed(integer_seed(seed, "finetune-dropout", epoch))
+        order = generator(seed, "finetune-order", epoch).permutation(len(items))
+        model.train()
+        total, num_targets = 0.0, 0
+        for step in range(steps_per_epoch):
+            batch = [items[place] for place in order[step * setting.batch_size : (step + 1) * setting.batch_size]]
+            total += backward(model, batch)
+            num_targets += model.num_targets(batch)
+            share = (epoch * steps_per_epoch + step + 1) / (setting.epochs * steps_per_epoch)
+            optimizer.step(setting.learning_rate * min(share / WARMUP_SHARE, (1 - share) / (1 - WARMUP_SHARE)))
+            progress.advance(len(batch), f"loss {total / num_targets:.3f}")
+        losses.append(total / num_targets)
+        if epoch + 1 < setting.epochs and time.monotonic() - last_save > SAVE_SECONDS:
+            _save(saved, model, optimizer, losses, seconds + time.monotonic() - started)
+            last_save = time.monotonic()
+    progress.close()
+    return losses, seconds
+
+
+def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, losses: list[float], seconds: float) -> None:
+    aside = aside_path(path)
+    copies = [] if model.output.weight.dtype == torch.float32 else optimizer.copies
+    state = {"model": model.state_dict(), "optimizer": optimizer.optimizer.state_dict(), "copies": copies}
+    torch.save({**state, "losses": losses, "seconds": seconds}, aside)
+    fsync_path(aside)
+    os.replace(aside, path)
+
+
+def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> tuple[list[float], float]:
+    if not path.is_file():
+        return [], 0.0
+    state = torch.load(path, map_location=model.output.weight.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.optimizer.load_state_dict(state["optimizer"])
+    for copy_, kept in zip(optimizer.copies, state["copies"], strict=False):
+        copy_.copy_(kept)
+    return state["losses"], state["seconds"]
+
+
+def backward(model: TaskModel, batch: Sequence[Item]) -> float:
+    """Add up the gradients of a batch's mean loss, a few forwards if it is long; return its summed loss."""
+    num_targets = model.num_targets(batch)
+    total = 0.0
+    for part in by_tokens([part for item in batch for part in in_parts(item)]):
+        loss = model.loss_sum(part)
+        (loss / num_targets).backward()
+        total += float(loss.detach())
+    return total
+
+
+def by_tokens(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Deal items, the longest first, to parts of at most FORWARD_TOKENS positions if all were padded to the longest."""
+    part: list[Item] = []
+    longest = pieces = 0
+    for item in sorted(items, key=_longest, reverse=True):
+        if part and (pieces + len(item.pieces)) * longest > FORWARD_TOKENS:
+            yield part
+            part, pieces = [], 0
+        longest = longest if part else _longest(item)
+        part.append(item)
+        pieces += len(item.pieces)
+    if part:
+        yield part
+
+
+def _longest(item: Item) -> int:
+    return max(len(piece.ids) for piece in item.pieces)
+
+
+def in_parts(item: Item) -> Iterator[Item]:
+    """Yield a span task's item in parts of at most FORWARD_TOKENS positions: a book has thousands of windows."""
+    windows = max(1, FORWARD_TOKENS // _longest(item)) if item.spans else len(item.pieces)
+    for first in range(0, len(item.pieces), windows):
+        some = slice(first, first + windows)
+        yield item if windows >= len(item.pieces) else replace(item, pieces=item.pieces[some], spans=item.spans[some])
+
+
+def answer_all(model: TaskModel, items: Sequence[Item]) -> list[Found]:
+    """Answer every item, in order."""
+    parts = [(place, part) for place, item in enumerate(items) for part in in_parts(item)]
+    places = {id(part): place for place, part in parts}
+    found: list[Found] = [Found(-1, "", -math.inf)] * len(items)
+    for some in by_tokens([part for _, part in parts]):
+        for part, answer in zip(some, model.answer(some), strict=True):
+            place = places[id(part)]
+            if answer.score > found[place].score:
+                found[place] = answer
+    return found
+
+
+def answer_text(task: Task, found: Found) -> str:
+    """Return an answer as a submission spells it: the label, the choice's number from 0, or the span."""
+    if task.kind == "classification":
+        return task.labels[found.choice]
+    return str(found.choice) if task.kind == "choice" else found.text
+
+
+def is_labelled(items: Sequence[Item]) -> bool:
+    """Return whether the file says what is right, for every item."""
+    return all(item.example.label is not None or item.example.answers for item in items)
+
+
+def score(task: Task, items: Sequence[Item], found: Sequence[Found]) -> dict[str, float]:
+    """Return the task's scores in percent."""
+    if task.kind == "span":
+        pairs = [(answer.text, item.example.answers) for item, answer in zip(items, found, strict=True)]
+        each = {"exact_match": [exact_match(*pair) for pair in pairs], "f1": [span_f1(*pair) for pair in pairs]}
+        return {name: 100 * sum(values) / len(values) for name, values in each.items()}
+    truths = [item.example.label for item in items]
+    answers = [answer.choice for answer in found]
+    if task.metric == "macro_f1":
+        return {"macro_f1": 100 * macro_f1(truths, answers, len(task.labels))}
+    hits = sum(truth == answer for truth, answer in zip(truths, answers, strict=True))
+    return {"accuracy": 100 * hits / len(truths)}
+
+
+def macro_f1(truths: Sequence[int | None], answers: Sequence[int], num_labels: int) -> float:
+    """Return the mean over the labels of F1; a label that nobody has and nobody says counts 0."""
+    total = 0.0
+    for label in range(num_labels):
+        hits = sum(truth == answer == label for truth, answer in zip(truths, answers, strict=True))
+        said = sum(answer == label for answer in answers) + sum(truth == label for truth in truths)
+        total += 2 * hits / said if said else 0.0
+    return total / num_labels

@@ -1,0 +1,114 @@
+"""Every knob of `clean`, as frozen dataclasses; a TOML file per source sets them. Defaults are ours."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cmbert.config.load import build, read_toml
+from cmbert.errors import ConfigError
+
+MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text (ours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizeConfig:
+    """What is done to a text before it is judged. Unicode NFC, line ends and control characters always."""
+
+    fold_width: bool = True
+    """Full-width letters, digits and symbols become ASCII; Chinese punctuation (，：；！？（）) stays."""
+    fold_compatibility: bool = True
+    """Characters of older encodings and PDF files become those that people type: radicals (⽅ 方), half-width kana,
+    small and vertical punctuation (﹐ ，), units (㎏ kg, ㎡ m²), ligatures (ﬁ fi), no-break spaces. ① ℃ ½ stay."""
+    strip_html: bool = True
+    """Tags, comments, scripts and styles go; entities (&nbsp;) become characters."""
+    urls: Literal["keep", "remove", "replace"] = "keep"
+    """Web addresses: replace writes <url>."""
+    emails: Literal["keep", "remove", "replace"] = "replace"
+    """E-mail addresses: replace writes <email>; they are people's."""
+    squeeze_spaces: bool = True
+    """Runs of spaces become one, three line breaks or more become two, lines and text are trimmed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What a text must be like to stay. The shares of Hanzi, punctuation and digits are of what is not white space."""
+
+    max_undecodable_share: float = 0.01
+    """More U+FFFD, private-use characters and such that stand for none: every third sentence is damaged (undecodable).
+    Judged, as is the next, before such characters are removed."""
+    max_mojibake_share: float = 0.05
+    """More of what only text in another encoding looks like, 锛堜腑 or ï¼ˆä¸­ (mojibake; decodability.py)."""
+    min_characters: int = 20
+    """Shorter texts go (too_short)."""
+    max_characters: int = 2_000_000
+    """Longer texts go (too_long)."""
+    min_hanzi_share: float = 0.5
+    """Fewer Hanzi: another language, code, tables (few_hanzi)."""
+    max_punctuation_share: float = 0.3
+    """More punctuation and symbols: menus, decoration (much_punctuation)."""
+    max_digit_share: float = 0.3
+    """More digits: tables, numbers of lots and phones (many_digits)."""
+    max_repeated_share: float = 0.4
+    """Share of the text in 10-grams of characters that stood in it before (repetitive)."""
+    max_top_gram_share: float = 0.2
+    """Share of the text that its commonest 4-gram of characters makes up; in texts of 100 or more (one_phrase)."""
+    max_duplicate_line_share: float = 0.3
+    """Share of the text in lines that stood in it before (duplicate_lines)."""
+    min_ended_line_share: float = 0.1
+    """Share of the lines of 10 or more characters that end in punctuation; with 5 such lines or more (no_sentences)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesConfig:
+    """Removal of texts that are there already, within one call of `clean`. One text of each group stays."""
+
+    exact: bool = True
+    """Remove texts equal to another after normalisation (exact_duplicate)."""
+    near: bool = True
+    """Remove texts nearly equal to another, by MinHash over character shingles (near_duplicate)."""
+    shingle_characters: int = 8
+    """Length of a shingle, Hanzi, letters and digits only: about five words, as is usual for text with spaces."""
+    num_buckets: int = 14
+    """Bands of the locality-sensitive hash (F: datatrove's and FineWeb's 14 x 8, similar from about 0.72 on)."""
+    hashes_per_bucket: int = 8
+    """Hashes of a band (F)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """One source."""
+
+    source: str = ""
+    """Name given to every document; empty = the input's own "source", else the file's name."""
+    text_key: str = "text"
+    """Name of the text's field or column."""
+    on_bad_line: Literal["fail", "skip"] = "fail"
+    """A line without usable text: stop there, or skip and count it."""
+    heldout_share: float = 0.001
+    """Share of the texts that --heldout sets aside, chosen by a hash of their letters (`data_tools.clean.letters`)."""
+    normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+
+
+def load_clean_config(path: Path | None) -> CleanConfig:
+    """Read a TOML file, or return the defaults. Raises ConfigError naming file, key and the nearest known key."""
+    if path is None:
+        return CleanConfig()
+    config = build(CleanConfig, read_toml(path, "configuration"), str(path))
+    quality, duplicates = config.quality, config.duplicates
+    if not 0 < config.heldout_share < 1:
+        raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1")
+    for name, value in vars(quality).items():
+        if name.endswith("_share") and not 0 <= value <= 1:
+            raise ConfigError(f"{path}: quality.{name}: {value} must lie between 0 and 1")
+    if not 0 <= quality.min_characters <= quality.max_characters:
+        raise ConfigError(f"{path}: quality.min_characters: must lie between 0 and max_characters")
+    for name in ("shingle_characters", "num_buckets", "hashes_per_bucket"):
+        if not 1 <= getattr(duplicates, name) <= MOST_SIZE:
+            raise ConfigError(
+                f"{path}: duplicates.{name}: {getattr(duplicates, name)} must be 1 or more, {MOST_SIZE:,} at most"
+            )
+    if not config.text_key:
+        raise ConfigError(f"{path}: text_key: is empty; name the field or column of the text")
+    return config

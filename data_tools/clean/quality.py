@@ -1,0 +1,116 @@
+"""Whether a Chinese text is worth training on: one measure for each reason to drop it, in characters, not words.
+
+The rules are those of Gopher (arXiv 2112.11446, appendix A) and C4 where they carry over to text without spaces; the
+limits are ours.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from data_tools.clean.config import QualityConfig
+
+REPEATED_GRAM_CHARACTERS = 10
+TOP_GRAM_CHARACTERS = 4
+ONE_PHRASE_CHARACTERS = 100  # in a shorter text a name said twice is a large share
+LONG_LINE_CHARACTERS = 10  # shorter lines are headings and lists
+FEWEST_LINES = 5  # with fewer long lines their ends say little
+LINE_ENDS = tuple("。！？；…：，、”』」）》.!?;:,)\"'")
+GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
+HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
+
+
+def drop_reason(text: str, config: QualityConfig) -> str | None:
+    """Return why `text` is to be dropped, or None; the first rule that it breaks, cheap ones first."""
+    if len(text) < config.min_characters:
+        return "too_short"
+    if len(text) > config.max_characters:
+        return "too_long"
+    return next((reason for reason, broken in _rules(text, config) if broken()), None)
+
+
+def _rules(text: str, config: QualityConfig) -> Iterator[tuple[str, Callable[[], bool]]]:
+    codes = code_points(text)
+    hanzi, punctuation, digits = character_shares(codes)
+    yield "few_hanzi", lambda: hanzi < config.min_hanzi_share
+    yield "much_punctuation", lambda: punctuation > config.max_punctuation_share
+    yield "many_digits", lambda: digits > config.max_digit_share
+    yield "duplicate_lines", lambda: duplicate_line_share(text) > config.max_duplicate_line_share
+    yield "no_sentences", lambda: ended_line_share(text) < config.min_ended_line_share
+    yield "repetitive", lambda: repeated_share(codes) > config.max_repeated_share
+    yield "one_phrase", lambda: top_gram_share(codes) > config.max_top_gram_share
+
+
+def code_points(text: str) -> np.ndarray:
+    """Return the characters of `text` as numbers, shape (characters,), uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def is_hanzi(codes: np.ndarray) -> np.ndarray:
+    """Return which code points are Hanzi, shape of `codes`, bool."""
+    found = np.zeros(codes.shape, dtype=bool)
+    for first, last in HANZI_RANGES:
+        found |= (codes >= first) & (codes <= last)
+    return found
+
+
+def character_shares(codes: np.ndarray) -> tuple[float, float, float]:
+    """Return the shares of Hanzi, punctuation and digits among the characters that are not white space."""
+    hanzi_codes = is_hanzi(codes)
+    hanzi = int(np.count_nonzero(hanzi_codes))
+    others = Counter(map(chr, codes[~hanzi_codes].tolist()))
+    spaces = sum(count for character, count in others.items() if character.isspace())
+    digits = sum(count for character, count in others.items() if character.isdigit())
+    letters = sum(count for character, count in others.items() if character.isalpha())
+    total = max(len(codes) - spaces, 1)
+    return hanzi / total, (total - hanzi - digits - letters) / total, digits / total
+
+
+def gram_hashes(codes: np.ndarray, length: int) -> np.ndarray:
+    """Return a 64-bit hash of every run of `length` characters, shape (characters - length + 1,), uint64."""
+    hashes = np.zeros(max(len(codes) - length + 1, 0), dtype=np.uint64)
+    for offset in range(length):
+        hashes = (hashes + codes[offset : offset + len(hashes)].astype(np.uint64)) * GRAM_MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def repeated_share(codes: np.ndarray) -> float:
+    """Return the share of the characters that lie in a 10-gram which began earlier in the text, too."""
+    hashes = gram_hashes(codes, REPEATED_GRAM_CHARACTERS)
+    if not len(hashes):
+        return 0.0
+    _, first = np.unique(hashes, return_index=True)
+    repeats = np.ones(len(hashes), dtype=bool)
+    repeats[first] = False
+    begun = np.cumsum(np.concatenate([[0], repeats, np.zeros(REPEATED_GRAM_CHARACTERS - 1, np.int64)]))
+    covered = begun[1:] > begun[np.maximum(np.arange(len(codes)) + 1 - REPEATED_GRAM_CHARACTERS, 0)]
+    return float(np.count_nonzero(covered)) / len(codes)
+
+
+def top_gram_share(codes: np.ndarray) -> float:
+    """Return the share of the characters that the commonest 4-gram makes up; 0 for short texts."""
+    if len(codes) < ONE_PHRASE_CHARACTERS:
+        return 0.0
+    _, counts = np.unique(gram_hashes(codes, TOP_GRAM_CHARACTERS), return_counts=True)
+    largest = int(counts.max())
+    return largest * TOP_GRAM_CHARACTERS / len(codes) if largest > 1 else 0.0
+
+
+def duplicate_line_share(text: str) -> float:
+    """Return the share of the characters in lines that stood in the text before."""
+    seen: set[str] = set()
+    repeated = 0
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        repeated += len(line) if line in seen else 0
+        seen.add(line)
+    return repeated / max(len(text), 1)
+
+
+def ended_line_share(text: str) -> float:
+    """Return the share of the long lines that end in punctuation; 1 when there are too few to judge."""
+    lines = [line for line in map(str.rstrip, text.split("\n")) if len(line) >= LONG_LINE_CHARACTERS]
+    if len(lines) < FEWEST_LINES:
+        return 1.0
+    return sum(line.endswith(LINE_ENDS) for line in lines) / len(lines)

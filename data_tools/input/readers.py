@@ -1,0 +1,238 @@
+"""Files -> documents: JSON lines (plain, gzip, zstd), parquet and text, in a stable order and bounded memory."""
+
+import glob
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from cmbert.errors import InputError
+from cmbert.files.operations import doing
+from cmbert.files.reading import BOM, MAX_LINE_BYTES
+from data_tools.input.document import Document
+from data_tools.input.records import BadRecordError, document_of, is_text_type, json_object, plain_values
+from data_tools.input.streams import READ_BYTES, check_magic, damages, open_parquet, reading_parquet, text_stream
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
+
+logger = logging.getLogger(__name__)
+
+
+def input_files(paths: Sequence[str]) -> list[Path]:
+    """Expand files, folders (searched to any depth, links followed) and globs, sorted within each, every file once.
+
+    Hidden files and folders count only when they are named themselves: work in progress lies in them. Raises InputError
+    for a path that leads to no file, a link that leads nowhere, a file of another kind, and input that is empty
+    altogether.
+    """
+    files: dict[str, Path] = {}  # by real name: several links may lead to one file
+    for name in paths:
+        matches = [Path(name)] if os.path.exists(name) else _matches(name)
+        found = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+        if not found:
+            raise InputError(f"{name}: no {' '.join(SUFFIXES)} file there")
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    for file in files.values():
+        if not file.name.endswith(SUFFIXES):
+            raise InputError(f"{file}: not a {' '.join(SUFFIXES)} file")
+    if not any(file.stat().st_size for file in files.values()):
+        raise InputError(f"{', '.join(paths)}: empty")
+    return list(files.values())
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return what a glob matches, sorted. `**` follows links, which in a circle would have glob.glob go on for ever."""
+    head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if not rest:
+        return sorted(Path(match) for match in glob.glob(pattern))
+    roots = [Path(match) for match in glob.glob(head or ".") if os.path.isdir(match)]
+    below = [glob.escape(str(folder)) for root in roots for folder, _ in _walk(root)]
+    return sorted(dict.fromkeys(match for folder in below for match in _matches(f"{folder}/{rest[0] or '*'}")))
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Return the files below a folder that are of our kinds, sorted."""
+    return sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield every folder that is not hidden, from `root` on, with its files; links are followed, each comes once.
+
+    Raises InputError for a link that leads nowhere, OSError for a folder that cannot be read.
+    """
+    waiting, seen = [root], set[str]()
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        folders, files = list[Path](), list[Path]()
+        with doing("list", folder):
+            names = sorted(os.listdir(folder))
+        for path in (folder / name for name in names if not name.startswith(".")):
+            if not path.exists():
+                raise InputError(f"{path}: a link that leads nowhere; mend or remove it")
+            (folders if path.is_dir() else files).append(path)
+        if hidden := [name for name in names if name.startswith(".") and (folder / name).is_dir()]:
+            logger.info("%s: hidden folders are left out: %s", folder, ", ".join(hidden))
+        yield folder, files
+        waiting += reversed(folders)
+
+
+class Piece(NamedTuple):
+    """A part of a file: the records that begin in [start, end).
+
+    The unit is bytes of text (decompressed where the file is compressed), or row groups of parquet; `end` None is the
+    end of the file.
+    """
+
+    path: Path
+    start: int = 0
+    end: int | None = None
+
+
+def whole_files(files: Sequence[Path]) -> list[Piece]:
+    """Return one piece per file."""
+    return [Piece(path) for path in files]
+
+
+class _Record(NamedTuple):
+    """A line's bytes, or a row. `start`: byte where the line begins, or number of the row, in the whole file."""
+
+    start: int
+    value: bytes | dict[str, Any]
+
+
+class DocumentReader:
+    """Iterate over the documents of `pieces`.
+
+    JSON lines: one object a line, its text under `text_key`, "id" and "source" optional; blank lines are no records.
+    parquet: the same names as columns. txt: each line that is not blank is a document.
+    A record that is not JSON or UTF-8, has no text, holds a NUL or a lone surrogate, or is longer than MAX_LINE_BYTES
+    raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], *, text_key: str = "text", on_bad_line: str = "fail"):
+        assert on_bad_line in ("fail", "skip")
+        self.pieces, self.text_key, self.on_bad_line = pieces, text_key, on_bad_line
+        self.skipped: Counter[str] = Counter()
+        self.total_bytes = sum(piece.path.stat().st_size for piece in pieces)
+        self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
+
+    def __iter__(self) -> Iterator[Document]:
+        finished = 0
+        for piece in self.pieces:
+            with open(piece.path, "rb") as raw:
+                for record in _records(piece, raw, self.text_key):
+                    self.bytes_read = finished + raw.tell()
+                    try:
+                        yield self._document(piece.path, record)
+                    except BadRecordError as bad:
+                        if self.on_bad_line == "fail":
+                            where = f"{piece.path}:{_record_number(piece.path, record)}"
+                            raise InputError(f"{where}: {bad} (--on-bad-line skip counts such lines)") from bad
+                        self.skipped[bad.reason] += 1
+            finished += piece.path.stat().st_size
+            self.bytes_read = finished
+
+    def _document(self, path: Path, record: _Record) -> Document:
+        value = record.value
+        if isinstance(value, bytes):
+            if len(value) > MAX_LINE_BYTES:
+                raise BadRecordError("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes; cut the document")
+            try:
+                line = value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BadRecordError("invalid_utf8", f"not valid UTF-8 at byte {error.start} of the line") from error
+            value = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else json_object(line)
+        return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0])
+
+
+def _records(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    if piece.path.name.endswith(".parquet"):
+        yield from _parquet_rows(piece, raw, text_key)
+        return
+    try:
+        yield from _lines(text_stream(piece.path, raw), piece)
+    except damages(piece.path) as error:
+        raise InputError(f"{piece.path}: damaged or truncated ({error})") from error
+
+
+def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
+    """Yield the lines of `piece` that are not blank. A line belongs to the piece in which its first byte lies."""
+    position = piece.start
+    if position:
+        _skip_bytes(stream, position - 1)
+        position += _skip_line(stream, None if piece.end is None else piece.end - position + 1) - 1
+    while piece.end is None or position < piece.end:
+        line = stream.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        start, position = position, position + len(line)
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            position += _skip_line(stream, None)
+        if start == 0:
+            check_magic(piece.path, line)
+            line = line.removeprefix(BOM)
+        if line and not line.isspace():
+            yield _Record(start, line)
+
+
+def _skip_bytes(stream: BinaryIO, count: int) -> None:
+    """Go `count` bytes on; a decompressing stream reads its way there."""
+    if stream.seekable():
+        stream.seek(count)
+        return
+    while count and (block := stream.read(min(count, READ_BYTES))):
+        count -= len(block)
+
+
+def _skip_line(stream: BinaryIO, most: int | None) -> int:
+    """Read to the end of the line, or `most` bytes, in bounded memory; return the bytes read."""
+    skipped = 0
+    while most is None or skipped < most:
+        part = stream.readline(READ_BYTES if most is None else min(READ_BYTES, most - skipped))
+        skipped += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _record_number(path: Path, record: _Record) -> int:
+    """Return the line or row number of a record, from 1; counted only when something is wrong with it."""
+    if isinstance(record.value, dict):
+        return record.start + 1
+    with open(path, "rb") as raw:
+        stream, number, left = text_stream(path, raw), 1, record.start
+        while left and (block := stream.read(min(left, READ_BYTES))):
+            number += block.count(b"\n")
+            left -= len(block)
+    return number
+
+
+def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    with reading_parquet(piece.path):
+        file = open_parquet(piece.path, raw)
+        names = file.schema_arrow.names
+        if text_key not in names:
+            raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+        if not is_text_type(kind := file.schema_arrow.field(names.index(text_key)).type):
+            raise InputError(f"{piece.path}: column {text_key!r} holds {kind}, no text (see --text-key)")
+        columns = [name for name in (text_key, "id", "source") if name in names]
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+        number = sum(sizes[: piece.start])
+        groups = list(range(piece.start, len(sizes) if piece.end is None else piece.end))
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns):
+            columns_by_name = zip(batch.schema.names, batch.columns, strict=True)
+            values = {name: plain_values(column, is_text=name == text_key) for name, column in columns_by_name}
+            for row in zip(*values.values(), strict=True):
+                yield _Record(number, dict(zip(values, row, strict=True)))
+                number += 1
+        if number != sum(sizes[: groups[-1] + 1] if groups else sizes[: piece.start]):  # pyarrow says nothing of it
+            raise InputError(f"{piece.path}: damaged: it holds other rows than it says")

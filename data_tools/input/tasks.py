@@ -1,0 +1,86 @@
+"""The input cut into tasks: small enough to lose one, large enough that a corpus has thousands and not millions.
+
+How the input is cut never shows in the output: parts are joined in the order of the tasks, and shards are cut anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from data_tools.input.readers import Piece
+from data_tools.input.streams import row_group_bytes, text_bytes
+
+SMALLEST_TASK_BYTES = 4_000_000  # ours: half a second of work
+LARGEST_TASK_BYTES = 256_000_000  # ours: half a minute of work; 5.66 TB are then 22,000 tasks
+MOST_TASKS = 4096  # ours: tasks grow with the input until they reach LARGEST_TASK_BYTES
+FEW_FILES = 64  # ours: with more files than this, compressed ones are not cut: they can share the work among them
+COMPRESSED_CUTS = 8  # ours: every part of a compressed file decompresses all that lies before it
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pieces of input that one worker turns into one part of the output."""
+
+    pieces: tuple[Piece, ...]
+    num_bytes: int
+    """About as much as the pieces take on disk; for progress."""
+
+    def identity(self, settings: dict[str, Any]) -> str:
+        """Return a name for what this task makes of its input, another one as soon as a setting changes.
+
+        settings: with what `describe_inputs` says of the pieces' files, so that an edited file is another input.
+        """
+        pieces = [(str(path.resolve()), start, end) for path, start, end in self.pieces]
+        described = json.dumps([settings, pieces], sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
+
+
+def plan_tasks(files: Sequence[Path]) -> list[Task]:
+    """Cut `files` into tasks, in order. Raises InputError for a damaged file that has to be looked into."""
+    sizes = [path.stat().st_size for path in files]
+    task_bytes = min(max(sum(sizes) // MOST_TASKS, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
+    few = len(files) <= FEW_FILES
+    pieces = (
+        piece
+        for path, size in zip(files, sizes, strict=True)
+        for piece in (_cut(path, size, task_bytes, few) if size > task_bytes else [(Piece(path), size)])
+    )
+    return list(_group(pieces, task_bytes))
+
+
+def _group(pieces: Iterable[tuple[Piece, int]], task_bytes: int) -> Iterator[Task]:
+    """Join neighbours until they reach `task_bytes`: a folder of tiny files makes few tasks."""
+    group: list[Piece] = []
+    total = 0
+    for piece, size in pieces:
+        group.append(piece)
+        total += size
+        if total >= task_bytes:
+            yield Task(tuple(group), total)
+            group, total = [], 0
+    if group:
+        yield Task(tuple(group), total)
+
+
+def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[Piece, int]]:
+    """Return the pieces of a file larger than a task, with their share of its size."""
+    if path.name.endswith(".parquet"):
+        ends = accumulate(row_group_bytes(path), initial=0)
+        firsts = [
+            index for index, (a, b) in enumerate(pairwise(ends)) if index == 0 or a // task_bytes < b // task_bytes
+        ]
+        bounds: list[int | None] = [*firsts, None]
+    elif path.name.endswith((".jsonl", ".txt")):
+        bounds = [*range(0, size, task_bytes), None]
+    elif few_files:
+        whole = text_bytes(path)
+        step = max(task_bytes, -(-whole // COMPRESSED_CUTS))
+        bounds = [*range(0, whole, step), None]
+    else:
+        bounds = [0, None]
+    share = size // (len(bounds) - 1)
+    return [(Piece(path, start or 0, end), share) for start, end in pairwise(bounds)]

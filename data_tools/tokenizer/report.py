@@ -1,0 +1,187 @@
+"""What a tokenizer does to held-out text, beside a legacy vocabulary; and what its vocabulary holds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from cmbert.config.parameters import count_parameters
+from cmbert.config.schema import ModelConfig
+from cmbert.errors import ConfigError, InputError
+from cmbert.files.reading import every_line
+from cmbert.html.page import bars, chips, section, table, write_page
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from data_tools.clean.quality import code_points, is_hanzi
+from data_tools.encoding.encode import Encoder, batches
+from data_tools.encoding.manifest import Tally
+from data_tools.input.document import Document
+
+MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/
+    "base": (12, 768, 12, 2048),
+    "large": (28, 1024, 16, 2624),
+}
+LONGEST_TOKENS = 40
+CROSSED = {"clause": "words within a clause", "word": "none", "character": "none, and no Hanzi join"}
+TOKEN_KINDS = ("one Hanzi", "several Hanzi", "letters", "digits", "other text", "part of a character")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How far one tokenizer compresses one text."""
+
+    characters_per_token: float
+    bytes_per_token: float
+    unknown_share: float
+    """Of the tokens, [UNK]."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Everything the report says, as plain values."""
+
+    vocab_size: int
+    measured_characters: int
+    ours: dict[str, Compression]
+    """By source, and "all"."""
+    legacy: dict[str, Compression]
+    """Likewise for the vocabulary compared with; empty without one."""
+    straddle_rate: float
+    """Share of jieba's word boundaries that lie inside a token."""
+    kinds: dict[str, int]
+    """Tokens of the vocabulary by what they spell."""
+    longest: list[str]
+    """Of those that spell several whole characters."""
+    embedding_share: dict[str, float]
+    """Of a model's parameters, by its size."""
+
+    def headline(self) -> str:
+        """Return the measures in one line."""
+        ours = self.ours["all"]
+        line = f"{ours.characters_per_token:.2f} characters per token"
+        if self.legacy:
+            ratio = ours.characters_per_token / self.legacy["all"].characters_per_token
+            line += f", {ratio:.2f} times the legacy vocabulary"
+        return f"{line}, {100 * self.straddle_rate:.1f} % of word boundaries inside a token"
+
+
+def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokenizers.Tokenizer | None) -> Measures:
+    """Measure a tokenizer on documents, beside a legacy one if there is one."""
+    by_source: dict[str, list[str]] = {}
+    for document in documents:
+        by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
+    texts = {"all": [text for part in by_source.values() for text in part], **by_source}
+    spellings = [tokenizer.backend.decode([index]) for index in range(NUM_SPECIAL_TOKENS, tokenizer.vocab_size)]
+    whole = [spelling for spelling in spellings if len(spelling) > 1 and "\ufffd" not in spelling]
+    kinds = dict.fromkeys(TOKEN_KINDS, 0)
+    for spelling in spellings:
+        kinds[_kind(spelling)] += 1
+    return Measures(
+        vocab_size=tokenizer.vocab_size,
+        measured_characters=sum(map(len, texts["all"])),
+        ours={name: _compression(tokenizer.backend, part) for name, part in texts.items()},
+        legacy={name: _compression(legacy, part) for name, part in texts.items()} if legacy else {},
+        straddle_rate=_straddle_rate(tokenizer, documents),
+        kinds=kinds,
+        longest=sorted(whole, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
+        embedding_share={name: _embedding_share(tokenizer.vocab_size, *sizes) for name, sizes in MODEL_SIZES.items()},
+    )
+
+
+def read_wordpiece(path: Path) -> tokenizers.Tokenizer:
+    """Return BERT's tokenizer of a vocabulary file, one token a line. Raises ConfigError when it is none.
+
+    A line is a token whatever it holds: U+2028, U+0085 or blanks. A token that stands twice has its last line's id, as
+    with BERT's own tokenizer.
+    """
+    try:
+        vocab = {word: number - 1 for number, word in every_line(path)}
+    except InputError as error:
+        raise ConfigError(f"--against {error}; name a vocabulary with one token a line") from error
+    if "[UNK]" not in vocab:
+        raise ConfigError(f"--against {path}: holds no [UNK]: not a WordPiece vocabulary with one token a line")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _compression(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> Compression:
+    ids = [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    num_tokens = max(sum(map(len, ids)), 1)
+    unknown = backend.token_to_id("[UNK]")  # ours never makes it
+    num_unknown = sum(part.count(unknown) for part in ids) if unknown is not None else 0
+    return Compression(
+        characters_per_token=round(sum(map(len, texts)) / num_tokens, 4),
+        bytes_per_token=round(sum(len(text.encode("utf-8")) for text in texts) / num_tokens, 4),
+        unknown_share=round(num_unknown / num_tokens, 6),
+    )
+
+
+def _straddle_rate(tokenizer: Tokenizer, documents: Sequence[Document]) -> float:
+    encoder, tally = Encoder(tokenizer.directory, "auto"), Tally()
+    for batch in batches(documents):
+        tally.add(encoder(batch).tally)
+    return round(tally.lost_boundaries() / max(tally.word_boundaries, 1), 4)
+
+
+def _kind(spelling: str) -> str:
+    if "\ufffd" in spelling or not spelling:
+        return "part of a character"
+    hanzi = int(is_hanzi(code_points(spelling)).sum())
+    if hanzi == len(spelling):
+        return "one Hanzi" if hanzi == 1 else "several Hanzi"
+    if spelling.strip().isdigit():
+        return "digits"
+    return "letters" if spelling.strip().isalpha() and not hanzi else "other text"
+
+
+def _embedding_share(vocab_size: int, layers: int, width: int, heads: int, intermediate: int) -> float:
+    model = ModelConfig(
+        num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=intermediate, vocab_size=vocab_size
+    )
+    return round(count_parameters(model).embedding_share, 4)
+
+
+def report(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> dict[str, Any]:
+    """Return the report as plain values for JSON."""
+    return {"settings": settings, "measured_on": _measured_on(held_out), **asdict(measures)}
+
+
+def _measured_on(held_out: bool) -> str:
+    return "held-out text" if held_out else "the training text: it is too small to hold any out"
+
+
+def write_report_page(output: Path, measures: Measures, settings: dict[str, Any], *, held_out: bool) -> None:
+    """Write the report as one HTML page."""
+    headings = ["source", "characters per token", "bytes per token"]
+    headings += ["legacy: characters per token", "legacy: unknown", "ratio"] if measures.legacy else []
+    rows: list[list[str]] = []
+    for name, ours in measures.ours.items():
+        row = [name, f"{ours.characters_per_token:.3f}", f"{ours.bytes_per_token:.3f}"]
+        if measures.legacy:
+            legacy = measures.legacy[name]
+            ratio = ours.characters_per_token / legacy.characters_per_token
+            row += [f"{legacy.characters_per_token:.3f}", f"{100 * legacy.unknown_share:.2f} %", f"{ratio:.2f}"]
+        rows.append(row)
+    shares = [[name, f"{100 * share:.1f} %"] for name, share in measures.embedding_share.items()]
+    straddle = [
+        ["boundaries that merges may cross", CROSSED[settings["boundaries"]]],
+        ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
+    ]
+    total = sum(measures.kinds.values())
+    kinds = [(name, count, f"{count:,} ({100 * count / total:.1f} %)") for name, count in measures.kinds.items()]
+    counted = f"{measures.vocab_size:,} ids; {measures.measured_characters:,} characters measured"
+    write_page(
+        output,
+        title="Tokenizer",
+        subtitle=f"{counted}: {measures.headline()}",
+        sections=[
+            section(f"Compression of {_measured_on(held_out)}", table(headings, rows, "numbers")),
+            section("Words", table([], straddle, "facts")),
+            section("What the tokens spell", bars(kinds)),
+            section("Share of the embedding in a model's parameters", table(["model", "share"], shares, "facts")),
+            section("Longest tokens", chips([token.translate({10: "⏎", 32: "␣"}) for token in measures.longest])),
+        ],
+    )

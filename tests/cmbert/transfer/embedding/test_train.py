@@ -1,0 +1,301 @@
+"""`cmbert embed-train` on a tiny model: what it learns, leaves and records; repeats, resumes, refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+from cmbert.cli import main
+from cmbert.config.schema import ModelConfig
+from cmbert.export.hf import export_folder
+from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.init import initialise
+from cmbert.transfer.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
+from cmbert.transfer.embedding import train as embed_train
+from cmbert.transfer.embedding.data import TrainingData
+from cmbert.transfer.embedding.pairs import Graded, Pair
+from cmbert.transfer.embedding.scoring import open_embedder
+from cmbert.transfer.embedding.train import SCALE, Recipe, build_datasets, last_checkpoint, train_embedder
+
+TOPICS = ("天气", "公园", "北京", "大学", "酒店", "房间", "经济", "改革", "价格", "服务")
+FORMS = ("{}很好", "{}怎么样", "我们说{}", "{}和今天", "一起去{}", "每天的{}", "平稳的{}", "干净{}")
+
+
+def text(topic, form):
+    return FORMS[form].format(TOPICS[topic])
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Texts of one topic belong together; the test's forms are not those of training."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    triplets, labelled = [], []
+    for topic, one, other, a, b in draw.integers(0, [10, 10, 10, 6, 6], (260, 5)).tolist():
+        if a != b and topic != one:
+            triplets.append({"query": text(topic, a), "title": text(topic, b), "neg_title": text(one, a)})
+        same = {"sentence1": text(topic, 6), "sentence2": text(topic, 7), "label": "1"}
+        labelled.append(same if a % 2 else same | {"sentence2": text((topic + 1 + other % 9) % 10, 7), "label": "0"})
+    write(folder / "rank.json", triplets)
+    write(folder / "test.json", labelled)
+    write(folder / "sts.json", [row | {"label": 4.5 * int(row["label"])} for row in labelled[:40]])
+    nli = {"1": "entailment", "0": "contradiction"}
+    write(folder / "nli.json", [row | {"label": nli[row["label"]]} for row in labelled[:40]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer_directory):
+    config = ModelConfig(
+        num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=384, local_window=16, max_length=64
+    )
+    network = MaskedLanguageModel(config)
+    initialise(network, seed=0)
+    output = tmp_path_factory.mktemp("exported") / "model"
+    export_folder(
+        network.state_dict(), config, tokenizer_directory, output, format="hf", texts=["今天天气很好"], card=str
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def command(data, model):
+    def command(output, *more, model=model):
+        options = {"--model": model, "--pairs": data / "rank.json", "--eval": data / "test.json", "--output": output}
+        options |= {"--batch-size": 16, "--max-length": 32, "--learning-rate": 2e-3}
+        return main(["embed-train", *(str(word) for pair in options.items() for word in pair), *map(str, more)])
+
+    return command
+
+
+def results(output):
+    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, command):
+    output = tmp_path_factory.mktemp("runs") / "one"
+    assert command(output, "--epochs", 3) == 0
+    return output
+
+
+def test_it_learns_and_says_so(trained):
+    found = results(trained)
+    before, after = found["before"], found["runs"][0]["after"]
+    assert after["spearman"] > before["spearman"] + 0.02  # two labels allow .86 at best
+    assert after["pearson"] > before["pearson"] + 0.1
+    assert f" {after['spearman']:.4f} |" in (trained / "results.md").read_text(encoding="utf-8")
+    assert {"settings", "versions", "hardware", "seconds"} <= found.keys()
+    assert found["runs"][0]["training"]["rows"]["triplets"] > 50
+    assert 0 < found["runs"][0]["training"]["loss"] < 3
+    assert not (trained / "checkpoints").exists()
+
+
+def test_the_record_of_what_it_saw(trained, data):
+    rows = [json.loads(line) for line in (data / "rank.json").read_text(encoding="utf-8").splitlines()]
+    pairs = {(row["query"], row["title"]) for row in rows}
+    for folder in (trained, trained / "model"):
+        (file,) = read_training_data(folder)
+        assert (file.path, file.source, file.pairs) == ("rank.json", "simclue", len(pairs))
+        assert read_training_sentences(folder).tolist() == sentence_hashes(t for r in rows for t in r.values()).tolist()
+    assert share_seen(trained / "model", [text(0, 0), text(0, 7)]) == 0.5
+
+
+def test_the_same_command_gives_the_same_figures(trained, command, tmp_path):
+    assert command(tmp_path / "again", "--epochs", 3, "--mini-batch-size", 64) == 0
+    one, other = results(trained), results(tmp_path / "again")
+    assert one["before"] == other["before"]
+    assert one["runs"][0]["after"] == other["runs"][0]["after"]
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (trained, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+def test_an_interrupted_training_ends_where_a_whole_one_does(trained, command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embed_train, "SAVE_SECONDS", 0.0)
+    on_step_end = embed_train._Watch.on_step_end
+
+    def interrupt(self, args, state, control, **more):
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+        on_step_end(self, args, state, control, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_train._Watch, "on_step_end", interrupt)
+        assert command(tmp_path / "run", "--epochs", 3) == 130
+    assert "interrupted; run the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+    torn = tmp_path / "run" / "checkpoints" / "checkpoint-9"
+    torn.mkdir()
+    assert last_checkpoint(torn.parent).name == "checkpoint-6"
+    assert command(tmp_path / "run", "--epochs", 3) == 0
+    assert "continuing from checkpoint-6" in capsys.readouterr().out
+    assert results(tmp_path / "run")["runs"][0]["training"]["continued"]
+    assert results(tmp_path / "run")["runs"][0]["after"] == results(trained)["runs"][0]["after"]
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(trained, command, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert command(trained, "--epochs", 3) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert command(trained, "--epochs", 2, "--seed", 4) == 2
+    assert "made with other settings (epochs, seed; epochs was 3, is now 2)" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+OUTSIDER = """
+import socket, sys
+sys.modules["cmbert"] = None
+def refuse(*_): raise AssertionError("network")
+socket.socket.connect = socket.getaddrinfo = refuse
+from sentence_transformers import SentenceTransformer
+embeddings = SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu").encode(["今天天气很好", "公园"])
+assert embeddings.shape == (2, 32)
+"""
+
+
+def test_the_model_loads_without_this_package_or_a_network(trained, tmp_path):
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path)}
+    command = [sys.executable, "-I", "-c", OUTSIDER, str(trained / "model")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300)
+
+
+def test_training_again_carries_the_record_over(trained, command, data, tmp_path):
+    other = write(tmp_path / "other.json", [{"sentence1": "新的", "sentence2": "新事", "label": 1}])
+    options = ("--pairs", other, "--sts", data / "sts.json", "--nli", data / "nli.json", "--negatives", "mined")
+    assert command(tmp_path / "two", *options, model=trained / "model") == 0
+    sources = {file.path: file.source for file in read_training_data(tmp_path / "two" / "model")}
+    assert sources == {"rank.json": "simclue", "other.json": "other", "sts.json": "other", "nli.json": "other"}
+    assert share_seen(tmp_path / "two", ["新的", text(0, 0), text(0, 6)]) == 1.0
+    rows = results(tmp_path / "two")["runs"][0]["training"]["rows"]
+    assert rows["similarity"] == 40
+    assert rows["pairs"] == 1
+
+
+def test_the_curve_trains_each_size_once(command, tmp_path, monkeypatch):
+    train, sizes = embed_train.train_embedder, []
+
+    def counted(embedder, pairs, *rest):
+        sizes.append(len(pairs))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return train(embedder, pairs, *rest)
+
+    monkeypatch.setattr(embed_train, "train_embedder", counted)
+    assert command(tmp_path / "curve", "--scaling", "16,32") == 130
+    assert command(tmp_path / "curve", "--scaling", "16,32") == 0
+    assert sizes == [16, 32, 32]
+    found = results(tmp_path / "curve")
+    assert [run["pairs"] for run in found["runs"]] == [16, 32]
+    assert (tmp_path / "curve" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    small, large = (set(read_training_sentences(tmp_path / "curve" / f"pairs_{n:09d}").tolist()) for n in (16, 32))
+    assert small < large
+    assert command(tmp_path / "single", "--num-pairs", 16) == 0
+    assert results(tmp_path / "single")["runs"][0]["after"] == found["runs"][0]["after"]
+
+
+def test_data_sets():
+    sets = build_datasets([Pair("a", "b"), Pair("c", "d", "e")], [Pair("p", "h", "x")], [Graded("s", "t", 0.5)])
+    assert {name: rows[:] for name, rows in sets.items()} == {
+        "pairs": {"anchor": ["a"], "positive": ["b"]},
+        "triplets": {"anchor": ["c"], "positive": ["d"], "negative": ["e"]},
+        "inference_triplets": {"anchor": ["p"], "positive": ["h"], "negative": ["x"]},
+        "similarity": {"sentence1": ["s"], "sentence2": ["t"], "score": [0.5]},
+    }
+
+
+def test_a_checkpoint_is_exported_first(command, model, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr("cmbert.export.release.export", lambda path, output, format: shutil.copytree(model, output))
+    assert command(tmp_path / "out", "--num-pairs", 16, model=run) == 0
+    assert results(tmp_path / "out")["settings"]["model"]["name"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pairs", "{data}/absent.json"), "absent.json: no such file"),
+        (("--eval", "{data}/rank.json"), "rank.json:1: no 'sentence1'"),
+        (("--num-pairs", "100000"), "100,000 pairs asked for, but the files have"),
+        (("--max-length", "65"), "--max-length 65: "),
+        (("--model", "{data}"), "no checkpoint there"),
+        (("--model", "./absent"), "./absent: no such folder"),
+        (("--scaling", "8,8"), "--scaling"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(command, data, tmp_path, capsys, options, message):
+    assert command(tmp_path / "out", *(word.format(data=data) for word in options)) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_learning_rate_that_is_none(command, tmp_path, capsys, rate):
+    with pytest.raises(SystemExit, match="2"):
+        command(tmp_path / "out", "--learning-rate", rate)
+    assert f"argument --learning-rate: {rate} must be positive" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_at_once_is_refused(command, tmp_path, capsys, occupy):
+    occupy(tmp_path / "out")
+    before = sorted((tmp_path / "out").rglob("*"))
+    assert command(tmp_path / "out", "--num-pairs", 16) == 2
+    assert f"{tmp_path}/out: is written by a run on n7" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_it_says_one_thing_at_a_time(command, tmp_path, capfd):
+    assert command(tmp_path / "out", "--num-pairs", 16) == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    assert len([line for line in shown.out.splitlines() if line and not line.startswith(("|", "#"))]) <= 8
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cmbert.memory.free_memory_bytes", lambda device: 1000)
+    assert command(tmp_path / "run") == 2
+    assert "are free on the" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_the_forwards_of_a_step_change_neither_loss_nor_gradient(model, with_negatives):
+    embedder = open_embedder(str(model), 32).eval()
+    texts = [[text(topic, form) * (1 + topic) for topic in range(7)] for form in range(2 + with_negatives)]
+    found = []
+    for size in (7, 3, 2):  # 7 pairs: one forward, or several of which the last is smaller
+        features = [embedder.preprocess(column) for column in texts]
+        loss = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=size)(features, None)
+        embedder.zero_grad()
+        loss.backward()
+        gradients = [weight.grad.flatten() for weight in embedder.parameters() if weight.grad is not None]
+        found.append((loss.item(), torch.cat(gradients)))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-5)
+        assert (gradient - found[0][1]).norm() < 1e-5 * found[0][1].norm()
+
+
+def test_rows_that_no_batch_has_room_for_are_counted(model, tmp_path, caplog):
+    """Rows that share a text are in no batch together, and a pass ends before all have had one of their own."""
+    pairs = [Pair("天气", f"天气很好{i}") for i in range(20)] + [Pair(text(i, 0), text(i, 1)) for i in range(10)]
+    data = TrainingData(pairs, [0] * 30, [], [], [], [], [])
+    recipe = Recipe(epochs=1, batch_size=10, mini_batch_size=10, learning_rate=1e-4, seed=0)
+    with caplog.at_level("INFO"):
+        found = train_embedder(open_embedder(str(model), 32), pairs, data, recipe, tmp_path)
+    assert found["steps"] == 3
+    assert 30 - 3 - 10 <= found["rows_left_out_of_a_pass"] < 20  # of the twenty no more than one a batch
+    assert f"{found['rows_left_out_of_a_pass']} of 30 rows were in no batch of the last pass" in caplog.text

@@ -1,0 +1,321 @@
+"""`clean`: every drop has its reason, one text of each group of duplicates stays, a killed run goes on."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+import data_tools.input.tasks
+from cmbert.config.load import load_recipe
+from cmbert.errors import CheckpointError, ConfigError, InputError
+from cmbert.files.operations import hash_file
+from data_tools.clean.config import CleanConfig, DuplicatesConfig, QualityConfig, load_clean_config
+from data_tools.clean.quality import code_points, drop_reason, repeated_share, top_gram_share
+from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.sample import sample
+
+pytest.importorskip("datatrove")
+
+from data_tools.clean.clean import _open_work_folder, clean
+from tests.processes import is_alive
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+GOOD = (
+    "今天早上我们一家三口去了城西的植物园，花开得正好，孩子在草地上跑来跑去，玩得满头大汗。",
+    "这家酒店离地铁站很近，房间虽然不大，但是打扫得很干净，前台的服务员也非常热情，下次还会再来。",
+    "会议指出，要继续推进改革，扩大开放，保持经济平稳增长，切实改善人民群众的生活条件。",
+    "计算机科学是研究信息与计算的理论基础，以及它们在计算机系统中如何实现与应用的实用技术的学科。",
+)
+LONG = "".join(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, None) for text in (*GOOD, LONG, "\n".join(GOOD))),
+        ("太短了", "too_short"),
+        (LONG * 20_000, "too_long"),
+        ("This text is in English and says nothing at all about anything.", "few_hanzi"),
+        ("★☆好★☆的★☆是★☆吗★☆来★☆吧★☆去★☆了★☆看★☆", "few_hanzi"),
+        ("好的！！是吗？？来吧、、去了。。看看！！想说——什么呢，，真的", "much_punctuation"),
+        ("我的电话号码是这个吗13800138000，订单号码是240131001请查收一下好吗谢谢你了", "many_digits"),
+        ("\n".join([GOOD[0], GOOD[1], GOOD[0], GOOD[0]]), "duplicate_lines"),
+        (
+            "\n".join(["首页新闻体育财经娱乐科技汽车", "登录注册收藏本站设为首页帮助", *(t[:20] for t in GOOD)]),
+            "no_sentences",
+        ),
+        (GOOD[0] * 4, "repetitive"),
+        ("".join(f"{chr(0x4E00 + 7 * i)}真不错啊{chr(0x5000 + 11 * i)}" for i in range(40)), "one_phrase"),
+    ],
+)
+def test_reasons(text: str, reason: str | None) -> None:
+    assert drop_reason(text, QualityConfig()) == reason
+
+
+def test_measures_against_a_naive_reference() -> None:
+    text = GOOD[0] + GOOD[1] + GOOD[0][5:30] + "好好好好好好好好好好好好" + GOOD[2]
+    covered, seen = [False] * len(text), set()
+    for i in range(len(text) - 9):
+        if text[i : i + 10] in seen:
+            covered[i : i + 10] = [True] * 10
+        seen.add(text[i : i + 10])
+    assert repeated_share(code_points(text)) == sum(covered) / len(text)
+    grams = [text[i : i + 4] for i in range(len(text) - 3)]
+    assert top_gram_share(code_points(text)) == max(map(grams.count, grams)) * 4 / len(text)
+    assert repeated_share(code_points("短")) == 0.0
+
+
+@pytest.fixture
+def corpus(write_lines: Callable) -> Path:
+    """Distinct texts, exact and near duplicates of some, one that is too short and one in English."""
+    texts = [
+        f"第{i}号记录：" + "".join(chr(0x4E00 + (i * 7919 + j * j * 131) % 9000) for j in range(200)) + "。"
+        for i in range(40)
+    ]
+    near = [text[:150] + "，" + text[150:] for text in texts[:10]]
+    records = [{"text": text, "source": f"s{i % 2}"} for i, text in enumerate([*texts, *texts[5:20], *near])]
+    return write_lines(
+        "corpus.jsonl", [*records, {"text": "短", "source": "s0"}, {"text": "English " * 9, "source": "s0"}]
+    )
+
+
+def texts_of(directory: Path) -> list[str]:
+    return [document.text for document in DocumentReader(whole_files(input_files([str(directory)])))]
+
+
+def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    found = texts_of(tmp_path / "clean")
+    assert len(found) == 40
+    assert len({text[:6] for text in found}) == 40
+    report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
+    total = {reason: sum(by.get(reason, 0) for by in report["dropped"].values()) for reason in report["dropped"]["s0"]}
+    assert total == {"too_short": 1, "few_hanzi": 1, "exact_duplicate": 15, "near_duplicate": 10}
+    assert sum(counts["documents"] for counts in report["kept"].values()) == 40
+    assert report["samples"]["s0"]["too_short"] == ["短"]
+    page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
+    assert "near duplicate" in page
+    assert "English English" in page
+    assert not list(tmp_path.glob(".*"))
+    capsys.readouterr()
+    (tmp_path / ".clean.clean/texts").mkdir(parents=True)  # what a kill leaves that comes after the last rename
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    assert "done already" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(ConfigError, match=r"other settings \(config\)"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
+
+
+def test_a_work_folder_that_is_half_emptied_is_nobodys(tmp_path: Path) -> None:
+    """A kill there must not leave markers of tasks whose texts are gone."""
+    work = tmp_path / ".clean.clean"
+    work.mkdir()
+    _open_work_folder(work, ["ours"])
+    (work / "log").mkdir()
+    (work / "texts").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_tools.clean.clean.remove", Mock(side_effect=[None, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            _open_work_folder(work, ["another"])
+    _open_work_folder(work, ["ours"])
+    assert [path.name for path in work.iterdir()] == ["identity"]
+
+
+def test_what_is_taken_out_of_texts_is_counted(write_lines: Callable, tmp_path: Path) -> None:
+    script = "<script>" + "x" * 300 + "</script>"
+    texts = [f"<p>{GOOD[0]}</p>{script}", f"{GOOD[1]}a@example.com\u200b", f"当 0<x 时，{GOOD[2]}f(x)>0 成立。"]
+    corpus = write_lines("corpus.jsonl", [{"text": text, "source": f"s{i // 2}"} for i, text in enumerate(texts)])
+    clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    found = texts_of(tmp_path / "clean")
+    assert found == [GOOD[0], f"{GOOD[1]}<email>", texts[2]]
+    removed = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))["removed"]
+    assert removed == {
+        "s0": {
+            "pieces": {"html_tag": 2, "html_block": 1, "control_character": 1, "email": 1},
+            "characters": {"html_tag": 7, "html_block": 317, "control_character": 1, "email": 13},
+            "samples": {"html_tag": ["<p>", "</p>"], "html_block": [script[:160]]},
+        }
+    }
+    page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
+    assert "s0: html block" in page
+    assert "example.com" not in page
+
+
+def test_duplicates_are_kept_on_request(corpus: Path, tmp_path: Path) -> None:
+    exact = CleanConfig(duplicates=DuplicatesConfig(near=False))
+    clean([str(corpus)], tmp_path / "exact", config=exact)
+    assert len(texts_of(tmp_path / "exact")) == 50
+    both = CleanConfig(duplicates=DuplicatesConfig(near=False, exact=False), source="renamed")
+    clean([str(corpus)], tmp_path / "both", config=both)
+    assert len(texts_of(tmp_path / "both")) == 65
+    assert list(json.loads((tmp_path / "both/report.json").read_text())["kept"]) == ["renamed"]
+
+
+def test_workers_and_order_of_drops_change_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_tools.input.tasks, "SMALLEST_TASK_BYTES", 3_000)
+    for workers in (1, 2):
+        clean([str(corpus)], tmp_path / str(workers), config=CleanConfig(), num_workers=workers)
+    one, two = ({path.name: hash_file(path) for path in (tmp_path / name).iterdir()} for name in "12")
+    assert one == two
+    assert len(one) > 5
+    assert len(texts_of(tmp_path / "1")) == 40
+
+
+def test_a_share_is_set_aside(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, heldout = CleanConfig(heldout_share=0.25), tmp_path / "heldout"
+    clean([str(corpus)], tmp_path / "all", config=config)
+    clean([str(corpus)], tmp_path / "clean", config=config, heldout=heldout)
+    everything, train, aside = (set(texts_of(path)) for path in (tmp_path / "all", tmp_path / "clean", heldout))
+    assert train | aside == everything
+    assert not train & aside
+    assert 4 <= len(aside) <= 16
+    assert f"{len(aside)} held out" in capsys.readouterr().out
+    report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
+    assert report["held_out"] == len(aside)
+    assert sum(counts["documents"] for counts in report["kept"].values()) == len(train)
+    clean([str(corpus)], tmp_path / "clean", config=config, heldout=heldout)
+    assert "done already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="lies inside"):
+        clean([str(corpus)], tmp_path / "other", config=config, heldout=tmp_path / "other/heldout")
+    with pytest.raises(ConfigError, match=r"heldout: exists, but .*other does not"):
+        clean([str(corpus)], tmp_path / "other", config=config, heldout=heldout)
+
+
+def test_an_output_inside_the_input_would_be_read_next_time(write_lines: Callable, tmp_path: Path) -> None:
+    folder = write_lines("corpus.jsonl", [{"text": "今天天气很好。"}]).parent
+    for output, heldout in ((folder / "clean", None), (None, folder / "a/b"), (tmp_path / "c", folder / "held")):
+        with pytest.raises(ConfigError, match=f"lies inside {folder}, which is read as input"):
+            clean([str(folder)], output, config=CleanConfig(), heldout=heldout)
+    with pytest.raises(ConfigError, match=f"--output {folder}/sample: lies inside"):
+        sample(str(folder), folder / "sample", size_bytes=10_000)
+
+
+def test_nothing_left_and_bad_lines(write_lines: Callable, tmp_path: Path) -> None:
+    corpus = write_lines("corpus.jsonl", [{"text": "短"}, b"{"])
+    with pytest.raises(InputError, match=r"corpus\.jsonl:2: not JSON"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    with pytest.raises(InputError, match="no document is left: too_short 1"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig(on_bad_line="skip"))
+    assert not (tmp_path / "clean").exists()
+
+
+def test_configuration_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "clean.toml"
+    for text, message in (
+        ("[qualty]\n", "did you mean 'quality'"),
+        ("[quality]\nmin_hanzi_shar = 0.5\n", "quality.min_hanzi_shar: unknown key; did you mean 'min_hanzi_share'"),
+        ("[quality]\nmin_hanzi_share = 5.0\n", "quality.min_hanzi_share: 5.0 must lie between 0 and 1"),
+        ("[normalize]\nurls = 'delete'\n", "normalize.urls: 'delete' is not one of"),
+        ("[duplicates]\nnum_buckets = 0\n", r"duplicates\.num_buckets: 0 must be 1 or more"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_clean_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("clean/*.toml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path) -> None:
+    config = load_clean_config(path)
+    assert config.source == path.stem
+    large = load_recipe(RECIPES / "large/stage1.toml")
+    assert any(Path(source.path).name == config.source for source in large.data.sources)
+
+
+@pytest.mark.parametrize("config", [CleanConfig(), CleanConfig(source="x")])
+def test_the_same_output_at_once_is_refused(
+    corpus: Path, tmp_path: Path, occupy: Callable[[Path], None], config: CleanConfig
+) -> None:
+    """Also with another configuration, which would empty the folder that the first works in."""
+    clean([str(corpus)], tmp_path / "begun", config=CleanConfig())
+    work = tmp_path / ".clean.clean"
+    work.mkdir()
+    (work / "identity").write_text("of the first", encoding="utf-8")
+    occupy(work)
+    before = sorted(work.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"is written by a run on n7 .*; stop that, or choose another directory"):
+        clean([str(corpus)], tmp_path / "clean", config=config)
+    assert sorted(work.rglob("*")) == before
+    assert not (tmp_path / "clean").exists()
+
+
+def test_what_another_configuration_began_is_removed(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = tmp_path / ".clean.clean"
+    (work / "texts").mkdir(parents=True)
+    (work / "texts" / "00000.jsonl.zst").write_bytes(b"torn")
+    (work / "identity").write_text("other", encoding="utf-8")
+    with caplog.at_level("INFO"):
+        clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
+    assert caplog.text.count("of another input or configuration: starting over") == 1
+    assert len(texts_of(tmp_path / "clean")) == 40
+    assert not work.exists()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path, write_lines: Callable) -> None:
+    """Else they would finish tasks, and mark them done, of the next call: its output would lack these texts."""
+    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{LONG}" * 5} for i in range(300)])
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\nimport data_tools.clean.steps, data_tools.input.tasks\n"
+        "data_tools.input.tasks.SMALLEST_TASK_BYTES = 300_000\n"
+        "def wait(*_):\n    open(f'{sys.argv[-1]}.{os.getpid()}', 'w').close()\n    time.sleep(600)\n"
+        "data_tools.clean.steps.drop_reason = wait\n"
+        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    )
+    output = tmp_path / "killed"
+    command = [sys.executable, str(program), "clean", "--input", str(corpus), "--workers", "2", "--output", str(output)]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("killed.*"))) == 2)
+        workers = [int(path.suffix[1:]) for path in tmp_path.glob("killed.*")]
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(map(is_alive, workers)))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
+    records = [{"text": f"{i}{LONG[i % 50 :]}{chr(0x4E00 + i % 8000) * 3}" * 3} for i in range(6_000)]
+    corpus = write_lines("corpus.jsonl", records)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import data_tools.input.tasks, sys; data_tools.input.tasks.SMALLEST_TASK_BYTES = 500_000\n"
+        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    )
+    (tmp_path / "clean.toml").write_text("[quality]\nmax_repeated_share = 1.0\nmax_top_gram_share = 1.0\n")
+    options = ["--input", str(corpus), "--config", str(tmp_path / "clean.toml"), "--workers", "2", "--output"]
+    command = [sys.executable, str(program), "clean", *options]
+    for _ in range(2):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True)
+        markers, deadline = -1, time.monotonic() + 60
+        there = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
+        while markers < there + 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            markers = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed").exists()
+    for name in ("killed", "unbroken"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
+    killed, unbroken = ({p.name: hash_file(p) for p in (tmp_path / name).iterdir()} for name in ("killed", "unbroken"))
+    assert killed == unbroken
