@@ -121,11 +121,27 @@ def new_file(text: str) -> Path:
     return path
 
 
+def new_folder(text: str) -> Path:
+    """Return a path that a folder may be renamed to; what is built for it lies beside it, by its name."""
+    path = Path(text)
+    if path.name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r}: has no name of its own; give one, for example {path / 'out'}")
+    return path
+
+
 def utf8_path(text: str) -> Path:
     """Return the path of what PyTorch, or a library like it, reads or writes: they know no other names than UTF-8."""
     if fault := fault_of_name(text):
         raise argparse.ArgumentTypeError(fault)
     return any_path(text)
+
+
+def units(text: str) -> list[str]:
+    """Return the units that are hidden, each once: "word", "token" or both with a comma."""
+    found = text.split(",")
+    if not set(found) <= {"word", "token"}:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be word, token or word,token")
+    return list(dict.fromkeys(found))
 
 
 def shown(text: str) -> str:

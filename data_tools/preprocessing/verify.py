@@ -22,8 +22,19 @@ from data_tools.input.readers import DocumentReader, input_files, whole_files
 
 SAMPLED_DOCUMENTS = 64  # ours: decoded and encoded again when the tokenizer is given
 FEWEST_TOKENS_TO_JUDGE = 1_000  # ours: in less text every token may be a unit honestly
+EXIT_FAULTS = 1  # exit code of a shard set with faults
 
 logger = logging.getLogger(__name__)
+
+
+def print_faults(directory: Path, *, quick: bool, tokenizer: Tokenizer | None, source: Sequence[str]) -> int:
+    """Print what `find_faults` finds, each fault as it is found, then their number; return it."""
+    num_faults = 0
+    for fault in find_faults(directory, quick=quick, tokenizer=tokenizer, source=source):
+        print(fault)
+        num_faults += 1
+    print(f"{directory}: {num_faults} faults" if num_faults else f"{directory}: sound")
+    return num_faults
 
 
 def find_faults(

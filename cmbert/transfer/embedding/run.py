@@ -68,6 +68,17 @@ class EmbeddingRun:
         return tuple(sorted(self.scaling)) or ((self.num_pairs,) if self.num_pairs else ())
 
 
+def encoder_folder(model: str, scratch: Path) -> str:
+    """Return `model`, or where it was exported to if it is a run or a checkpoint: that is no Hugging Face folder."""
+    path = Path(model)
+    if not path.is_dir() or (path / "config.json").is_file() or (path / "modules.json").is_file():
+        return model
+    from cmbert.export.release import export
+
+    export(path, scratch / "export", "hf")
+    return str(scratch / "export")
+
+
 def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     """Do the run, or what is left of it, and return the contents of results.json.
 

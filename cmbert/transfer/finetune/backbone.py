@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cmbert.errors import CheckpointError
+from cmbert.export.hf import is_export
+from cmbert.export.release import open_model
 from cmbert.model.encoder import Encoder
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -97,6 +99,15 @@ def token_rows(batch: Any) -> list[Piece]:
             )
         )
     return pieces
+
+
+def open_backbone(model: str, *, untrained: bool, trust: bool) -> Backbone:
+    """Open one of our models as it is, any other through transformers. Raises CheckpointError."""
+    folder = Path(model)
+    if folder.is_dir() and (is_export(folder) or not (folder / "config.json").is_file()):
+        trained = open_model(folder)
+        return our_backbone(trained.model, trained.tokenizer.directory, untrained=untrained)
+    return their_backbone(model, untrained=untrained, trust=trust)
 
 
 def our_backbone(model: MaskedLanguageModel, tokenizer_directory: Path, *, untrained: bool) -> Backbone:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmbert.cli import PLAN_ASSUMPTIONS, main
+from cmbert.cli import main
+from cmbert.commands.plan import PLAN_ASSUMPTIONS
 from cmbert.config.load import load_recipe
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import MaskConfig, ModelConfig

@@ -1,0 +1,31 @@
+"""`cmbert export`: a folder that transformers, sentence-transformers or onnxruntime loads."""
+
+import argparse
+
+from cmbert.cli_values import utf8_path
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add `export`."""
+    export = commands.add_parser(
+        "export",
+        help="a folder that transformers, sentence-transformers or onnxruntime loads",
+        description="Write a model folder with a card, once its logits on training text equal ours. Needs no GPU.",
+    )
+    export.add_argument("model", type=utf8_path, help="run directory or checkpoint")
+    export.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="folder to make")
+    export.add_argument(
+        "--format",
+        choices=["hf", "hf-modernbert", "onnx"],
+        default="hf",
+        help="hf-modernbert: insist on stock ModernBERT, for LayerNorm models; onnx: model.onnx (default hf)",
+    )
+    export.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export a model behind the gate."""
+    from cmbert.export.release import export
+
+    export(options.model, options.output, options.format)
+    return 0

