@@ -11,7 +11,7 @@ from cmbert.data.shards.layout import is_shard_set
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, InputError, run_command
 from cmbert.runs.directory import check_belongs
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import load_tokenizer
 
 
@@ -78,7 +78,7 @@ def progress(recipe: Recipe) -> str:
     checkpoint = find_checkpoint(Path(recipe.run_directory))
     if checkpoint is None:
         return "new"
-    return "finished" if read_state(checkpoint).step >= num_steps(recipe) else "begun"
+    return "finished" if read_state(checkpoint).step >= Schedule.of(recipe).num_steps else "begun"
 
 
 if __name__ == "__main__":

@@ -100,8 +100,11 @@ def leave_run(recipe: Recipe, step: int) -> Path:
     write_resolved(recipe, run / "resolved.toml")
     (checkpoint / "MANIFEST.json").write_text("{}", encoding="utf-8")
     fingerprint = load_tokenizer(recipe.data.tokenizer).fingerprint
-    state = dataclasses.asdict(TrainState(step, 8 * step, 512 * step, 1, 1, fingerprint, []))
-    (checkpoint / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    state = TrainState(
+        step=step, rows=8 * step, tokens=512 * step, world_size=1, zero_stage=1,
+        tokenizer_fingerprint=fingerprint, shard_fingerprints=[],
+    )  # fmt: skip
+    (checkpoint / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
     (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n", encoding="utf-8")
     return run
 

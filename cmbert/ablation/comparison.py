@@ -1,6 +1,6 @@
 """The comparison page of a sweep, its Markdown twin and its figures: curves, differences, schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -31,7 +31,7 @@ from cmbert.html.charts import (
     token_ticks,
 )
 from cmbert.html.page import figure, section, table, write_page
-from cmbert.schedule import learning_rate, mask_rate
+from cmbert.schedule import Schedule
 
 NAMES = {
     "heldout_loss": ("held-out loss", "nats per masked token"),
@@ -239,23 +239,23 @@ def _schedules_section(arms: Sequence[ArmResult]) -> str:
     return f'<h2>Schedules</h2>\n<div class="pair">{"".join(figures)}</div>' if figures else ""
 
 
-def _sampled(stages: Sequence[Recipe], value: Any) -> tuple[np.ndarray, np.ndarray]:
+def _sampled(stages: Sequence[Recipe], value: Callable[[Schedule, int], float]) -> tuple[np.ndarray, np.ndarray]:
     tokens, values, before = [], [], 0
-    for stage in stages:
-        total = stage.train.total_tokens
+    for schedule in map(Schedule.of, stages):
+        total = schedule.total_tokens
         for at in np.linspace(0, total, SAMPLES).astype(int).tolist():
             tokens.append(before + at)
-            values.append(value(at, stage))
+            values.append(value(schedule, at))
         before += total
     return np.array(tokens), np.array(values)
 
 
 def _mask_rates(stages: Sequence[Recipe]) -> tuple[np.ndarray, np.ndarray]:
-    return _sampled(stages, lambda at, stage: 100 * mask_rate(at, stage.mask, stage.train.total_tokens))
+    return _sampled(stages, lambda schedule, at: 100 * schedule.mask_rate_at(at))
 
 
 def _learning_rates(stages: Sequence[Recipe]) -> tuple[np.ndarray, np.ndarray]:
-    return _sampled(stages, lambda at, stage: learning_rate(at, stage.schedule, stage.train.total_tokens))
+    return _sampled(stages, Schedule.learning_rate_at)
 
 
 def _plot_schedules(axes: Axes, *, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

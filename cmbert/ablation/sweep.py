@@ -25,7 +25,7 @@ from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.progress import Progress
 from cmbert.runs.metrics import METRICS_FILE
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _total_steps(run: Run) -> int:
-    return sum(map(num_steps, run.stages))
+    return sum(Schedule.of(stage).num_steps for stage in run.stages)
 
 
 def _steps(run: Run) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,6 +10,7 @@ from cmbert.errors import CheckpointError
 from cmbert.files.json_types import read_as
 
 STATE_FILE = "state.json"
+PAIRS = {"left_out", "asked"}  # keys of it with pairs [first, last)
 
 
 class GuardMemory(TypedDict, total=False):
@@ -21,12 +22,22 @@ class GuardMemory(TypedDict, total=False):
     num_in_a_row: int
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """What a resume needs besides the ZeRO files."""
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is; each checkpoint saves it as it is."""
 
     step: int
     """Optimizer steps done; the next one has this number."""
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Rows [first, last) of the data that no step gets (--skip-steps, guards.spike_action = "rewind")."""
+    asked: tuple[tuple[int, int], ...] = ()
+    """Steps [first, last) of --skip-steps, as they were said: said again, they are left out already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState(Progress):
+    """What a resume needs besides the ZeRO files: the progress, and what it was made with and from."""
+
     rows: int
     """Rows consumed: the whole state of the data."""
     tokens: int
@@ -35,8 +46,6 @@ class TrainState:
     zero_stage: int
     tokenizer_fingerprint: str
     shard_fingerprints: list[str]
-    left_out: list[list[int]] = field(default_factory=list)
-    """Rows [first, last) of the data that no step got (--skip-steps, guards.spike_action = "rewind")."""
     source_rows: list[int] = field(default_factory=list)
     """At which of its rows each source of the data is (`Blend.consumed`); empty in checkpoints of older versions."""
     first_rows: list[int] = field(default_factory=list)
@@ -45,10 +54,12 @@ class TrainState:
     """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
     guard: GuardMemory = field(default_factory=lambda: GuardMemory())
     """What the guards remember of the steps before."""
-    asked: list[list[int]] = field(default_factory=list)
-    """Steps [first, last) of --skip-steps, as they were said: asked again, they are left out already."""
     job: str = ""
     """Slurm's job that wrote it; its later lives have done what --resume asks for."""
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(**{part.name: getattr(self, part.name) for part in fields(Progress)})
 
 
 def read_part(path: Path, hint: Any) -> Any:
@@ -61,7 +72,10 @@ def read_part(path: Path, hint: Any) -> Any:
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = checkpoint / STATE_FILE
-    state = TrainState(**read_part(path, TrainState))
+    table = read_part(path, TrainState)
+    for key in PAIRS & table.keys():
+        table[key] = tuple(map(tuple, table[key]))
+    state = TrainState(**table)
     if fault := _fault_of(state):
         raise CheckpointError(f"{path}: {fault}; damaged")
     return state
@@ -69,7 +83,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 def _fault_of(state: TrainState) -> str | None:
     """Return what in a state cannot be, or None."""
-    for key in ("left_out", "asked"):
+    for key in sorted(PAIRS):
         if any(len(pair) != 2 or pair[0] >= pair[1] for pair in getattr(state, key)):
             return f"{key}: not pairs [first, last)"
     for key in ("source_rows", "first_rows"):

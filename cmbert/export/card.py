@@ -16,7 +16,7 @@ from cmbert.export.gate import ROUNDINGS, Comparison
 from cmbert.export.hf import Format
 from cmbert.export.lineage import Lineage, StageFacts
 from cmbert.progress import duration
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 
 PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
 UNDERTRAINED_SHARE = 0.1  # below this share of the paper's tokens the card says so (ours)
@@ -98,7 +98,7 @@ def _stage(stage: StageFacts, number: int) -> str:
     if recipe.train.init_from:
         kind = "the smaller model" if recipe.train.init_tiling else "the weights"
         rows.append(("started from", f"{kind} of {Path(recipe.train.init_from).name}"))
-    rows.append(("steps", f"{state.step:,} of {num_steps(recipe):,}"))
+    rows.append(("steps", f"{state.step:,} of {Schedule.of(recipe).num_steps:,}"))
     rows.append(("tokens seen", f"{state.tokens:,} of {recipe.train.total_tokens:,} row positions"))
     if stage.records:
         real = sum(record["real_tokens"] for record in stage.records)
@@ -169,7 +169,7 @@ def _results(lineage: Lineage, measured: Comparison) -> str:
 
 def _limits(lineage: Lineage) -> str:
     last, tokens = lineage.stages[-1], sum(stage.state.tokens for stage in lineage.stages)
-    model, total = last.recipe.model, num_steps(last.recipe)
+    model, total = last.recipe.model, Schedule.of(last.recipe).num_steps
     lines = []
     if tokens < UNDERTRAINED_SHARE * PAPER_TOKENS and not lineage.lost:
         share = tokens / PAPER_TOKENS

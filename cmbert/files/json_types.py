@@ -51,8 +51,9 @@ def parse_as(raw: str | bytes, hint: Any, where: str, *, error: type[CmbertError
 def misfit(value: Any, hint: Any, key: str = "") -> str | None:
     """Return what of a JSON value is not as its type says, as "key: found 'x', must be a whole number", or None.
 
-    hint: int (0 to MOST), float (a finite number), str, bool, None, Any, Literal, unions, list[T], dict[str, T],
-    TypedDicts, which may hold more, and dataclasses, as a table of their fields, which may not.
+    hint: int (0 to MOST), float (a finite number), str, bool, None, Any, Literal, unions, list[T], tuple[T, ...],
+    dict[str, T], TypedDicts, which may hold more, and dataclasses, as a table of their fields, which may not. A tuple
+    is a list there, and of tuple[T, T] only the type of its values is checked.
     """
     fault = _check_of(hint)(value)
     if fault is None:
@@ -83,7 +84,7 @@ def _check_of(hint: Any) -> Check:
         return lambda value: (
             None if value in arguments and type(value) is not bool else _wrong(value, f"one of {arguments}")
         )
-    if origin is list or hint is list:
+    if origin in (list, tuple) or hint is list:
         return _container(list, enumerate, "a list", _check_of(arguments[0] if arguments else Any))
     if origin is dict or hint is dict:
         return _container(dict, dict.items, "an object", _check_of(arguments[1] if arguments else Any))

@@ -11,7 +11,7 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
-from cmbert.schedule import num_steps, rows_before
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 LEDGER_BYTES = (1.3, 3.3)  # per piece: measured on reviews and on statutes, docs/rows.md
@@ -79,7 +79,8 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         blend = open_blend(found, tokenizer, recipe.train.seed, rows_per_step=recipe.train.rows_per_step)
         epochs: list[float | None] = [None] * len(there)
         if found == data:
-            num_rows = rows_before(num_steps(recipe), recipe)
+            schedule = Schedule.of(recipe)
+            num_rows = schedule.rows_before(schedule.num_steps)
             repeated = [*blend.epochs(num_rows)]
             try:
                 check_epochs(blend, data, num_rows)
@@ -98,7 +99,8 @@ def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
     if share >= 1:  # too few rows of a source, not too many
         return ""
     step_tokens = recipe.train.rows_per_step * recipe.data.context_tokens
-    tokens = int(share * rows_before(num_steps(recipe), recipe) * recipe.data.context_tokens)
+    schedule = Schedule.of(recipe)
+    tokens = int(share * schedule.rows_before(schedule.num_steps) * schedule.context_tokens)
     steps = tokens // step_tokens
     return f"; nearest that works: train.total_tokens = {steps * step_tokens:_}" if steps else ""
 

@@ -12,7 +12,7 @@ import numpy as np
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 
 HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each (ours)
 SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth (ours)
@@ -114,7 +114,7 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
 
     Raises ConfigError when checkpoints are so rare that the stage would hardly advance.
     """
-    step_seconds = 3600 * hours / num_steps(recipe)
+    step_seconds = 3600 * hours / Schedule.of(recipe).num_steps
     num_nodes = math.ceil(num_gpus / assumptions.node_gpus)
     mtbf_hours = assumptions.node_mtbf_hours / num_nodes
     times = (assumptions.stall_seconds, assumptions.write_seconds, 60 * assumptions.restart_minutes, 3600 * mtbf_hours)

@@ -17,7 +17,7 @@ from cmbert.plan.failures import Failures, make_failures
 from cmbert.plan.memory import STAGES, Memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
-from cmbert.schedule import batch_ramp, learning_rate, mask_rate, num_steps, tokens_before
+from cmbert.schedule import Schedule
 
 SCHEDULE_POINTS = 200  # of the drawn curves; a tenth as many lines are printed
 
@@ -91,7 +91,8 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
     parameters = count_parameters(recipe.model)
     flops = count_flops(recipe.model, context, mean_mask_rate(recipe.mask, train.total_tokens))
     zero_stage = deepspeed["zero_optimization"]["stage"]
-    training_flops = flops.training * tokens_before(num_steps(recipe), recipe)
+    schedule = Schedule.of(recipe)
+    training_flops = flops.training * schedule.tokens_before(schedule.num_steps)
     micro = deepspeed["train_micro_batch_size_per_gpu"]
     here = scale_point(recipe, deepspeed, training_flops, parameters.total, num_gpus, micro, assumptions)
     checkpoint = checkpoint_bytes(parameters.total, zero_stage, activation_dtype(deepspeed))
@@ -108,12 +109,12 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         context_tokens=context,
         total_tokens=train.total_tokens,
         step_tokens=train.rows_per_step * context,
-        num_steps=num_steps(recipe),
+        num_steps=schedule.num_steps,
         rows_per_step=train.rows_per_step,
         micro_batch_rows=micro,
         checkpointed_share=recipe.kernels.checkpointed_share,
         accumulation=deepspeed["gradient_accumulation_steps"],
-        batch_ramp=_list_ramp(recipe),
+        batch_ramp=_list_ramp(schedule),
         sources=sources,
         data=cost_of_data(recipe, sources, assumptions),
         checkpoint_bytes=checkpoint,
@@ -123,7 +124,7 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         hours=here.hours,
         scaling=make_scaling(recipe, deepspeed, training_flops, parameters.total, assumptions),
         failures=make_failures(recipe, num_gpus, here.hours, assumptions),
-        schedule=_sample_schedule(recipe),
+        schedule=_sample_schedule(schedule),
         notes=(fewer, *notes) if fewer else notes,
     )
 
@@ -140,20 +141,20 @@ def mean_mask_rate(mask: MaskConfig, total_tokens: int) -> float:
     return warm_up * (mask.start_rate + mask.peak_rate) / 2 + (1 - warm_up) * (mask.peak_rate + mask.end_rate) / 2
 
 
-def _list_ramp(recipe: Recipe) -> tuple[tuple[int, int, int], ...]:
-    stretches = [s for s in batch_ramp(recipe) if s.first_step < num_steps(recipe)]
-    return tuple((s.first_step, s.first_row * recipe.data.context_tokens, s.step_rows) for s in stretches)
+def _list_ramp(schedule: Schedule) -> tuple[tuple[int, int, int], ...]:
+    stages = [stage for stage in schedule.ramp if stage.first_step < schedule.num_steps]
+    return tuple((stage.first_step, schedule.tokens_before(stage.first_step), stage.step_rows) for stage in stages)
 
 
-def _sample_schedule(recipe: Recipe) -> tuple[SchedulePoint, ...]:
-    total = recipe.train.total_tokens
+def _sample_schedule(schedule: Schedule) -> tuple[SchedulePoint, ...]:
+    total = schedule.total_tokens
     places = [total * point // SCHEDULE_POINTS for point in range(SCHEDULE_POINTS + 1)]
     return tuple(
         SchedulePoint(
             percent=100 * point / SCHEDULE_POINTS,
             tokens=tokens,
-            learning_rate=learning_rate(tokens, recipe.schedule, total),
-            mask_rate=mask_rate(tokens, recipe.mask, total),
+            learning_rate=schedule.learning_rate_at(tokens),
+            mask_rate=schedule.mask_rate_at(tokens),
         )
         for point, tokens in enumerate(places)
     )

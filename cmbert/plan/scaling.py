@@ -12,7 +12,7 @@ from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.schema import Recipe
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.memory import REDUCE_BUCKET, largest_micro_batch, usable_bytes
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 
 TARGETS = tuple(8 * 2**power for power in range(8))  # GPUs: 8 to 1,024
 GOOD, HALF = 0.9, 0.5  # efficiencies that a plan names
@@ -112,7 +112,7 @@ def scale_point(recipe: Recipe, deepspeed: dict[str, Any], training_flops: float
                 micro_batch_rows: int, assumptions: Assumptions) -> ScalePoint:  # fmt: skip
     """Return the stage on `num_gpus` GPUs with this micro-batch; its efficiency is that of the only point."""
     accumulation = recipe.train.rows_per_step // (micro_batch_rows * num_gpus)
-    steps = num_steps(recipe)
+    steps = Schedule.of(recipe).num_steps
     compute = training_flops / steps / (assumptions.mfu * assumptions.peak_flops) / num_gpus
     volumes = step_volumes(parameters, deepspeed, deepspeed["zero_optimization"]["stage"], accumulation)
     communication = communication_seconds(volumes, num_gpus, assumptions)

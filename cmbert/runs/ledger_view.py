@@ -14,7 +14,7 @@ from cmbert.data.reader import RowReader, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe
 from cmbert.runs.first_rows import begin_reading, rows_after_stage_before
-from cmbert.schedule import step_mask_rate, step_rows
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
 
 MASKED, REPLACED, KEPT = "⟦{}⟧", "⟦{}→{}⟧", "⟦{}=⟧"
@@ -45,11 +45,12 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         begin_reading(recipe, reader, read_state(checkpoint))
     else:
         reader.blend.begin_at(rows_after_stage_before(recipe, reader))
-    rows = range(record.first_row, record.first_row + len(step_rows(step, recipe)))
+    schedule = Schedule.of(recipe)
+    rows = range(record.first_row, record.first_row + len(schedule.rows(step)))
     again = reader.pieces(reader.find(rows))
     if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):
         raise CheckpointError(f"{run}: its data makes another batch of step {step} today; the shards were changed")
-    rate = step_mask_rate(step, recipe)
+    rate = schedule.mask_rate(step)
     print(
         f"masks at {100 * rate:.2f} %: {MASKED.format('masked')} {REPLACED.format('was', 'is')} {KEPT.format('kept')}"
     )

@@ -6,7 +6,6 @@ The verdict is found on the device, where the optimizer reads it: the host learn
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,8 @@ import torch
 from cmbert.checkpoint.state import GuardMemory
 from cmbert.config.schema import LEAST_HISTORY, GuardConfig
 from cmbert.errors import CmbertError
-from cmbert.zero.optim import Admission
+from cmbert.zero.engine import global_gradient_norm
+from cmbert.zero.optim import StepDecision
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
 LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change (ours)
@@ -38,9 +38,9 @@ class Judgement(NamedTuple):
 
 
 class Guard:
-    """Judges each step by its loss and gradient norm on the device; the host counts, later, what was turned away.
+    """Judges each step by its loss and gradient norm on the device; the host counts, later, what was skipped.
 
-    `begin` and `admit` wait for nothing. `finish` gets the step's figures once they have arrived, in the steps' order.
+    `step` waits for nothing. `finish` gets its judgement once that has arrived, in the steps' order.
     """
 
     def __init__(self, config: GuardConfig, device: torch.device, memory: GuardMemory | None = None):
@@ -49,13 +49,12 @@ class Guard:
         self.losses: deque[float] = deque(memory.get("losses", ()), maxlen=config.spike_window_steps)
         self.norms: deque[float] = deque(memory.get("norms", ()), maxlen=config.spike_window_steps)
         self.num_skipped: int = memory.get("num_skipped", 0)
-        """Steps of the run that did not move the weights."""
+        """Steps of the run that were not taken."""
         self.num_in_a_row: int = memory.get("num_in_a_row", 0)
         self._history = torch.full((2, config.spike_window_steps), math.inf, dtype=torch.float64)  # the device's copy
         self._history[:, : len(self.losses)] = torch.tensor([list(self.losses), list(self.norms)], dtype=torch.float64)
         self._history = self._history.to(device)
         self._count = torch.tensor(len(self.losses), device=device)
-        self._judgement: Judgement | None = None
 
     def memory(self) -> GuardMemory:
         """Return what a checkpoint keeps, so that a resumed run judges as the unbroken one."""
@@ -66,24 +65,23 @@ class Guard:
             "num_in_a_row": self.num_in_a_row,
         }
 
-    def begin(self, loss: torch.Tensor, gradient_norm: Callable[[], torch.Tensor]) -> None:
-        """Announce a step. loss: () float64; gradient_norm: () fp32, known once the optimizer is about to move."""
-        self._loss, self._gradient_norm, self._judgement = loss, gradient_norm, None
+    def step(self, engine: Any, loss: torch.Tensor) -> Judgement:
+        """Let the engine step, unless the step is not sound; return whether it was taken ("ok"), or why not.
 
-    def admit(self) -> Admission:
-        """Tell the optimizer whether it may move. Asked once for each part of the model, judged once a step."""
-        if self._judgement is None:
-            self._norm = self._gradient_norm()
-            self._judgement = self._judge(self._loss, self._norm.double())
-        return Admission(self._norm, (self._judgement.verdict != 0).float())
-
-    def judgement(self) -> Judgement:
-        """Return the announced step's judgement, after the optimizer's step.
-
-        Where DeepSpeed itself kept the optimizer from moving, the gradient was not finite.
+        loss: () float64, of the whole step. DeepSpeed steps the optimizer once for each part of the model, which asks
+        each time; the first answer holds. Nobody asks where DeepSpeed itself found the gradient not finite.
         """
-        if self._judgement is not None:
-            return self._judgement
+        judged: list[Judgement] = []
+
+        def should_step() -> StepDecision:
+            if not judged:
+                judged.append(self._judge(loss, global_gradient_norm(engine).double()))
+            return StepDecision(judged[0].norm.float(), (judged[0].verdict != 0).float())
+
+        engine.basic_optimizer.should_step = should_step
+        engine.step()
+        if judged:
+            return judged[0]
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         return Judgement(zero + VERDICTS.index("not finite"), zero + math.inf, zero, zero)
 
@@ -122,6 +120,16 @@ class Guard:
                 "leave the data out: --skip-steps"
             )
         return verdict
+
+    def skip_reason(self, verdict: str, record: dict[str, Any], judgement: Judgement) -> str:
+        """Say why a step was not taken. record: its metrics; judgement: as numbers."""
+        figures = f"loss {record['loss']:.4g}, gradient norm {record['grad_norm']:.4g}"
+        if verdict == "spike":
+            figures += (
+                f", {judgement.loss_score:.1f} and {judgement.norm_score:.1f} robust standard deviations above the "
+            )
+            figures += "steps before"
+        return f"step {record['step']}: {verdict}: {figures}; not applied ({self.num_skipped} so far)"
 
 
 def robust_scores(figures: torch.Tensor, history: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.whole import write_text
 from cmbert.runs.directory import find_resume
 from cmbert.runs.metrics import append_event, read_events
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 from cmbert.train.starting_weights import check_starting_weights
 
 LIFE = "life"  # kind of the event that a job's start leaves in the run directory
@@ -29,7 +29,7 @@ def steps_to_reach(recipe: Recipe, resume: str, max_steps: int | None, allow_unf
     if not candidates:
         check_starting_weights(recipe, allow_unfinished=allow_unfinished)
     newest = next(iter(readable_states(candidates).values()), None)
-    last_step = num_steps(recipe)
+    last_step = Schedule.of(recipe).num_steps
     return last_step if max_steps is None else min((newest.step if newest else 0) + max_steps, last_step), last_step
 
 

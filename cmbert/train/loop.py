@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,14 +23,11 @@ from cmbert.data.reader import StepBatches
 from cmbert.memory import peak_memory_bytes
 from cmbert.runs.directory import find_resume, open_run_directory
 from cmbert.runs.first_rows import begin_reading
-from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate, step_rows
 from cmbert.train.giving_up import give_up
-from cmbert.train.guards import Judgement
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.saving import is_save_due, put_aside, rewind, save_if_due, settle
+from cmbert.train.saving import is_save_due, note_resume, rewind, save_if_due, settle
 from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
-    Resume,
     Start,
     check_start,
     choose_checkpoint,
@@ -42,7 +38,7 @@ from cmbert.train.start import (
     take_lease,
 )
 from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
-from cmbert.zero.engine import global_gradient_norm, set_accumulation, start_distributed, stop_distributed, time_steps
+from cmbert.zero.engine import set_accumulation, start_distributed, stop_distributed, time_steps
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
 COLLECT_EVERY_STEPS = 100  # ours: a step leaves no cycles (measured at ZeRO 1, 2, 3), what happens now and then may
@@ -71,7 +67,7 @@ def train(
         logging.getLogger("cmbert").setLevel(logging.ERROR)  # one voice: every rank knows the same
     start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished)
     if start.is_finished:
-        logger.info("%s: already finished, %d steps", recipe.run_directory, num_steps(recipe))
+        logger.info("%s: already finished, %d steps", recipe.run_directory, start.schedule.num_steps)
         return 0
     if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
         begun = "all ranks were there" if launch.world_size > 1 else "it began"
@@ -114,18 +110,31 @@ def set_up(
         resume = choose_checkpoint(candidates, launch)
         prove_data(recipe, start, resume, launch)
         begin_reading(recipe, start.reader, resume.state)
-        left_out, asked = leave_out_once(resume, skip_steps, recipe)
+        progress = leave_out_once(resume.progress, skip_steps, start.schedule)
         from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
         engine = open_engine(recipe, start, resume, launch)
         train = recipe.train
         retention = Retention(train.keep_checkpoints, train.keep_every_tokens)
-        last_step = num_steps(recipe) if max_steps is None else min(num_steps(recipe), resume.step + max_steps)
+        num_steps = start.schedule.num_steps
+        last_step = num_steps if max_steps is None else min(num_steps, progress.step + max_steps)
         device = select_device(launch)
         run = Run(
-            recipe, lease.run, launch, device, engine, start.reader, start.tokenizer, start.heldout,
-            CheckpointWriter(lease, engine, retention, train.max_failed_saves), watchdog,
-            guard_of(engine, recipe, resume), None, left_out, asked, resume.step, last_step, time_steps(device),
-        )  # fmt: skip
+            recipe=recipe,
+            schedule=start.schedule,
+            directory=lease.run,
+            launch=launch,
+            device=device,
+            reader=start.reader,
+            tokenizer=start.tokenizer,
+            heldout=start.heldout,
+            engine=engine,
+            guard=guard_of(engine, recipe, resume),
+            writer=CheckpointWriter(lease, engine, retention, train.max_failed_saves),
+            watchdog=watchdog,
+            timer=time_steps(device),
+            progress=progress,
+            last_step=last_step,
+        )
         run.reporter = open_reporter(run)
         note_resume(run, resume)
     except BaseException:
@@ -136,21 +145,6 @@ def set_up(
     gc.disable()
     watchdog.start()
     return run
-
-
-def note_resume(run: Run, resume: Resume) -> None:
-    """Say where the run begins, and leave the checkpoints as those who look for one shall find them."""
-    begins = f"resuming at step {resume.step} from {resume.checkpoint}" if resume.checkpoint else "starting"
-    logger.info(
-        "%s: %s on %d x %s, %d steps, %d tokens",
-        run.directory, begins, run.launch.world_size, run.device.type, num_steps(run.recipe),
-        run.recipe.train.total_tokens,
-    )  # fmt: skip
-    put_aside(run, resume)
-    if resume.state and resume.state.world_size != run.launch.world_size:
-        run.event(
-            "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"
-        )
 
 
 def do_steps(run: Run, stop: StopRequest) -> str:
@@ -183,10 +177,10 @@ def catch_up(run: Run, num_left: int) -> str:
     while len(run.launched) > (0 if outcome == "stop" else num_left):
         run.watchdog.enter("end of the step", run.launched[0].step)
         launched = run.launched.popleft()
-        record, judgement, state = launched.result(run.recipe)
+        record, judgement, state = launched.result(run.schedule)
         verdict = run.guard.finish(launched.step, record["loss"], judgement)
         if verdict != "ok":
-            run.event(verdict, turned_away(run, record, verdict, judgement), launched.step + 1)
+            run.event(verdict, run.guard.skip_reason(verdict, record, judgement), launched.step + 1)
             if verdict == "spike" and run.recipe.guards.spike_action == "rewind":
                 run.launched.clear()  # what was launched after it is undone, too
                 run.step = launched.step + 1
@@ -207,25 +201,16 @@ def collect_garbage(run: Run) -> None:
         gc.freeze()  # what has lived so long stays: the next look is short
 
 
-def turned_away(run: Run, record: dict[str, Any], verdict: str, judgement: Judgement) -> str:
-    """Say why a step did not move the weights."""
-    figures = f"loss {record['loss']:.4g}, gradient norm {record['grad_norm']:.4g}"
-    if verdict == "spike":
-        figures += f", {judgement.loss_score:.1f} and {judgement.norm_score:.1f} robust standard deviations above the "
-        figures += "steps before"
-    return f"step {record['step']}: {verdict}: {figures}; not applied ({run.guard.num_skipped} so far)"
-
-
 def batches(run: Run) -> Iterator[StepData]:
     """Yield this rank's part of every step still to do."""
     geometry = BatchGeometry(
-        step_rows=partial(step_rows, recipe=run.recipe),
+        step_rows=run.schedule.rows,
         micro_batch_rows=taken_micro_batch(run.recipe.train, run.launch.world_size),
         rank=run.launch.rank,
         world_size=run.launch.world_size,
-        left_out=run.left_out,
+        left_out=run.progress.left_out,
     )
-    dataset = StepBatches(run.reader, geometry, partial(step_mask_rate, recipe=run.recipe))
+    dataset = StepBatches(run.reader, geometry, run.schedule.mask_rate)
     steps = range(run.step, run.last_step)
     return iterate_steps(dataset, steps, run.recipe.data.num_workers, pin_memory=run.device.type == "cuda")
 
@@ -276,21 +261,20 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     sums = sum_step(loss_sum, num_correct, source_loss, state, run.launch)
     mean_loss = sums.loss / masked[0].clamp_min(1.0)
     run.watchdog.enter("optimizer", run.step)
-    run.guard.begin(mean_loss, partial(global_gradient_norm, engine))
-    learning_rate = step_learning_rate(run.step, recipe)
+    learning_rate = run.schedule.learning_rate(run.step)
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     run.writer.hold_weights()
     with timer.phase("optimizer"):
-        engine.step()
-    figures = send_to_host(figures_of(masked[0], mean_loss, sums, run.guard.judgement()))
+        judgement = run.guard.step(engine, mean_loss)
+    figures = send_to_host(figures_of(masked[0], mean_loss, sums, judgement))
     run.step += 1
     return LaunchedStep(run.step - 1, data.facts, wait_seconds, figures, timer.close())
 
 
 def evaluate(run: Run) -> dict[str, float]:
     """Score the held-out rows when it is their turn. All ranks call this."""
-    is_due = run.step % run.recipe.evaluation.every_steps == 0 or run.step == num_steps(run.recipe)
+    is_due = run.step % run.recipe.evaluation.every_steps == 0 or run.is_finished
     if run.heldout is None or not is_due:
         return {}
     run.watchdog.enter("evaluation", run.step)
@@ -302,7 +286,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def finish(run: Run, stopped_by: str | None) -> int:
     """Say how the call ended and return its exit code, the same on every rank."""
-    if run.step == num_steps(run.recipe):
+    if run.is_finished:
         logger.info("%s: stage finished after %d steps", run.recipe.run_directory, run.step)
         return 0
     why = stopped_by or "--max-steps"

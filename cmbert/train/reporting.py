@@ -14,7 +14,7 @@ from cmbert.data.reader import RowReader
 from cmbert.files.lease import Lease
 from cmbert.progress import duration
 from cmbert.runs.metrics import MetricsWriter
-from cmbert.schedule import rows_before, step_rows
+from cmbert.schedule import Schedule
 from cmbert.train.rates import compute_rates
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reporter:
-    """Metrics, ledger and log lines of one stretch of steps, from `first_step` to before `last_step`."""
+    """Metrics, ledger and log lines of the steps, from `first_step` to before `last_step`."""
 
     recipe: Recipe
+    schedule: Schedule
     reader: RowReader
     metrics: MetricsWriter
     ledger: LedgerWriter
@@ -55,7 +56,7 @@ class Reporter:
         self.ledger.write(record["step"], facts.ledger)
         record |= self.notes
         self.notes.clear()
-        rows = step_rows(record["step"], self.recipe)
+        rows = self.schedule.rows(record["step"])
         record["first_row"], record["rows_left_out"] = facts.first_row, facts.first_row - rows.start
         record["source_tokens"] = facts.source_tokens
         record["unit_lengths"] = facts.unit_lengths
@@ -65,7 +66,7 @@ class Reporter:
         record |= compute_rates(
             self.recipe.model, facts.piece_lengths, record["masked_tokens"], seconds, self.world_size, self.device
         )
-        record["fill_rate"] = record["real_tokens"] / (len(rows) * self.recipe.data.context_tokens)
+        record["fill_rate"] = record["real_tokens"] / (len(rows) * self.schedule.context_tokens)
         record["time"] = time.time()
         self.metrics.write(record)
         done = record["step"] + 1
@@ -87,7 +88,7 @@ class Reporter:
 
         The first step compiles what is compiled, and says nothing about the others.
         """
-        first, now, last = (rows_before(step, self.recipe) for step in (self.first_step + 1, done, self.last_step))
+        first, now, last = map(self.schedule.rows_before, (self.first_step + 1, done, self.last_step))
         if now <= first:
             self.started = time.perf_counter()
             return ""

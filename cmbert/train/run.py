@@ -2,20 +2,21 @@
 
 import logging
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cmbert.checkpoint.state import Progress
 from cmbert.checkpoint.writer import CheckpointWriter
 from cmbert.cluster.distributed import Launch
 from cmbert.cluster.watchdog import Watchdog
 from cmbert.config.schema import Recipe
-from cmbert.data.batches import LeftOut
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.reader import RowReader
 from cmbert.runs.metrics import MetricsWriter
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import Tokenizer
 from cmbert.train.guards import Guard
 from cmbert.train.heldout import Heldout
@@ -27,11 +28,12 @@ from cmbert.zero.step_timer import StepTimer
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """Everything one rank holds while it trains."""
 
     recipe: Recipe
+    schedule: Schedule
     directory: Path
     launch: Launch
     device: torch.device
@@ -42,17 +44,29 @@ class Run:
     writer: CheckpointWriter
     watchdog: Watchdog
     guard: Guard
-    reporter: Reporter | None
-    """Only rank 0 has one."""
-    left_out: LeftOut
-    asked: tuple[tuple[int, int], ...]
-    """Steps of --skip-steps, as they were said, of this and earlier calls."""
-    step: int
-    last_step: int
     timer: StepTimer
+    progress: Progress
+    last_step: int
+    """Of this call."""
+    reporter: Reporter | None = None
+    """Only rank 0 has one."""
     num_rewinds: int = 0
+    """Of this call."""
     launched: deque[LaunchedStep] = field(default_factory=deque)
     """Steps done whose figures nobody has read, oldest first."""
+
+    @property
+    def step(self) -> int:
+        """Steps launched; the next one has this number."""
+        return self.progress.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.progress = replace(self.progress, step=step)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.schedule.num_steps
 
     def event(self, kind: str, text: str, step: int | None = None) -> None:
         """Say and record what does not happen in every step. step: default, the next one to be launched."""
@@ -74,10 +88,8 @@ class Run:
 
 
 def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
-    """Return a guard that remembers what the checkpoint says, in charge of the engine's optimizer."""
-    guard = Guard(recipe.guards, engine.device, resume.state.guard if resume.state else None)
-    engine.basic_optimizer.admit = guard.admit
-    return guard
+    """Return a guard that remembers what the checkpoint says."""
+    return Guard(recipe.guards, engine.device, resume.state.guard if resume.state else None)
 
 
 def open_reporter(run: Run) -> Reporter | None:
@@ -88,5 +100,14 @@ def open_reporter(run: Run) -> Reporter | None:
     metrics = MetricsWriter(run.directory, run.step, run.recipe)
     ledger = LedgerWriter(run.directory, run.step, lease.check)
     return Reporter(
-        run.recipe, run.reader, metrics, ledger, lease, run.step, run.last_step, run.launch.world_size, run.device
+        run.recipe,
+        run.schedule,
+        run.reader,
+        metrics,
+        ledger,
+        lease,
+        run.step,
+        run.last_step,
+        run.launch.world_size,
+        run.device,
     )

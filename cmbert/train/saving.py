@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 
 from cmbert.checkpoint.files import CHECKPOINTS, DAMAGED_SUFFIX, leave_behind, name_newest, resume_candidates, set_aside
@@ -10,7 +11,6 @@ from cmbert.checkpoint.writer import SaveReport
 from cmbert.cluster.distributed import from_first_rank
 from cmbert.data.batches import data_row
 from cmbert.errors import CheckpointError, TransientError, advice
-from cmbert.schedule import rows_before, tokens_before
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.start import Resume, choose_checkpoint, leave_out, restore
@@ -51,21 +51,19 @@ def save_if_due(run: Run, stopping: bool) -> None:
 
 def begin_save(run: Run, *, rolling: bool) -> None:
     """Begin to write a checkpoint of the steps done so far."""
-    rows = data_row(rows_before(run.step, run.recipe), run.left_out)
+    rows = data_row(run.schedule.rows_before(run.step), run.progress.left_out)
     state = TrainState(
-        step=run.step,
+        **vars(run.progress),
         rows=rows,
         source_rows=run.reader.blend.consumed(rows),
         first_rows=run.reader.blend.begins,
-        left_out=[list(batches) for batches in run.left_out],
-        tokens=tokens_before(run.step, run.recipe),
+        tokens=run.schedule.tokens_before(run.step),
         world_size=run.launch.world_size,
         zero_stage=run.engine.zero_optimization_stage(),
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
         rolling=rolling,
         guard=run.guard.memory(),
-        asked=[list(steps) for steps in run.asked],
         job=os.environ.get("SLURM_JOB_ID", ""),
     )
     run.writer.begin(state, run.reporter.sync if run.reporter else lambda: None)
@@ -93,6 +91,21 @@ def settle(run: Run) -> SaveReport:
             "checkpoint_write_seconds": report.write_seconds,
         }
     return report
+
+
+def note_resume(run: Run, resume: Resume) -> None:
+    """Say where the run begins, and leave the checkpoints as those who look for one shall find them."""
+    begins = f"resuming at step {run.step} from {resume.checkpoint}" if resume.checkpoint else "starting"
+    logger.info(
+        "%s: %s on %d x %s, %d steps, %d tokens",
+        run.directory, begins, run.launch.world_size, run.device.type, run.schedule.num_steps,
+        run.recipe.train.total_tokens,
+    )  # fmt: skip
+    put_aside(run, resume)
+    if resume.state and resume.state.world_size != run.launch.world_size:
+        run.event(
+            "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"
+        )
 
 
 def put_aside(run: Run, resume: Resume) -> None:
@@ -128,12 +141,12 @@ def rewind(run: Run) -> None:
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
     put_aside(run, resume)
-    first = max(resume.step, spike + 1 - guards.rewind_steps)
-    run.left_out = leave_out(run.left_out, (first, spike + 1), resume.step, run.recipe)
+    back = replace(run.progress, step=resume.progress.step)
+    first = max(back.step, spike + 1 - guards.rewind_steps)
     restore(run.engine, resume, run.launch)
     run.guard = guard_of(run.engine, run.recipe, resume)
     run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
-    run.step = resume.step
+    run.progress = leave_out(back, (first, spike + 1), run.schedule)
     if run.reporter is not None:
         run.reporter.close()
         run.reporter = open_reporter(run)

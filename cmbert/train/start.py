@@ -1,7 +1,7 @@
 """How a run begins: everything a user can have wrong is checked before any rank waits for another, then ranks join."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ import torch
 
 from cmbert.accel import apply_determinism, check_kernels
 from cmbert.checkpoint.files import UNIVERSAL_SUFFIX, damaged_files
-from cmbert.checkpoint.state import TrainState, read_state, readable_states
+from cmbert.checkpoint.state import Progress, TrainState, read_state, readable_states
 from cmbert.cluster.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
 from cmbert.config.batch import describe_micro_batch
 from cmbert.config.deepspeed import activation_bytes, activation_dtype, resolve_deepspeed, zero_stage
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.data.batches import LeftOut, data_row, merge_ranges
+from cmbert.data.batches import data_row, merge_ranges
 from cmbert.data.reader import RowReader, open_reader
 from cmbert.data.shards.integrity import Crew
 from cmbert.data.sources import check_epochs, describe_unread, prove_ids
@@ -29,7 +29,7 @@ from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.runs.directory import PLAN_FOLDER, check_fits, find_resume
 from cmbert.runs.metrics import check_wandb
-from cmbert.schedule import num_steps, rows_before
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.starting_weights import check_starting_weights, starting_model
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 class Start:
     """What a run begins with, the same on every rank."""
 
+    schedule: Schedule
     deepspeed_config: dict[str, Any]
     tokenizer: Tokenizer
     reader: RowReader
@@ -67,16 +68,8 @@ class Resume:
     """What was wrong with newer checkpoints."""
 
     @property
-    def step(self) -> int:
-        return self.state.step if self.state else 0
-
-    @property
-    def left_out(self) -> LeftOut:
-        return tuple((first, last) for first, last in self.state.left_out) if self.state else ()
-
-    @property
-    def asked(self) -> tuple[tuple[int, int], ...]:
-        return tuple((first, last) for first, last in self.state.asked) if self.state else ()
+    def progress(self) -> Progress:
+        return self.state.progress if self.state else Progress(step=0)
 
 
 def take_lease(run: Path, launch: Launch) -> Lease:
@@ -109,7 +102,8 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
     )
     for source in reader.blend.sources:
         source.shards.recall_proof(Path(recipe.run_directory) / PLAN_FOLDER)
-    num_rows = rows_before(num_steps(recipe), recipe)
+    schedule = Schedule.of(recipe)
+    num_rows = schedule.rows_before(schedule.num_steps)
     check_epochs(reader.blend, recipe.data, num_rows)
     candidates = find_resume(recipe, resume)
     states = readable_states(candidates)
@@ -129,8 +123,8 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
     for line in describe_unread(reader.blend, recipe.data, num_rows):
         logger.info("%s", line)
     newest = next(iter(states.values()), None)
-    is_finished = newest is not None and newest.step >= num_steps(recipe)
-    return Start(deepspeed_config, tokenizer, reader, heldout, resume, candidates, is_finished)
+    is_finished = newest is not None and newest.step >= schedule.num_steps
+    return Start(schedule, deepspeed_config, tokenizer, reader, heldout, resume, candidates, is_finished)
 
 
 def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: Launch) -> None:
@@ -201,28 +195,28 @@ def _try_files(checkpoint: Path, launch: Launch) -> tuple[list[str], OSError | N
         return [], error.with_traceback(None)
 
 
-def leave_out_once(
-    resume: Resume, skip_steps: tuple[int, int] | None, recipe: Recipe
-) -> tuple[LeftOut, tuple[tuple[int, int], ...]]:
-    """Return what is left out when --skip-steps says these steps, and all that it has said in this run.
+def leave_out_once(progress: Progress, skip_steps: tuple[int, int] | None, schedule: Schedule) -> Progress:
+    """Return `progress` with what --skip-steps says left out, and noted as said.
 
     What was said before is done: a job that is requeued says it in each life. Raises ConfigError for steps done.
     """
     if skip_steps is None:
-        return resume.left_out, resume.asked
-    if skip_steps in resume.asked:
+        return progress
+    if skip_steps in progress.asked:
         logger.info("--skip-steps %d:%d: asked before in this run, and done then", *skip_steps)
-        return resume.left_out, resume.asked
-    return leave_out(resume.left_out, skip_steps, resume.step, recipe), (*resume.asked, skip_steps)
+        return progress
+    return replace(leave_out(progress, skip_steps, schedule), asked=(*progress.asked, skip_steps))
 
 
-def leave_out(before: LeftOut, steps: tuple[int, int], step: int, recipe: Recipe) -> LeftOut:
+def leave_out(progress: Progress, steps: tuple[int, int], schedule: Schedule) -> Progress:
     """Add the rows of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
     first, last = steps
-    if not step <= first < last:
-        raise ConfigError(f"--skip-steps {first}:{last}: must name steps still to do, {step} or later, first:last")
-    rows = tuple(data_row(rows_before(step, recipe), before) for step in (first, last))
-    return merge_ranges([*before, (rows[0], rows[1])])
+    if not progress.step <= first < last:
+        raise ConfigError(
+            f"--skip-steps {first}:{last}: must name steps still to do, {progress.step} or later, first:last"
+        )
+    rows = tuple(data_row(schedule.rows_before(step), progress.left_out) for step in steps)
+    return replace(progress, left_out=merge_ranges([*progress.left_out, (rows[0], rows[1])]))
 
 
 def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> Any:

@@ -13,7 +13,7 @@ from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.model.tiling import check_tiling, tile_weights
 from cmbert.runs.directory import read_run_recipe, run_of
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def starting_model(recipe: Recipe) -> MaskedLanguageModel:
 
 def _progress(checkpoint: Path) -> tuple[int, int]:
     """Return the steps done at a checkpoint, and those of its whole run."""
-    return read_state(checkpoint).step, num_steps(read_run_recipe(run_of(checkpoint)))
+    return read_state(checkpoint).step, Schedule.of(read_run_recipe(run_of(checkpoint))).num_steps
 
 
 def _source_model(recipe: Recipe) -> ModelConfig:

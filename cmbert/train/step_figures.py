@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cmbert.cluster.distributed import Launch, of_every_rank, to_device
-from cmbert.config.schema import Recipe
 from cmbert.data.batches import StepFacts
-from cmbert.schedule import step_learning_rate, step_mask_rate, tokens_before
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 from cmbert.train.guards import Judgement
 from cmbert.train.source_loss import SourceLoss, mean_source_loss
@@ -71,7 +70,7 @@ class LaunchedStep:
     notes: dict[str, float] = field(default_factory=dict)
     """Figures of what followed it: an evaluation."""
 
-    def result(self, recipe: Recipe) -> StepResult:
+    def result(self, schedule: Schedule) -> StepResult:
         """Wait for the step and return what became of it."""
         self.times.wait()
         masked, loss, correct, *rest = self.figures.tolist()
@@ -80,11 +79,11 @@ class LaunchedStep:
         facts, maskable_tokens = self.facts, sum(self.facts.source_tokens)
         record = {
             "step": self.step,
-            "tokens": tokens_before(self.step + 1, recipe),
+            "tokens": schedule.tokens_before(self.step + 1),
             "loss": loss,
             "accuracy": correct / max(masked, 1.0),
-            "learning_rate": step_learning_rate(self.step, recipe),
-            "mask_rate": step_mask_rate(self.step, recipe),
+            "learning_rate": schedule.learning_rate(self.step),
+            "mask_rate": schedule.mask_rate(self.step),
             "masked_tokens": masked,
             "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * facts.num_pieces,
             "realised_mask_rate": masked / max(maskable_tokens, 1.0),

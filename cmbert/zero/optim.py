@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, and the door before it: a step that is not admitted moves nothing."""
+"""The optimizer, its parameter groups, and the question before it: a step that is skipped moves nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import unwrap
@@ -38,11 +38,11 @@ def whole_parameters(parameters: Sequence[torch.Tensor]) -> Layout:
     return Layout(segments, sizes, across_ranks=False)
 
 
-class Admission(NamedTuple):
+class StepDecision(NamedTuple):
     """What the optimizer is told before a step, on the device, so that the host need not wait for it."""
 
     norm: torch.Tensor  # () fp32: of the whole gradient, over all ranks
-    refused: torch.Tensor  # () fp32: 1 = nothing may move, 0 = the step is taken
+    skipped: torch.Tensor  # () fp32: 1 = nothing may move, 0 = the step is taken
 
 
 LEAST_DIVISOR = torch.finfo(torch.float32).tiny  # 1 / it is finite; that of an eps^2 below is not, and times 0 is NaN
@@ -57,7 +57,7 @@ class AdamW(torch.optim.Optimizer):
     tensors: `layout` says which, and the sums are added up over the ranks, so that RMS is that of the whole parameter.
     The state is torch AdamW's (step, exp_avg, exp_avg_sq), and so is the kernel that moves the weights.
 
-    max_norm: where `admit` tells the gradient's norm, the gradient is scaled down to this; 0 = not at all.
+    max_norm: where `should_step` tells the gradient's norm, the gradient is scaled down to this; 0 = not at all.
     """
 
     # torch has these step aside for torch.compile, and the first call imports it for that, seconds long, also where
@@ -79,28 +79,28 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.clip_updates, self.max_norm = clip_updates, max_norm
         self.layout: Layout | None = None
-        self.admit: Callable[[], Admission] | None = None
+        self.should_step: Callable[[], StepDecision] | None = None
         """Asked at the beginning of every call of `step`, of which ZeRO makes several in a step."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the parameters that have gradients, unless `admit` refuses. All ranks call this alike.
+        """Move the parameters that have gradients, unless `should_step` says no. All ranks call this alike.
 
-        The gradients are overwritten by clipped ones. Refused or not, the same kernels run: the host learns it later.
+        The gradients are overwritten by clipped ones. Skipped or not, the same kernels run: the host learns it later.
         """
-        admission = self.admit() if self.admit is not None else None
+        decision = self.should_step() if self.should_step is not None else None
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
                 self._prepare(parameter)
-                self._clip(parameter, admission)
-            refused = None if admission is None else admission.refused
+                self._clip(parameter, decision)
+            skipped = None if decision is None else decision.skipped
             if self.clip_updates:
-                self._step_clipped(parameters, group, refused)
+                self._step_clipped(parameters, group, skipped)
             else:
                 for parameter in parameters:
                     whole = Segment(0, 0, parameter.numel())
-                    self._move(parameter, whole, self.state[parameter]["step"], group, refused)
+                    self._move(parameter, whole, self.state[parameter]["step"], group, skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, with every counter where the kernel reads it."""
@@ -117,12 +117,12 @@ class AdamW(torch.optim.Optimizer):
             if "step" in state:
                 state["step"] = torch.as_tensor(state["step"]).to(parameter.device, torch.float32, copy=True)
 
-    def _clip(self, parameter: torch.Tensor, admission: Admission | None) -> None:
+    def _clip(self, parameter: torch.Tensor, decision: StepDecision | None) -> None:
         """Scale the gradient down, as DeepSpeed would, which asks the host whether the norm is finite."""
-        if admission is None or not self.max_norm:
+        if decision is None or not self.max_norm:
             return
         assert parameter.grad is not None
-        factor = 1.0 / ((admission.norm + NORM_EPS) / self.max_norm).clamp_min(1.0)
+        factor = 1.0 / ((decision.norm + NORM_EPS) / self.max_norm).clamp_min(1.0)
         parameter.grad.mul_(factor.to(parameter.device))
 
     def _prepare(self, parameter: torch.Tensor) -> None:
@@ -134,7 +134,7 @@ class AdamW(torch.optim.Optimizer):
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def _step_clipped(self, parameters: list[torch.Tensor], group: dict, refused: torch.Tensor | None) -> None:
+    def _step_clipped(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
         if self.layout is None:
             self.layout = whole_parameters([p for every in self.param_groups for p in every["params"]])
         segments, sizes, across_ranks = self.layout
@@ -150,10 +150,10 @@ class AdamW(torch.optim.Optimizer):
         rates = rates.tolist() if on_cpu else rates.float()
         for flat, segment in pieces:
             step = self.state[flat]["step"].clone()
-            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]}, refused)
+            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]}, skipped)
         for flat in parameters:
             step = self.state[flat]["step"]
-            step += 1.0 if refused is None else (1.0 - refused).to(step.device)
+            step += 1.0 if skipped is None else (1.0 - skipped).to(step.device)
 
     def _relative_energy(self, flat: torch.Tensor, segment: Segment, group: dict) -> torch.Tensor:
         """Return the sum of g^2 / max(v, eps^2) over `segment`, float64."""
@@ -167,9 +167,9 @@ class AdamW(torch.optim.Optimizer):
         return kept.reciprocal_().mul_(gradient).mul_(gradient).sum(dtype=torch.float64) * correction
 
     def _move(
-        self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict, refused: torch.Tensor | None
+        self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict, skipped: torch.Tensor | None
     ) -> None:
-        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`, unless `refused` is 1."""
+        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`, unless `skipped` is 1."""
         assert flat.grad is not None
         state, (beta1, beta2) = self.state[flat], group["betas"]
         adamw(
@@ -181,7 +181,7 @@ class AdamW(torch.optim.Optimizer):
             [step],
             fused=True,
             # The kernel's word for it: where it is 1, nothing is written. torch would copy it without waiting.
-            found_inf=None if refused is None else refused.to(flat.device),
+            found_inf=None if skipped is None else skipped.to(flat.device),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

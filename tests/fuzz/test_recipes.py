@@ -19,7 +19,7 @@ from cmbert.config.schema import Recipe
 from cmbert.data.reader import open_reader
 from cmbert.errors import ConfigError
 from cmbert.plan.plan import make_plan
-from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import load_tokenizer
 from data_tools.clean.config import load_clean_config
 from tests.fuzz.doors import (
@@ -60,10 +60,11 @@ def tables(*valid: dict[str, Any]) -> st.SearchStrategy[bytes]:
 
 def use(recipe: Recipe) -> None:
     """Do with a recipe what a run does first."""
-    last = num_steps(recipe) - 1
+    schedule = Schedule.of(recipe)
+    last = schedule.num_steps - 1
     for step in (0, last // 2, last):
-        assert 0 <= step_learning_rate(step, recipe) <= recipe.schedule.lr_max * (1 + 1e-9)
-        assert 0 <= step_mask_rate(step, recipe) <= 1
+        assert 0 <= schedule.learning_rate(step) <= recipe.schedule.lr_max * (1 + 1e-9)
+        assert 0 <= schedule.mask_rate(step) <= 1
     accepts_or_says(lambda: resolve_deepspeed(recipe, 1))
     accepts_or_says(lambda: resolve_deepspeed(recipe, 3))
     accepts_or_says(lambda: make_plan(recipe, 2))

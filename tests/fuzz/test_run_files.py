@@ -41,7 +41,10 @@ from tests.fuzz.doors import (
 )
 
 GUARD = {"losses": [3.5, 3.25], "norms": [1.0, 2.0], "num_skipped": 1, "num_in_a_row": 0}
-STATE = TrainState(3, 24, 12288, 1, 1, "f", ["s"], [[2, 4]], [24], [0], False, GUARD, [[0, 1]], "17")  # type: ignore[arg-type]
+STATE = TrainState(
+    step=3, rows=24, tokens=12288, world_size=1, zero_stage=1, tokenizer_fingerprint="f", shard_fingerprints=["s"],
+    left_out=((2, 4),), source_rows=[24], first_rows=[0], guard=GUARD, asked=((0, 1),), job="17",  # type: ignore[arg-type]
+)  # fmt: skip
 RECORD = {
     "step": 0, "tokens": 1024, "loss": 9.5, "accuracy": 0.1, "learning_rate": 2e-3, "mask_rate": 0.3,
     "masked_tokens": 200.0, "real_tokens": 800, "realised_mask_rate": 0.25, "grad_norm": 1.0, "step_seconds": 0.4,

@@ -23,7 +23,7 @@ from cmbert.data.reader import open_reader
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.runs.metrics import read_metrics
-from cmbert.schedule import num_steps, step_learning_rate, step_mask_rate
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.zero.optim import build_optimizer
 from tests.integration.launching import (
@@ -45,14 +45,14 @@ def train_naively(recipe: Recipe) -> tuple[list[float], MaskedLanguageModel]:
     model = MaskedLanguageModel(recipe.model)
     initialise(model, recipe.train.seed)
     optimizer = build_optimizer(model, recipe.optimizer)
-    found, rows = [], recipe.train.rows_per_step
-    for step in range(num_steps(recipe)):
-        batch = reader.micro_batch(range(step * rows, (step + 1) * rows), step_mask_rate(step, recipe))
+    found, rows, schedule = [], recipe.train.rows_per_step, Schedule.of(recipe)
+    for step in range(schedule.num_steps):
+        batch = reader.micro_batch(range(step * rows, (step + 1) * rows), schedule.mask_rate(step))
         loss = model(*batch)[0] / len(batch.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.gradient_clip)
         for group in optimizer.param_groups:
-            group["lr"] = step_learning_rate(step, recipe)
+            group["lr"] = schedule.learning_rate(step)
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.item())

@@ -40,7 +40,10 @@ def make(run: Path, step: int, *, rolling: bool = False) -> Path:
     checkpoint = run / "checkpoints" / f"step_{step:09d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights.pt").write_bytes(bytes(range(200)))
-    state = TrainState(step, 8 * step, 512 * step, 1, 1, "tokenizer", ["shards"], rolling=rolling)
+    state = TrainState(
+        step=step, rows=8 * step, tokens=512 * step, world_size=1, zero_stage=1,
+        tokenizer_fingerprint="tokenizer", shard_fingerprints=["shards"], rolling=rolling,
+    )  # fmt: skip
     (checkpoint / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     manifest = {name: describe_file(checkpoint / name) for name in ("weights.pt", "state.json")}
     (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -13,7 +13,7 @@ from cmbert.cli import main
 from cmbert.commands.plan import PLAN_ASSUMPTIONS
 from cmbert.config.load import load_recipe
 from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import MaskConfig, ModelConfig
+from cmbert.config.schema import MaskConfig, ModelConfig, ScheduleConfig
 from cmbert.data.shards.manifest import MANIFEST_FILE
 from cmbert.errors import ConfigError
 from cmbert.model import encoder
@@ -23,7 +23,7 @@ from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.describe import describe, print_plan
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan, mean_mask_rate
-from cmbert.schedule import mask_rate
+from cmbert.schedule import RampStage, Schedule
 from cmbert.tokenizer import Tokenizer
 from tests.cmbert.fused import FUSED
 
@@ -105,7 +105,8 @@ def test_keys_seen_are_those_of_the_mask(length: int, side: int) -> None:
 
 def test_mean_mask_rate_is_the_mean_of_the_schedule() -> None:
     mask = MaskConfig(start_rate=0.1, peak_rate=0.4, end_rate=0.2, warmup_tokens=3_000)
-    sampled = sum(mask_rate(tokens, mask, 10_000) for tokens in range(10_000)) / 10_000
+    schedule = Schedule(1, 10_000, (RampStage(0, 0, 1),), ScheduleConfig(lr_max=1.0, lr_min=0.1), mask)
+    sampled = sum(map(schedule.mask_rate_at, range(10_000))) / 10_000
     assert mean_mask_rate(mask, 10_000) == pytest.approx(sampled, abs=1e-4)
 
 

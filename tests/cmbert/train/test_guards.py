@@ -1,9 +1,10 @@
-"""Guards: what is turned away, what is remembered, and when the run ends."""
+"""Guards: what is skipped, what is remembered, and when the run ends."""
 
 import json
 import math
 import statistics
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,27 @@ from cmbert.train.guards import (
 CPU = torch.device("cpu")
 
 
+class Engine:
+    """Steps as DeepSpeed does: the optimizer asks twice, as ZeRO does for two groups, or never."""
+
+    def __init__(self, norm: torch.Tensor, num_groups: int = 2):
+        self.optimizer, self.device = SimpleNamespace(_global_grad_norm=norm), norm.device
+        self.basic_optimizer, self.num_groups = SimpleNamespace(should_step=None), num_groups
+
+    def step(self) -> None:
+        self.decisions = [self.basic_optimizer.should_step() for _ in range(self.num_groups)]
+
+
 def make(memory: dict[str, Any] | None = None, **options: Any) -> Guard:
     return Guard(GuardConfig(**options), CPU, memory)
 
 
 def launch(guard: Guard, loss: float, norm: float) -> Judgement:
-    """One step as the loop launches it; the optimizer asks twice, as ZeRO does for two groups."""
-    guard.begin(torch.tensor(loss, dtype=torch.float64), lambda: torch.tensor(norm))
-    refused = guard.admit().refused.item()
-    assert guard.admit().refused.item() == refused
-    judgement = Judgement(*(figure.item() for figure in guard.judgement()))
-    assert refused == (judgement.verdict != 0)
+    """One step as the loop launches it."""
+    engine = Engine(torch.tensor(norm))
+    judgement = Judgement(*(figure.item() for figure in guard.step(engine, torch.tensor(loss, dtype=torch.float64))))
+    first, second = (decision.skipped.item() for decision in engine.decisions)
+    assert first == second == (judgement.verdict != 0)
     return judgement
 
 
@@ -86,13 +97,13 @@ def test_score_is_the_robust_z_score() -> None:
 def test_nothing_waits_for_the_device() -> None:
     guard = Guard(GuardConfig(spike_action="skip"), torch.device("meta"))  # where a value asked for is an error
     for _ in range(2):
-        guard.begin(torch.zeros((), dtype=torch.float64, device="meta"), lambda: torch.zeros((), device="meta"))
-        admission = guard.admit()
-        assert {tensor.device.type for tensor in (*admission, *guard.judgement())} == {"meta"}
+        engine = Engine(torch.zeros((), device="meta"))
+        judgement = guard.step(engine, torch.zeros((), dtype=torch.float64, device="meta"))
+        assert {tensor.device.type for tensor in (*engine.decisions[0], *judgement)} == {"meta"}
 
 
 @pytest.mark.parametrize("bad", [(math.nan, 1.0), (1.0, math.inf), (math.inf, 1.0), (1.0, math.nan)])
-def test_what_is_not_finite_is_turned_away_counted_and_ends_the_run(bad: tuple[float, float]) -> None:
+def test_what_is_not_finite_is_skipped_counted_and_ends_the_run(bad: tuple[float, float]) -> None:
     guard = make(max_skipped_steps=2)
     assert step(guard, 0, 1.0, 1.0) == "ok"
     assert step(guard, 1, *bad) == "not finite"
@@ -107,8 +118,8 @@ def test_what_is_not_finite_is_turned_away_counted_and_ends_the_run(bad: tuple[f
 
 def test_deepspeed_may_have_skipped_by_itself() -> None:
     guard = make()
-    guard.begin(torch.tensor(1.0), lambda: torch.tensor(1.0))
-    judgement = Judgement(*(figure.item() for figure in guard.judgement()))
+    engine = Engine(torch.tensor(1.0), num_groups=0)
+    judgement = Judgement(*(figure.item() for figure in guard.step(engine, torch.tensor(1.0))))
     assert (guard.finish(0, 1.0, judgement), judgement.norm) == ("not finite", math.inf)
 
 

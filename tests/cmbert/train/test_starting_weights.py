@@ -9,7 +9,7 @@ import pytest
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.schedule import num_steps
+from cmbert.schedule import Schedule
 from cmbert.train import starting_weights
 from cmbert.train.starting_weights import check_starting_weights, starting_model
 from tests.conftest import leave_run
@@ -21,7 +21,7 @@ def next_stage(recipe_file: Path, start: Path) -> Recipe:
 
 def test_an_unfinished_run_is_refused_unless_it_is_allowed(recipe_file: Path) -> None:
     run = leave_run(load_recipe(recipe_file), 6)
-    assert num_steps(load_recipe(recipe_file)) == 16
+    assert Schedule.of(load_recipe(recipe_file)).num_steps == 16
     with pytest.raises(ConfigError) as refused:
         check_starting_weights(next_stage(recipe_file, run))
     assert str(refused.value) == (

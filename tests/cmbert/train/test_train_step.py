@@ -20,6 +20,7 @@ from cmbert.config.schema import GuardConfig
 from cmbert.data.batches import PackedBatch, StepData, StepFacts
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.schedule import Schedule
 from cmbert.tokenizer import SPECIALS_PER_PIECE
 from cmbert.train import loop
 from cmbert.train.guards import Guard
@@ -35,7 +36,7 @@ class Engine:
     def __init__(self, model: nn.Module):
         self.module, self.device, self.num_steps = model, META, 0
         self.optimizer = SimpleNamespace(param_groups=[{}], _global_grad_norm=None)
-        self.admit: Callable[[], Any] | None = None
+        self.basic_optimizer = SimpleNamespace(should_step=None)
         self.is_boundary = False
 
     def __call__(self, *batch: Any) -> Any:
@@ -51,8 +52,7 @@ class Engine:
         if self.is_boundary:
             norms = [weight.grad.float().norm() for weight in self.module.parameters()]
             self.optimizer._global_grad_norm = torch.stack(norms).norm()
-            assert self.admit is not None
-            self.admit()
+            self.basic_optimizer.should_step()
             self.num_steps += 1
 
 
@@ -83,11 +83,11 @@ def make_run(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
         with torch.device(META):
             engine = Engine(MaskedLanguageModel(recipe.model).bfloat16())
         guard = Guard(GuardConfig(spike_action="skip"), META)
-        engine.admit = guard.admit
         quiet = SimpleNamespace(enter=lambda phase, step: None)
         writer = SimpleNamespace(is_writing=lambda: False, hold_weights=lambda: None)
         return SimpleNamespace(
-            recipe=recipe, engine=engine, guard=guard, watchdog=quiet, writer=writer, device=META, step=0,
+            recipe=recipe, schedule=Schedule.of(recipe),
+            engine=engine, guard=guard, watchdog=quiet, writer=writer, device=META, step=0,
             launch=Launch(0, 1, 0, "127.0.0.1", 1), timer=StepTimer(META),
         )  # fmt: skip
 

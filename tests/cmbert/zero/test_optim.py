@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import OptimizerConfig
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.zero.optim import AdamW, Admission, Layout, Segment, build_optimizer, parameter_groups
+from cmbert.zero.optim import AdamW, Layout, Segment, StepDecision, build_optimizer, parameter_groups
 
 BETAS, EPS, DECAY = (0.9, 0.95), 1e-6, 0.1
 SHAPES = ((7, 5), (5,), (40, 3), (1,))
@@ -141,13 +141,13 @@ def test_a_flat_tensor_of_many_parameters_is_the_same() -> None:
     torch.testing.assert_close(flat, torch.cat([p.flatten() for p in whole]), rtol=0, atol=0)
 
 
-def admission(norm: float = 1.0, refused: float = 0.0, device: str = "cpu") -> Admission:
-    return Admission(torch.tensor(norm, device=device), torch.tensor(refused, device=device))
+def decision(norm: float = 1.0, skipped: float = 0.0, device: str = "cpu") -> StepDecision:
+    return StepDecision(torch.tensor(norm, device=device), torch.tensor(skipped, device=device))
 
 
 @pytest.mark.parametrize("bad", [None, float("nan")])
 @pytest.mark.parametrize("clip_updates", [True, False])
-def test_a_step_not_admitted_moves_nothing_and_counts_nothing(clip_updates: bool, bad: float | None) -> None:
+def test_a_skipped_step_moves_nothing_and_counts_nothing(clip_updates: bool, bad: float | None) -> None:
     parameters = random_parameters(0)
     optimizer = make(parameters, clip_updates=clip_updates)
     train(optimizer, lambda t: fill(parameters, t), 3)
@@ -156,12 +156,12 @@ def test_a_step_not_admitted_moves_nothing_and_counts_nothing(clip_updates: bool
     fill(parameters, 4)
     if bad is not None:
         parameters[0].grad[0, 0] = bad
-    optimizer.admit = lambda: admission(refused=1.0)
+    optimizer.should_step = lambda: decision(skipped=1.0)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
     for key, values in state.items():
         assert all(torch.equal(s[key], value) for s, value in zip(optimizer.state.values(), values, strict=True))
-    optimizer.admit = admission
+    optimizer.should_step = decision
     fill(parameters, 4)
     optimizer.step()
     assert not any(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
@@ -174,7 +174,7 @@ def test_a_step_not_admitted_moves_nothing_and_counts_nothing(clip_updates: bool
 def test_the_gradient_is_scaled_down_to_the_largest_norm(norm: float, factor: float) -> None:
     clipped, expected = random_parameters(0), random_parameters(0)
     ours, peer = make(clipped, clip_updates=False), make(expected, clip_updates=False)
-    ours.max_norm, ours.admit = 2.0, lambda: admission(norm)
+    ours.max_norm, ours.should_step = 2.0, lambda: decision(norm)
     for t in (1, 2):
         fill(clipped, t)
         ours.step()
@@ -204,7 +204,7 @@ def check_contract(optimizer: AdamW, parameters: list[nn.Parameter]) -> None:
     """One step as a GPU would do it: what CUDA's kernel reads through a pointer is an fp32 of the device's memory."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.admit = lambda: admission(device="meta")
+    optimizer.should_step = lambda: decision(device="meta")
     with FusedCalls() as fused:
         optimizer.step()
     assert len(fused.calls) == len(parameters)
