@@ -31,7 +31,7 @@ NOT_RUN = (
     NotRun(r"srun .*", SLURM, "tests/slurm/test_life_cycle.py"),
     NotRun(r"(squeue|scontrol|scancel) .*", SLURM, "tests/slurm/test_life_cycle.py"),
     NotRun(r"sbatch --(no-requeue|test-only)", "an option of Slurm's own", "tests/slurm/test_life_cycle.py"),
-    NotRun(r"slurm/install_kernels\.sh", "needs a CUDA toolkit; with stand-ins there", "tests/slurm/test_scripts.py"),
+    NotRun(r"slurm/install_kernels\.sh", "needs a CUDA toolkit; with stand-ins there", "tests/slurm/test_kernels.py"),
     NotRun(r"\$EDITOR slurm/env\.sh", "an editor", "tests/slurm/test_scripts.py"),
     NotRun(r"tail -F .*", "does not end", "tests/slurm/test_life_cycle.py"),
     NotRun(r"tensorboard --logdir .*", "a server that does not end", "tests/cmbert/runs/test_metrics.py"),

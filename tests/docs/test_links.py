@@ -54,7 +54,8 @@ def test_variables_of_the_jobs_are_those_of_the_scripts() -> None:
 def test_fields_of_a_step_are_written_by_the_trainer() -> None:
     page = (ROOT / "docs" / "run_directory.md").read_text(encoding="utf-8")
     table = page.partition("## Numbers of a step")[2].partition("\n## ")[0]
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cmbert" / "train").glob("*.py"))
+    rooms = [ROOT / "cmbert" / room for room in ("train", "runs")]
+    code = "".join(path.read_text(encoding="utf-8") for room in rooms for path in room.glob("*.py"))
     fields = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
     assert len(fields) > 10
     timed = {f"{name}_seconds" for name in re.findall(r'"(\w+)"', code)}

@@ -17,7 +17,7 @@ from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan
 from cmbert.report.page import write_report
 from cmbert.transfer.finetune.results import write_results
-from tests.cmbert.report.test_report import EVALUATION, add_numbers, make_run
+from tests.cmbert.report.made_run import EVALUATION, add_numbers, make_run
 from tests.debian import install, require_commands
 from tests.pages.browser import Browser, browsing
 

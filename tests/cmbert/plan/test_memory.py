@@ -12,7 +12,7 @@ from cmbert.config.load import load_recipe
 from cmbert.model.loss import CHUNK_BYTES, CPU_CHUNK_BYTES
 from cmbert.plan.memory import LOSS_CHUNK_BYTES, memory_by_moment, peak_memory
 from tests import forking
-from tests.cmbert.zero import zero_memory
+from tests.cmbert.plan import zero_memory
 from tests.integration.launching import torchrun
 
 TOLERANCE = 0.1  # of each phase, and so of the peak of the step

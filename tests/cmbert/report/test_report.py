@@ -9,70 +9,11 @@ import numpy as np
 import pytest
 
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.html.charts import MAX_POINTS, compact, decimate, smooth
-from cmbert.progress import duration
+from cmbert.html.charts import decimate, smooth
 from cmbert.report.files import read_stages
 from cmbert.report.page import write_report
 from cmbert.report.steps import time_bands
-
-RECIPE = """
-[model]
-num_layers = 4
-vocab_size = 8192
-[data]
-context_tokens = {context}
-[train]
-rows_per_step = 8
-deepspeed = "/home/somebody/zero1.json"
-"""
-EVALUATION = {
-    "unigram_loss": 7.75,
-    "heldout_loss": 6.6123,
-    "masked_accuracy": 0.131,
-    "by_position": [
-        {"start": 0, "end": 64, "masked_tokens": 9120, "loss": 6.92},
-        {"start": 64, "end": 128, "masked_tokens": 6117, "loss": 6.431},
-    ],
-}
-
-
-def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
-    """Write a run directory as training leaves it."""
-    run.mkdir(parents=True)
-    (run / "resolved.toml").write_text(RECIPE.format(context=context), encoding="utf-8")
-    versions = {"torch": "2.13.0", "apex": None}
-    environment = {"git_commit": "0123456789abcdef", "python": "3.11.9", "host": "node-of-ours", "versions": versions}
-    (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
-    tokens = 8 * context
-    records = [
-        {
-            "step": step,
-            "tokens": (step + 1) * tokens,
-            "loss": 9.0 - 2.0 * step / num_steps,
-            "accuracy": 0.1,
-            "learning_rate": 2e-3,
-            "mask_rate": 0.3,
-            "masked_tokens": 0.2 * tokens,
-            "real_tokens": 0.8 * tokens,
-            "realised_mask_rate": 0.25,
-            "grad_norm": 1.0,
-            "step_seconds": 0.4,
-            "data_wait_seconds": 0.1,
-            "tokens_per_second": 1234.0,
-            "fill_rate": 0.8,
-            "time": 1.79e9 + step,
-            "rows_left_out": 3,
-            "source_tokens": [700, 100],
-            "unit_lengths": [50, 30, 10, 5, 2, 1, 1, 1],
-        }
-        for step in range(num_steps)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return run
-
-
-def write(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+from tests.cmbert.report.made_run import EVALUATION, add_numbers, make_run, write
 
 
 def page_of(run: Path) -> str:
@@ -144,15 +85,6 @@ def test_held_out_loss_of_mid_training_is_drawn(tmp_path: Path) -> None:
     assert np.isfinite(read_stages(run)[0]["heldout_loss"]).nonzero()[0].tolist() == [9, 19, 39]
 
 
-def add_numbers(run: Path, first_step: int = 0, **numbers: object) -> None:
-    """Give the records from `first_step` on what newer runs record, too."""
-    times = {"forward_seconds": 0.1, "backward_seconds": 0.2, "optimizer_seconds": 0.05, "communication_seconds": 0.03}
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    for record in records[first_step:]:
-        record |= {**times, "peak_memory_bytes": 12_340_000_000, "flops_per_second": 1e12, **numbers}
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-
-
 def test_where_the_time_of_a_step_goes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "a step's time" not in page_of(run), "a run of before"
@@ -195,15 +127,6 @@ def test_loss_of_each_source(tmp_path: Path) -> None:
     assert "</i>&lt;s4&gt;</span>" not in page, "the smallest is left out"
     assert page.count('aria-label="source loss"') == page.count('aria-label="step time"') == 1, "side by side"
     assert read_stages(run)[0].source_loss.shape == (40, 9)
-
-
-def test_smoothing_over_steps_without_a_value() -> None:
-    values = np.full(100, np.nan)
-    assert np.isnan(smooth(values)).all()
-    values[50] = 4.0
-    smoothed = smooth(values)
-    assert np.flatnonzero(np.isfinite(smoothed)).tolist() == [48, 49, 50, 51, 52]
-    assert np.nanmax(smoothed) == np.nanmin(smoothed) == 4.0
 
 
 @pytest.mark.parametrize("spelled", ["NaN", "Infinity", "null"])
@@ -293,34 +216,6 @@ def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", num_steps=20_000)
     add_numbers(run, source_loss=[3.0, 4.0])
     assert len(page_of(run)) < 700_000
-
-
-def test_decimation_keeps_ends_and_spikes() -> None:
-    x = np.arange(100_000.0)
-    y = np.sin(x / 9000)
-    y[54_321] = 50.0
-    few_x, few_y = decimate(x, y)
-    assert len(few_x) == len(few_y) <= MAX_POINTS
-    assert (few_x[0], few_x[-1]) == (0.0, 99_999.0)
-    assert few_y.max() == 50.0
-    assert np.all(np.diff(few_x) > 0)
-    assert len(decimate(x[:MAX_POINTS], y[:MAX_POINTS])[0]) == MAX_POINTS
-
-
-def test_smoothing() -> None:
-    assert np.allclose(smooth(np.full(100, 3.0)), 3.0)
-    values = np.random.default_rng(0).normal(size=80)
-    smoothed = smooth(values)  # two steps to either side
-    assert smoothed[0] == pytest.approx(values[0])
-    assert smoothed[1] == pytest.approx(values[:3].mean())
-    assert smoothed[40] == pytest.approx(values[38:43].mean())
-    assert smoothed[79] == pytest.approx(values[77:].mean())
-
-
-def test_numbers_as_people_say_them() -> None:
-    values = (0, 0.25, 640, 1800, 999_600, 2_048_000, 45e9, 1.1e12)
-    assert [compact(v) for v in values] == ["0", "0.25", "640", "1.8k", "1M", "2.05M", "45B", "1.1T"]
-    assert [duration(v) for v in (75, 150, 9000)] == [("75.0", "s"), ("2.5", "min"), ("2.5", "h")]
 
 
 def test_what_it_saw(tmp_path: Path) -> None:

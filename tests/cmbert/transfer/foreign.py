@@ -1,5 +1,6 @@
 """Folders of other people's encoders, tiny, of random weights, as their own programs write them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,15 @@ def write_encoder(folder: Path, name: str, *, extra_rows: int = 0, **tokenizer: 
             weight.add_(torch.randn_like(weight), alpha=0.05)  # so that every part matters
     model.save_pretrained(folder)
     return folder
+
+
+def in_config(**changes: Any):
+    """Return what changes values of a folder's config.json; "gone" removes one."""
+
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8")) | changes
+        values = {key: value for key, value in values.items() if value != "gone"}
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    return change

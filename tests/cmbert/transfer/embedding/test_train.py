@@ -1,4 +1,4 @@
-"""`cmbert embed-train` on a tiny model: what it learns, leaves and records; repeats, resumes, refuses."""
+"""`cmbert embed-train` on a tiny model: what it learns, leaves and records; repeats, resumes."""
 
 import json
 import os
@@ -6,77 +6,17 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-from cmbert.cli import main
-from cmbert.config.schema import ModelConfig
-from cmbert.export.hf import export_folder
-from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.init import initialise
 from cmbert.transfer.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
 from cmbert.transfer.embedding import train as embed_train
 from cmbert.transfer.embedding.data import TrainingData
 from cmbert.transfer.embedding.pairs import Graded, Pair
 from cmbert.transfer.embedding.scoring import open_embedder
 from cmbert.transfer.embedding.train import SCALE, Recipe, build_datasets, last_checkpoint, train_embedder
-
-TOPICS = ("天气", "公园", "北京", "大学", "酒店", "房间", "经济", "改革", "价格", "服务")
-FORMS = ("{}很好", "{}怎么样", "我们说{}", "{}和今天", "一起去{}", "每天的{}", "平稳的{}", "干净{}")
-
-
-def text(topic, form):
-    return FORMS[form].format(TOPICS[topic])
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Texts of one topic belong together; the test's forms are not those of training."""
-    folder = tmp_path_factory.mktemp("data")
-    draw = np.random.default_rng(0)
-    triplets, labelled = [], []
-    for topic, one, other, a, b in draw.integers(0, [10, 10, 10, 6, 6], (260, 5)).tolist():
-        if a != b and topic != one:
-            triplets.append({"query": text(topic, a), "title": text(topic, b), "neg_title": text(one, a)})
-        same = {"sentence1": text(topic, 6), "sentence2": text(topic, 7), "label": "1"}
-        labelled.append(same if a % 2 else same | {"sentence2": text((topic + 1 + other % 9) % 10, 7), "label": "0"})
-    write(folder / "rank.json", triplets)
-    write(folder / "test.json", labelled)
-    write(folder / "sts.json", [row | {"label": 4.5 * int(row["label"])} for row in labelled[:40]])
-    nli = {"1": "entailment", "0": "contradiction"}
-    write(folder / "nli.json", [row | {"label": nli[row["label"]]} for row in labelled[:40]])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, tokenizer_directory):
-    config = ModelConfig(
-        num_layers=3, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=384, local_window=16, max_length=64
-    )
-    network = MaskedLanguageModel(config)
-    initialise(network, seed=0)
-    output = tmp_path_factory.mktemp("exported") / "model"
-    export_folder(
-        network.state_dict(), config, tokenizer_directory, output, format="hf", texts=["今天天气很好"], card=str
-    )
-    return output
-
-
-@pytest.fixture(scope="module")
-def command(data, model):
-    def command(output, *more, model=model):
-        options = {"--model": model, "--pairs": data / "rank.json", "--eval": data / "test.json", "--output": output}
-        options |= {"--batch-size": 16, "--max-length": 32, "--learning-rate": 2e-3}
-        return main(["embed-train", *(str(word) for pair in options.items() for word in pair), *map(str, more)])
-
-    return command
+from tests.cmbert.transfer.embedding.topics import text, write
 
 
 def results(output):
@@ -222,54 +162,11 @@ def test_a_checkpoint_is_exported_first(command, model, tmp_path, monkeypatch):
     assert results(tmp_path / "out")["settings"]["model"]["name"] == "run"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--pairs", "{data}/absent.json"), "absent.json: no such file"),
-        (("--eval", "{data}/rank.json"), "rank.json:1: no 'sentence1'"),
-        (("--num-pairs", "100000"), "100,000 pairs asked for, but the files have"),
-        (("--max-length", "65"), "--max-length 65: "),
-        (("--model", "{data}"), "no checkpoint there"),
-        (("--model", "./absent"), "./absent: no such folder"),
-        (("--scaling", "8,8"), "--scaling"),
-    ],
-)
-def test_refusals_are_one_line_and_leave_nothing(command, data, tmp_path, capsys, options, message):
-    assert command(tmp_path / "out", *(word.format(data=data) for word in options)) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
-def test_a_learning_rate_that_is_none(command, tmp_path, capsys, rate):
-    with pytest.raises(SystemExit, match="2"):
-        command(tmp_path / "out", "--learning-rate", rate)
-    assert f"argument --learning-rate: {rate} must be positive" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_same_at_once_is_refused(command, tmp_path, capsys, occupy):
-    occupy(tmp_path / "out")
-    before = sorted((tmp_path / "out").rglob("*"))
-    assert command(tmp_path / "out", "--num-pairs", 16) == 2
-    assert f"{tmp_path}/out: is written by a run on n7" in capsys.readouterr().err
-    assert sorted((tmp_path / "out").rglob("*")) == before
-
-
 def test_it_says_one_thing_at_a_time(command, tmp_path, capfd):
     assert command(tmp_path / "out", "--num-pairs", 16) == 0
     shown = capfd.readouterr()
     assert shown.err == ""
     assert len([line for line in shown.out.splitlines() if line and not line.startswith(("|", "#"))]) <= 8
-
-
-def test_what_does_not_fit_is_refused_and_leaves_nothing(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cmbert.memory.free_memory_bytes", lambda device: 1000)
-    assert command(tmp_path / "run") == 2
-    assert "are free on the" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("with_negatives", [False, True])

@@ -1,6 +1,6 @@
-"""Run by test_plan_memory.py under a launcher: the peak of live tensor bytes in training steps at every ZeRO stage.
+"""Run by test_memory.py under a launcher: the peak of live tensor bytes in training steps at every ZeRO stage.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/cmbert/zero/zero_memory.py RECIPE.toml OUT.json 1 2 3
+    python -m torch.distributed.run --nproc-per-node 2 tests/cmbert/plan/zero_memory.py RECIPE.toml OUT.json 1 2 3
 
 Every allocation of torch's CPU allocator is counted, from the building of the model on, as torch.profiler reports it.
 """
