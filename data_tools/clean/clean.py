@@ -20,7 +20,7 @@ from cmbert.files.lease import alone_in, is_lease
 from cmbert.files.whole import write_json
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.report import collect, describe_drops, describe_kept, write_report_page
-from data_tools.input.readers import Piece, input_files
+from data_tools.input.readers import ByteRange, input_files
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 
@@ -76,10 +76,10 @@ def clean(
         _open_work_folder(work, [task.identity(settings) for task in tasks])
         passes = Passes(
             work,
-            [task.pieces for task in tasks],
+            [task.ranges for task in tasks],
             config,
             num_workers,
-            held_out_pieces=[task.pieces for task in plan_tasks(held_out_texts)],
+            held_out_ranges=[task.ranges for task in plan_tasks(held_out_texts)],
             only_heldout=only_heldout,
         )
         passes.find()
@@ -134,21 +134,21 @@ class Passes:
     def __init__(
         self,
         work: Path,
-        pieces: Sequence[Sequence[Piece]],
+        ranges: Sequence[Sequence[ByteRange]],
         config: CleanConfig,
         num_workers: int,
         *,
-        held_out_pieces: Sequence[Sequence[Piece]] = (),
+        held_out_ranges: Sequence[Sequence[ByteRange]] = (),
         only_heldout: bool = False,
     ):
-        self.work, self.pieces, self.config, self.num_workers = work, pieces, config, num_workers
-        self.held_out_pieces, self.only_heldout = held_out_pieces, only_heldout
+        self.work, self.ranges, self.config, self.num_workers = work, ranges, config, num_workers
+        self.held_out_ranges, self.only_heldout = held_out_ranges, only_heldout
         suffix = TEXTS.replace("${rank}", "{rank:05d}")
-        self.filtered = [[Piece(work / "texts" / suffix.format(rank=rank))] for rank in range(len(pieces))]
+        self.filtered = [[ByteRange(work / "texts" / suffix.format(rank=rank))] for rank in range(len(ranges))]
 
     def find(self) -> None:
         """Do all passes that only say what is kept."""
-        if self.held_out_pieces:
+        if self.held_out_ranges:
             self.learn_held_out()
         self.filter()
         if self.config.duplicates.exact:
@@ -163,8 +163,8 @@ class Passes:
 
         folder = self.work / "held_out_texts"
         folder.mkdir(exist_ok=True)
-        steps = [Read(self.held_out_pieces, "text", "fail", "", None), KeepSketches(folder)]
-        self._run("sketch held-out text", steps, tasks=len(self.held_out_pieces))
+        steps = [Read(self.held_out_ranges, "text", "fail", "", None), KeepSketches(folder)]
+        self._run("sketch held-out text", steps, tasks=len(self.held_out_ranges))
         self._run("join sketches", [JoinSketches(folder)], tasks=1)
 
     def filter(self) -> None:
@@ -180,14 +180,14 @@ class Passes:
         self._run(
             "filter",
             [
-                Read(self.pieces, config.text_key, config.on_bad_line, config.source, work / "skipped"),
+                Read(self.ranges, config.text_key, config.on_bad_line, config.source, work / "skipped"),
                 *([OnlyHeldOut(config.heldout_share)] if self.only_heldout else []),
                 Decodable(config, DropRecorder(work / "dropped_undecodable")),
                 Normalize(config.normalize, work / "removed"),
                 ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
                 *(
                     [NotHeldOut(work / "held_out_texts", DropRecorder(work / "dropped_held_out"))]
-                    if self.held_out_pieces
+                    if self.held_out_ranges
                     else []
                 ),
                 JsonlWriter(str(work / "texts"), TEXTS, compression="zstd", adapter=as_record),
@@ -266,7 +266,7 @@ class Passes:
         """Run one pass on all tasks that are not complete."""
         from data_tools.clean.executor import QuietExecutor
 
-        tasks = tasks or len(self.pieces)
+        tasks = tasks or len(self.ranges)
         log = self.work / f"log {name}"
         workers = min(self.num_workers, tasks)
         with naming(self.work), watching(name, log / "completions", tasks), deaf_workers(workers):

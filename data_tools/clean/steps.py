@@ -23,29 +23,29 @@ from data_tools.clean.markup import strip_html
 from data_tools.clean.normalization import Removed, normalizer
 from data_tools.clean.quality import code_points, drop_reason, gram_hashes
 from data_tools.clean.report import SAMPLE_CHARACTERS, SAMPLES
-from data_tools.input.readers import DocumentReader, Piece
+from data_tools.input.readers import ByteRange, DocumentReader
 
 HASHES = HashConfig(precision=64, hash_fc="sha1")
 SIGNATURE_BLOCK = 2048  # shingles hashed at a time: 2 MB, whatever the text's length
 
 
 class Read(PipelineStep):
-    """Read the pieces of a task; a file that no task wrote, because nothing was left of it, is no error."""
+    """Read the byte ranges of a task; a file that no task wrote, because nothing was left of it, is no error."""
 
     name = "cmbert reader"
     type = "reader"
 
     def __init__(
-        self, pieces: Sequence[Sequence[Piece]], text_key: str, on_bad_line: str, source: str, skipped: Path | None
+        self, ranges: Sequence[Sequence[ByteRange]], text_key: str, on_bad_line: str, source: str, skipped: Path | None
     ):
         super().__init__()
-        self.pieces, self.text_key, self.on_bad_line = pieces, text_key, on_bad_line
+        self.ranges, self.text_key, self.on_bad_line = ranges, text_key, on_bad_line
         self.source, self.skipped = source, skipped
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of task `rank`."""
-        pieces = [piece for piece in self.pieces[rank] if self.skipped or piece.path.exists()]
-        reader = DocumentReader(pieces, text_key=self.text_key, on_bad_line=self.on_bad_line)
+        ranges = [span for span in self.ranges[rank] if self.skipped or span.path.exists()]
+        reader = DocumentReader(ranges, text_key=self.text_key, on_bad_line=self.on_bad_line)
         for document in reader:
             yield Document(document.text, document.id, metadata={"source": self.source or document.source})
         if self.skipped and reader.skipped:

@@ -85,7 +85,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
         waiting += reversed(folders)
 
 
-class Piece(NamedTuple):
+class ByteRange(NamedTuple):
     """A part of a file: the records that begin in [start, end).
 
     The unit is bytes of text (decompressed where the file is compressed), or row groups of parquet; `end` None is the
@@ -97,9 +97,9 @@ class Piece(NamedTuple):
     end: int | None = None
 
 
-def whole_files(files: Sequence[Path]) -> list[Piece]:
-    """Return one piece per file."""
-    return [Piece(path) for path in files]
+def whole_files(files: Sequence[Path]) -> list[ByteRange]:
+    """Return one byte range per file."""
+    return [ByteRange(path) for path in files]
 
 
 class _Record(NamedTuple):
@@ -110,7 +110,7 @@ class _Record(NamedTuple):
 
 
 class DocumentReader:
-    """Iterate over the documents of `pieces`.
+    """Iterate over the documents of `ranges`.
 
     JSON lines: one object a line, its text under `text_key`, "id" and "source" optional; blank lines are no records.
     parquet: the same names as columns. txt: each line that is not blank is a document.
@@ -118,27 +118,27 @@ class DocumentReader:
     raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason.
     """
 
-    def __init__(self, pieces: Sequence[Piece], *, text_key: str = "text", on_bad_line: str = "fail"):
+    def __init__(self, ranges: Sequence[ByteRange], *, text_key: str = "text", on_bad_line: str = "fail"):
         assert on_bad_line in ("fail", "skip")
-        self.pieces, self.text_key, self.on_bad_line = pieces, text_key, on_bad_line
+        self.ranges, self.text_key, self.on_bad_line = ranges, text_key, on_bad_line
         self.skipped: Counter[str] = Counter()
-        self.total_bytes = sum(piece.path.stat().st_size for piece in pieces)
+        self.total_bytes = sum(span.path.stat().st_size for span in ranges)
         self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
 
     def __iter__(self) -> Iterator[Document]:
         finished = 0
-        for piece in self.pieces:
-            with open(piece.path, "rb") as raw:
-                for record in _records(piece, raw, self.text_key):
+        for span in self.ranges:
+            with open(span.path, "rb") as raw:
+                for record in _records(span, raw, self.text_key):
                     self.bytes_read = finished + raw.tell()
                     try:
-                        yield self._document(piece.path, record)
+                        yield self._document(span.path, record)
                     except BadRecordError as bad:
                         if self.on_bad_line == "fail":
-                            where = f"{piece.path}:{_record_number(piece.path, record)}"
+                            where = f"{span.path}:{_record_number(span.path, record)}"
                             raise InputError(f"{where}: {bad} (--on-bad-line skip counts such lines)") from bad
                         self.skipped[bad.reason] += 1
-            finished += piece.path.stat().st_size
+            finished += span.path.stat().st_size
             self.bytes_read = finished
 
     def _document(self, path: Path, record: _Record) -> Document:
@@ -154,23 +154,23 @@ class DocumentReader:
         return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0])
 
 
-def _records(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
-    if piece.path.name.endswith(".parquet"):
-        yield from _parquet_rows(piece, raw, text_key)
+def _records(span: ByteRange, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    if span.path.name.endswith(".parquet"):
+        yield from _parquet_rows(span, raw, text_key)
         return
     try:
-        yield from _lines(text_stream(piece.path, raw), piece)
-    except damages(piece.path) as error:
-        raise InputError(f"{piece.path}: damaged or truncated ({error})") from error
+        yield from _lines(text_stream(span.path, raw), span)
+    except damages(span.path) as error:
+        raise InputError(f"{span.path}: damaged or truncated ({error})") from error
 
 
-def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
-    """Yield the lines of `piece` that are not blank. A line belongs to the piece in which its first byte lies."""
-    position = piece.start
+def _lines(stream: BinaryIO, span: ByteRange) -> Iterator[_Record]:
+    """Yield the lines of `span` that are not blank. A line belongs to the byte range in which its first byte lies."""
+    position = span.start
     if position:
         _skip_bytes(stream, position - 1)
-        position += _skip_line(stream, None if piece.end is None else piece.end - position + 1) - 1
-    while piece.end is None or position < piece.end:
+        position += _skip_line(stream, None if span.end is None else span.end - position + 1) - 1
+    while span.end is None or position < span.end:
         line = stream.readline(MAX_LINE_BYTES + 1)
         if not line:
             return
@@ -178,7 +178,7 @@ def _lines(stream: BinaryIO, piece: Piece) -> Iterator[_Record]:
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             position += _skip_line(stream, None)
         if start == 0:
-            check_magic(piece.path, line)
+            check_magic(span.path, line)
             line = line.removeprefix(BOM)
         if line and not line.isspace():
             yield _Record(start, line)
@@ -216,23 +216,23 @@ def _record_number(path: Path, record: _Record) -> int:
     return number
 
 
-def _parquet_rows(piece: Piece, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
-    with reading_parquet(piece.path):
-        file = open_parquet(piece.path, raw)
+def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+    with reading_parquet(span.path):
+        file = open_parquet(span.path, raw)
         names = file.schema_arrow.names
         if text_key not in names:
-            raise InputError(f"{piece.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+            raise InputError(f"{span.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
         if not is_text_type(kind := file.schema_arrow.field(names.index(text_key)).type):
-            raise InputError(f"{piece.path}: column {text_key!r} holds {kind}, no text (see --text-key)")
+            raise InputError(f"{span.path}: column {text_key!r} holds {kind}, no text (see --text-key)")
         columns = [name for name in (text_key, "id", "source") if name in names]
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-        number = sum(sizes[: piece.start])
-        groups = list(range(piece.start, len(sizes) if piece.end is None else piece.end))
+        number = sum(sizes[: span.start])
+        groups = list(range(span.start, len(sizes) if span.end is None else span.end))
         for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns):
             columns_by_name = zip(batch.schema.names, batch.columns, strict=True)
             values = {name: plain_values(column, is_text=name == text_key) for name, column in columns_by_name}
             for row in zip(*values.values(), strict=True):
                 yield _Record(number, dict(zip(values, row, strict=True)))
                 number += 1
-        if number != sum(sizes[: groups[-1] + 1] if groups else sizes[: piece.start]):  # pyarrow says nothing of it
-            raise InputError(f"{piece.path}: damaged: it holds other rows than it says")
+        if number != sum(sizes[: groups[-1] + 1] if groups else sizes[: span.start]):  # pyarrow says nothing of it
+            raise InputError(f"{span.path}: damaged: it holds other rows than it says")

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from data_tools.input.readers import Piece
+from data_tools.input.readers import ByteRange
 from data_tools.input.streams import row_group_bytes, text_bytes
 
 SMALLEST_TASK_BYTES = 4_000_000  # ours: half a second of work
@@ -23,19 +23,19 @@ COMPRESSED_CUTS = 8  # ours: every part of a compressed file decompresses all th
 
 @dataclass(frozen=True)
 class Task:
-    """Pieces of input that one worker turns into one part of the output."""
+    """Byte ranges of input that one worker turns into one part of the output."""
 
-    pieces: tuple[Piece, ...]
+    ranges: tuple[ByteRange, ...]
     num_bytes: int
-    """About as much as the pieces take on disk; for progress."""
+    """About as much as the byte ranges take on disk; for progress."""
 
     def identity(self, settings: dict[str, Any]) -> str:
         """Return a name for what this task makes of its input, another one as soon as a setting changes.
 
-        settings: with what `describe_inputs` says of the pieces' files, so that an edited file is another input.
+        settings: with what `describe_inputs` says of the byte ranges' files, so that an edited file is another input.
         """
-        pieces = [(str(path.resolve()), start, end) for path, start, end in self.pieces]
-        described = json.dumps([settings, pieces], sort_keys=True, ensure_ascii=False)
+        ranges = [(str(path.resolve()), start, end) for path, start, end in self.ranges]
+        described = json.dumps([settings, ranges], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
 
 
@@ -44,20 +44,20 @@ def plan_tasks(files: Sequence[Path]) -> list[Task]:
     sizes = [path.stat().st_size for path in files]
     task_bytes = min(max(sum(sizes) // MOST_TASKS, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
     few = len(files) <= FEW_FILES
-    pieces = (
-        piece
+    ranges = (
+        span
         for path, size in zip(files, sizes, strict=True)
-        for piece in (_cut(path, size, task_bytes, few) if size > task_bytes else [(Piece(path), size)])
+        for span in (_cut(path, size, task_bytes, few) if size > task_bytes else [(ByteRange(path), size)])
     )
-    return list(_group(pieces, task_bytes))
+    return list(_group(ranges, task_bytes))
 
 
-def _group(pieces: Iterable[tuple[Piece, int]], task_bytes: int) -> Iterator[Task]:
+def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator[Task]:
     """Join neighbours until they reach `task_bytes`: a folder of tiny files makes few tasks."""
-    group: list[Piece] = []
+    group: list[ByteRange] = []
     total = 0
-    for piece, size in pieces:
-        group.append(piece)
+    for span, size in ranges:
+        group.append(span)
         total += size
         if total >= task_bytes:
             yield Task(tuple(group), total)
@@ -66,8 +66,8 @@ def _group(pieces: Iterable[tuple[Piece, int]], task_bytes: int) -> Iterator[Tas
         yield Task(tuple(group), total)
 
 
-def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[Piece, int]]:
-    """Return the pieces of a file larger than a task, with their share of its size."""
+def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[ByteRange, int]]:
+    """Return the byte ranges of a file larger than a task, with their share of its size."""
     if path.name.endswith(".parquet"):
         ends = accumulate(row_group_bytes(path), initial=0)
         firsts = [
@@ -83,4 +83,4 @@ def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[
     else:
         bounds = [0, None]
     share = size // (len(bounds) - 1)
-    return [(Piece(path, start or 0, end), share) for start, end in pairwise(bounds)]
+    return [(ByteRange(path, start or 0, end), share) for start, end in pairwise(bounds)]

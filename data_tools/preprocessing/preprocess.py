@@ -53,7 +53,7 @@ class Work:
     text_key: str
     on_bad_line: str
     former: Path | None = None
-    """A part of the same pieces, made when a file had another content or time."""
+    """A part of the same byte ranges, made when a file had another content or time."""
 
 
 class Share(NamedTuple):
@@ -126,12 +126,12 @@ def preprocess(
 
 def part_name(task: Task, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
     """Return the name of a task's part, STEM.MARK: the mark is another one when one of its own files is."""
-    inputs = [described[piece.path] for piece in task.pieces]
+    inputs = [described[span.path] for span in task.ranges]
     return f"{task.identity(settings)}.{task.identity({**settings, 'inputs': inputs})}"
 
 
 def stem(name: str) -> str:
-    """Return what the parts of the same pieces and settings have in common."""
+    """Return what the parts of the same byte ranges and settings have in common."""
     return name.split(".")[0]
 
 
@@ -225,7 +225,7 @@ def make_part(work: Work) -> tuple[int, Tally]:
 
 def reader_of(work: Work) -> DocumentReader:
     """Return the reader of a task's documents."""
-    return DocumentReader(work.task.pieces, text_key=work.text_key, on_bad_line=work.on_bad_line)
+    return DocumentReader(work.task.ranges, text_key=work.text_key, on_bad_line=work.on_bad_line)
 
 
 def hashed(reader: DocumentReader, digest: hashlib.blake2b) -> Iterator[list[Document]]:
@@ -258,7 +258,7 @@ def adopt_former(work: Work) -> Tally | None:
 
 def not_encodable(work: Work, document: Document, said: str) -> InputError:
     """Return the error that names a document which no encoder takes; its file is looked up only now."""
-    files = (piece.path for piece in work.task.pieces if document in DocumentReader([piece], text_key=work.text_key))
+    files = (span.path for span in work.task.ranges if document in DocumentReader([span], text_key=work.text_key))
     return InputError(
         f"{next(files)}: no encoder takes document {document.id} ({said}); --on-bad-line skip counts such documents"
     )

@@ -139,8 +139,8 @@ def read_sample(
     tasks = plan_tasks(files)
     total = sum(task.num_bytes for task in tasks)
     stride = max(1, total // (READ_FACTOR * sample_bytes))
-    pieces = [piece for task in tasks[::stride] for piece in task.pieces]
-    reader = DocumentReader(pieces, text_key=text_key, on_bad_line=on_bad_line)
+    ranges = [span for task in tasks[::stride] for span in task.ranges]
+    reader = DocumentReader(ranges, text_key=text_key, on_bad_line=on_bad_line)
     progress = Progress("read", total / stride / 1e6, "MB")
 
     def reading() -> Iterator[Document]:
@@ -166,7 +166,7 @@ def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]
 
 
 def cut_long(documents: Sequence[Document]) -> list[Document]:
-    """Return the documents, those longer than LONGEST_CHARACTERS in pieces: Oniguruma gives up on endless runs."""
+    """Return the documents, those longer than LONGEST_CHARACTERS in parts: Oniguruma gives up on endless runs."""
     return [
         document._replace(text=document.text[first : first + LONGEST_CHARACTERS])
         for document in documents
@@ -186,7 +186,7 @@ def count_units(texts: Sequence[str], boundaries: Boundaries) -> tuple[Counter[s
     for text in texts:
         text = normalize(text)
         text = WORD_BREAK.join(cut(text)) if cut else text
-        units.update(piece for piece, _ in split.pre_tokenize_str(text))
+        units.update(part for part, _ in split.pre_tokenize_str(text))
         while len(units) > MOST_UNITS:
             kept = Counter({unit: count for unit, count in units.items() if count > rare})
             forgotten, rare, units = forgotten + len(units) - len(kept), rare + 1, kept

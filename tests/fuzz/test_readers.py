@@ -1,4 +1,4 @@
-"""Text files as they may come to data_tools, whole and in pieces, and what clean makes of any text."""
+"""Text files as they may come to data_tools, whole and in byte ranges, and what clean makes of any text."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from data_tools.clean.decodability import damage
 from data_tools.clean.normalization import normalizer
 from data_tools.clean.quality import drop_reason
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, Piece
+from data_tools.input.readers import ByteRange, DocumentReader
 from data_tools.input.streams import row_group_bytes
 from tests.fuzz.doors import (
     ODD_VALUES,
@@ -54,12 +54,12 @@ TABLES = (
 )
 
 
-def whole_and_in_pieces(path: Path, bounds: list[int]) -> None:
-    """Read a file both ways, with both choices; all pieces together give what the whole file gives, be it damaged."""
-    pieces = [Piece(path, start, end) for start, end in zip([0, *bounds], [*bounds, None], strict=True)]
+def whole_and_in_ranges(path: Path, bounds: list[int]) -> None:
+    """Read a file both ways, with both choices; all byte ranges together give what the whole file gives, be it damaged."""
+    ranges = [ByteRange(path, start, end) for start, end in zip([0, *bounds], [*bounds, None], strict=True)]
     found: list[list[Document] | None] = []
     counts: list[Counter[str]] = []
-    for parts in ([Piece(path)], pieces):
+    for parts in ([ByteRange(path)], ranges):
         accepts_or_says(lambda parts=parts: list(DocumentReader(parts)), str(path))
         reader = DocumentReader(parts, on_bad_line="skip")
         found.append(accepts_or_says(lambda reader=reader: list(reader), str(path)))
@@ -86,7 +86,7 @@ def test_lines(tmp_path: Path, name: str, data: st.DataObject) -> None:
     content = data.draw(st.one_of(st.just(packed(name, text)), damaged_bytes(packed(name, LINES))))
     (tmp_path / name).write_bytes(content)
     bounds = sorted(data.draw(st.sets(st.integers(1, len(text) + 10), max_size=3)))
-    whole_and_in_pieces(tmp_path / name, bounds)
+    whole_and_in_ranges(tmp_path / name, bounds)
 
 
 @given(data=st.data())
@@ -96,7 +96,7 @@ def test_parquet(tmp_path: Path, data: st.DataObject) -> None:
     path.write_bytes(data.draw(damaged_bytes(*TABLES)))
     groups = accepts_or_says(lambda: row_group_bytes(path), str(path))
     bounds = range(1, len(groups or ()))
-    whole_and_in_pieces(path, sorted(data.draw(st.sets(st.sampled_from(bounds)))) if bounds else [])
+    whole_and_in_ranges(path, sorted(data.draw(st.sets(st.sampled_from(bounds)))) if bounds else [])
 
 
 @given(rows=st.lists(damaged_values({"text": "好", "id": 1, "source": "s", "meta": [1]}), min_size=1, max_size=4))
@@ -106,7 +106,7 @@ def test_columns_of_any_type(tmp_path: Path, rows: list[Any]) -> None:
         (tmp_path / "a.parquet").write_bytes(table(*(row for row in rows if isinstance(row, dict))))
     except (pyarrow.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
         return  # nobody can write such a file
-    whole_and_in_pieces(tmp_path / "a.parquet", [])
+    whole_and_in_ranges(tmp_path / "a.parquet", [])
 
 
 CLEAN = b"""source = "web"
@@ -183,8 +183,8 @@ def test_one_record(tmp_path: Path, data: bytes) -> None:
     """With "skip" no record may end a run, and with "fail" it is named by its line."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_bytes(RECORD) + b"\n" + data + b"\n" + json_bytes(RECORD))
-    accepts_or_says(lambda: list(DocumentReader([Piece(path)])), f"{path}:")
-    reader = DocumentReader([Piece(path)], on_bad_line="skip")
+    accepts_or_says(lambda: list(DocumentReader([ByteRange(path)])), f"{path}:")
+    reader = DocumentReader([ByteRange(path)], on_bad_line="skip")
     texts = [document.text for document in reader]
     assert texts[0] == texts[-1] == RECORD["text"]
     assert len(texts) + reader.skipped.total() >= 2

@@ -10,7 +10,7 @@ import pytest
 
 from cmbert.errors import InputError
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, Piece
+from data_tools.input.readers import ByteRange, DocumentReader
 from data_tools.input.streams import row_group_bytes
 
 zstandard = pytest.importorskip("zstandard")
@@ -23,7 +23,7 @@ SKIPPABLE = struct.pack("<II", 0x184D2A5E, 5) + b"table"  # the seekable format'
 def texts(path: Path, data: bytes | None = None, **options: str) -> list[str]:
     if data is not None:
         path.write_bytes(data)
-    return [document.text for document in DocumentReader([Piece(path)], **options)]
+    return [document.text for document in DocumentReader([ByteRange(path)], **options)]
 
 
 def zstd(data: bytes, window_log: int = 0) -> bytes:
@@ -121,7 +121,7 @@ def test_columns_of_text_and_of_something_else(tmp_path: Path) -> None:
     for kind in kinds:  # binary: what Spark and Impala write for strings
         array = pyarrow.array([text.encode() for text in strings] if "binary" in str(kind) else strings)
         parquet.write_table(pyarrow.table({"text": array.cast(kind), "id": [b"\xff", b"\xfe"]}), path)
-        assert list(DocumentReader([Piece(path)])) == [
+        assert list(DocumentReader([ByteRange(path)])) == [
             Document(f"a.parquet:{row}", "a", text) for row, text in enumerate(strings)
         ], kind
     for values in ([["一"], ["二"]], [{"zh": "一"}, {"zh": "二"}], [1, 2], [0.5, 1.5]):

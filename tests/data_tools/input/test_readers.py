@@ -11,7 +11,7 @@ import pytest
 from cmbert.errors import InputError
 from cmbert.seeding import generator
 from data_tools.input.document import Document
-from data_tools.input.readers import MAX_LINE_BYTES, DocumentReader, Piece, input_files, whole_files
+from data_tools.input.readers import MAX_LINE_BYTES, ByteRange, DocumentReader, input_files, whole_files
 
 RECORDS = [{"id": "a", "source": "s", "text": "一\n二"}, {"id": "b", "source": "s", "text": "三 "}]
 DOCUMENTS = [Document(**record) for record in RECORDS]
@@ -72,8 +72,8 @@ def beginning(value: object) -> str:
 def test_bad_records(write_lines: Callable, line: bytes, reason: str, message: str) -> None:
     path = write_lines("corpus.jsonl", [RECORDS[0], line, RECORDS[1]])
     with pytest.raises(InputError, match=rf"corpus\.jsonl:2: .*{message}"):
-        list(DocumentReader([Piece(path)]))
-    reader = DocumentReader([Piece(path)], on_bad_line="skip")
+        list(DocumentReader([ByteRange(path)]))
+    reader = DocumentReader([ByteRange(path)], on_bad_line="skip")
     assert list(reader) == DOCUMENTS
     assert reader.skipped == {reason: 1}
 
@@ -92,7 +92,7 @@ def test_bad_records(write_lines: Callable, line: bytes, reason: str, message: s
 )
 def test_odd_fields_beside_a_good_text(write_lines: Callable, extra: bytes, name: str, source: str) -> None:
     path = write_lines("corpus.jsonl", [b'{"text": "x", ' + extra + b"}"])
-    assert list(DocumentReader([Piece(path)])) == [Document(name, source, "x")]
+    assert list(DocumentReader([ByteRange(path)])) == [Document(name, source, "x")]
 
 
 def test_bad_rows_of_parquet(tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ def test_bad_rows_of_parquet(tmp_path: Path) -> None:
         texts = texts.dictionary_encode() if pyarrow.types.is_dictionary(kind) else texts.cast(kind)
         parquet.write_table(pyarrow.table({"text": texts, "id": range(5)}), tmp_path / "a.parquet")
         with pytest.raises(InputError, match=r"a\.parquet:2: 'text' is not valid UTF-8"):
-            list(DocumentReader([Piece(tmp_path / "a.parquet")]))
-        reader = DocumentReader([Piece(tmp_path / "a.parquet")], on_bad_line="skip")
+            list(DocumentReader([ByteRange(tmp_path / "a.parquet")]))
+        reader = DocumentReader([ByteRange(tmp_path / "a.parquet")], on_bad_line="skip")
         assert list(reader) == [Document("0", "a", "a"), Document("4", "a", "好")]
         assert reader.skipped == {"invalid_utf8": 1, "no_text": 1, "nul_character": 1}
     source = pyarrow.array([b"s", b"\xff"], pyarrow.binary()).cast(pyarrow.string(), safe=False)
     times = pyarrow.array([1, 2**50], pyarrow.timestamp("s"))  # of no year that Python knows
     parquet.write_table(pyarrow.table({"text": ["x", "y"], "source": source, "id": times}), tmp_path / "b.parquet")
-    reader = DocumentReader([Piece(tmp_path / "b.parquet")], on_bad_line="skip")
+    reader = DocumentReader([ByteRange(tmp_path / "b.parquet")], on_bad_line="skip")
     assert list(reader) == [Document("b.parquet:0", "s", "x")]
     assert reader.skipped == {"invalid_utf8": 1}
 
@@ -136,7 +136,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
             damaged[position] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
         try:
-            list(DocumentReader([Piece(path)], on_bad_line="skip"))
+            list(DocumentReader([ByteRange(path)], on_bad_line="skip"))
         except InputError as error:
             said.append(str(error))
     assert len(said) > 50
@@ -151,7 +151,7 @@ def test_torn_files(tmp_path: Path, name: str, lost_bytes: int) -> None:
     compress = zstandard.ZstdCompressor().compress if name.endswith("zst") else gzip.compress
     (tmp_path / name).write_bytes(compress(LINES * 9)[:-lost_bytes])
     with pytest.raises(InputError, match=name):
-        list(DocumentReader([Piece(tmp_path / name)]))
+        list(DocumentReader([ByteRange(tmp_path / name)]))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
@@ -163,7 +163,7 @@ def test_an_endless_line_is_not_held_in_memory(tmp_path: Path, suffix: str) -> N
     compress = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor().compress}
     path.write_bytes(compress[suffix](lines))
     del line, lines
-    reader = DocumentReader([Piece(path)], on_bad_line="skip")
+    reader = DocumentReader([ByteRange(path)], on_bad_line="skip")
     tracemalloc.start()
     assert list(reader) == DOCUMENTS * 2
     peak = tracemalloc.get_traced_memory()[1]
@@ -171,7 +171,7 @@ def test_an_endless_line_is_not_held_in_memory(tmp_path: Path, suffix: str) -> N
     assert reader.skipped == {"line_too_long": 1}
     assert peak < 3.5 * MAX_LINE_BYTES
     with pytest.raises(InputError, match=r":3: a line of more than 64000000 bytes"):
-        list(DocumentReader([Piece(path)]))
+        list(DocumentReader([ByteRange(path)]))
 
 
 def test_an_empty_parquet_column(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_an_empty_parquet_column(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], pyarrow.string())}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet:1: no text"):
-        list(DocumentReader([Piece(tmp_path / "a.parquet")]))
-    reader = DocumentReader([Piece(tmp_path / "a.parquet")], on_bad_line="skip")
+        list(DocumentReader([ByteRange(tmp_path / "a.parquet")]))
+    reader = DocumentReader([ByteRange(tmp_path / "a.parquet")], on_bad_line="skip")
     assert list(reader) == []
     assert reader.skipped == {"no_text": 2}
 
@@ -190,8 +190,8 @@ def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"content": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no column 'text' among content"):
-        list(DocumentReader([Piece(tmp_path / "a.parquet")]))
-    assert [d.text for d in DocumentReader([Piece(tmp_path / "a.parquet")], text_key="content")] == ["x"]
+        list(DocumentReader([ByteRange(tmp_path / "a.parquet")]))
+    assert [d.text for d in DocumentReader([ByteRange(tmp_path / "a.parquet")], text_key="content")] == ["x"]
 
 
 def test_missing_and_empty_input(tmp_path: Path) -> None:

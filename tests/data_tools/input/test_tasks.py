@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import data_tools.input.tasks
 from cmbert.errors import InputError
-from data_tools.input.readers import DocumentReader, Piece, whole_files
+from data_tools.input.readers import ByteRange, DocumentReader, whole_files
 from data_tools.input.tasks import Task, plan_tasks
 from data_tools.outputs import describe_inputs
 
@@ -50,7 +50,7 @@ def test_every_document_once_in_order(
     texts = ["".join(map(chr, line[: i % 9 * 20 + 1])) for i, line in enumerate(characters)]
     files = [write(tmp_path / f"{n}{suffix}", texts[:n]) for n in (80, 1, 3)]
     tasks = plan_tasks(files)
-    found = [document for task in tasks for document in DocumentReader(task.pieces)]
+    found = [document for task in tasks for document in DocumentReader(task.ranges)]
     assert found == list(DocumentReader(whole_files(files)))
     assert len(found) == 84
     if task_bytes == 10**6:
@@ -73,15 +73,15 @@ def test_cuts_at_any_byte(
     path = tmp_path_factory.mktemp("cuts") / "corpus.txt"
     path.write_bytes(("\n".join(lines) + "\n" * end).encode())
     bounds = [0, *sorted(set(cuts) - {0}), None]
-    pieces = [Piece(path, start or 0, stop) for start, stop in pairwise(bounds)]
-    assert list(DocumentReader(pieces)) == list(DocumentReader([Piece(path)]))
+    ranges = [ByteRange(path, start or 0, stop) for start, stop in pairwise(bounds)]
+    assert list(DocumentReader(ranges)) == list(DocumentReader([ByteRange(path)]))
 
 
 def test_many_small_files_share_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [write(tmp_path / f"{i:03d}.txt", [f"第{i}篇"]) for i in range(100)]
-    assert [len(task.pieces) for task in plan_tasks(files)] == [100]
+    assert [len(task.ranges) for task in plan_tasks(files)] == [100]
     monkeypatch.setattr(data_tools.input.tasks, "SMALLEST_TASK_BYTES", 30)
-    assert {len(task.pieces) for task in plan_tasks(files)} <= {2, 3, 4}
+    assert {len(task.ranges) for task in plan_tasks(files)} <= {2, 3, 4}
 
 
 def test_with_many_files_compressed_ones_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_with_many_files_compressed_ones_stay_whole(tmp_path: Path, monkeypatch:
         write(tmp_path / f"{i:03d}.jsonl.gz", ["今天天气很好"] * 9) for i in range(data_tools.input.tasks.FEW_FILES + 1)
     ]
     assert len(plan_tasks(files[:-1])) > len(files)
-    assert [task.pieces for task in plan_tasks(files)] == [(Piece(path, 0, None),) for path in files]
+    assert [task.ranges for task in plan_tasks(files)] == [(ByteRange(path, 0, None),) for path in files]
 
 
 def test_an_error_names_the_line_in_the_whole_file(tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ def test_an_error_names_the_line_in_the_whole_file(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("broken\n")
     with pytest.raises(InputError, match=r"corpus\.jsonl:51: not JSON"):
-        list(DocumentReader([Piece(path, 300, None)]))
+        list(DocumentReader([ByteRange(path, 300, None)]))
 
 
-def test_identity_follows_piece_and_settings(tmp_path: Path) -> None:
+def test_identity_follows_range_and_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", ["今天"] * 50)
-    task = Task((Piece(path),), 1)
+    task = Task((ByteRange(path),), 1)
     before = task.identity({"inputs": describe_inputs([path])})
     assert before == task.identity({"inputs": describe_inputs([path])})
     assert before != task.identity({"inputs": []})
-    assert before != Task((Piece(path, 0, 9),), 1).identity({"inputs": describe_inputs([path])})
+    assert before != Task((ByteRange(path, 0, 9),), 1).identity({"inputs": describe_inputs([path])})
     path.write_bytes(path.read_bytes().replace("今".encode(), "明".encode()))
     assert before != task.identity({"inputs": describe_inputs([path])})
 
@@ -119,7 +119,7 @@ def test_a_line_longer_than_its_task_is_read_once(tmp_path: Path, monkeypatch: p
     assert len(tasks) > 100
     read = []
     monkeypatch.setattr("data_tools.input.readers.text_stream", lambda _, raw: Counting(raw, read))
-    found = [document.text for task in tasks for document in DocumentReader(task.pieces)]
+    found = [document.text for task in tasks for document in DocumentReader(task.ranges)]
     assert [len(text) for text in found] == [1, 100_000, 1]
     assert sum(read) < 3 * path.stat().st_size  # and not once for every task that begins inside it
 
