@@ -48,13 +48,13 @@ def test_spans(
     example = Example("q", ((question, context),), None, (answer,), start, end)
     for backbone in backbones:
         (item,) = prepare(backbone, find_task("cmrc2018"), [example], max_length)
-        assert len(item.pieces) == len(item.spans) >= 1
-        for piece, (first, last) in zip(item.pieces, item.spans, strict=True):
-            assert len(piece.ids) <= max_length
-            assert first <= last < len(piece.ids)
+        assert len(item.parts) == len(item.spans) >= 1
+        for part, (first, last) in zip(item.parts, item.spans, strict=True):
+            assert len(part.ids) <= max_length
+            assert first <= last < len(part.ids)
             if last:
-                assert piece.second[first]
-                assert piece.second[last]
+                assert part.second[first]
+                assert part.second[last]
 
 
 @given(before=TEXTS, after=TEXTS, idioms=st.lists(TEXTS, min_size=1, max_size=3), max_length=st.integers(16, 64))
@@ -65,12 +65,12 @@ def test_blanks(backbones: list[Backbone], before: str, after: str, idioms: list
     task = replace(find_task("chid"), max_length=max_length)
     for backbone in backbones:
         (item,) = prepare(backbone, task, [example], max_length)
-        for piece in item.pieces:
-            assert len(piece.ids) <= max_length
-            if piece.whole:
-                read = [pair for pair, second in zip(piece.offsets, piece.second, strict=True) if second]
+        for part in item.parts:
+            assert len(part.ids) <= max_length
+            if part.whole:
+                read = [pair for pair, second in zip(part.offsets, part.second, strict=True) if second]
                 assert min(left for left, _ in read) <= kept[0]
                 assert max(right for _, right in read) >= kept[1]
     line = backbones[1].tokenizer.convert_tokens_to_ids("_")  # BERT's: a token each, whatever stands beside it
-    for piece in item.pieces:
-        assert [index for index, second in zip(piece.ids, piece.second, strict=True) if second].count(line) >= 4
+    for part in item.parts:
+        assert [index for index, second in zip(part.ids, part.second, strict=True) if second].count(line) >= 4

@@ -65,10 +65,10 @@ def check(task: Task, split: Split) -> None:
     assert split.examples
     assert split.name == "test" or split.labelled
     for example in split.examples:
-        texts = [text for piece in example.pieces for text in piece if text is not None]
+        texts = [text for part in example.parts for text in part if text is not None]
         assert "".join([example.id, *texts, *example.answers]).encode("utf-8")
         assert all(text.strip() for text in texts) or task.reader in ("c3", "chid")
-        assert example.label is None or 0 <= example.label < max(len(task.labels), len(example.pieces))
+        assert example.label is None or 0 <= example.label < max(len(task.labels), len(example.parts))
         if example.answer_start >= 0:
             found = texts[1][example.answer_start : example.answer_end]
             assert "".join(found.split()) in ["".join(answer.split()) for answer in example.answers]

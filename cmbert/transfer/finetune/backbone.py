@@ -1,7 +1,7 @@
 """Any encoder as the fine-tuning sees it: texts -> ids, and a packed batch of ids -> hidden states.
 
 Ours reads the batch as it is, without padding; an encoder of transformers gets it padded, and the padding is taken out
-again, so that heads, batches and losses are the same for all. Shapes: P pieces, L longest, T their tokens, D width.
+again, so that heads, batches and losses are the same for all. Shapes: P parts, L longest, T their tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from cmbert.transfer.encoders import load_auto_tokenizer, open_encoder
 
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """One text, or pair of texts, as the model reads it."""
 
     ids: list[int]
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.hidden_size, self.max_length, self.takes_types = hidden_size, max_length, takes_types
 
     def forward(self, ids_T: torch.Tensor, type_ids_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Packed ids (T,) int64 of pieces of the given lengths -> hidden states (T, D)."""
+        """Packed ids (T,) int64 of parts of the given lengths -> hidden states (T, D)."""
         bounds = torch.tensor([0, *lengths]).cumsum(0).int()
         if isinstance(self.encoder, Encoder):
             return self.encoder(ids_T, bounds)
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         inputs["input_ids"][~real_PL] = self.tokenizer.pad_token_id
         return self.encoder(**inputs).last_hidden_state[real_PL]
 
-    def read(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Piece]:
+    def read(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Part]:
         """Encode texts; those that do not fit into `max_length` tokens lose their end (pairs: the longer one's)."""
         single, pairs = (
             [text for text, other in texts if other is None],
@@ -84,13 +84,13 @@ class Backbone(nn.Module):
         return [next(found[other is not None]) for _, other in texts]
 
 
-def token_rows(batch: Any) -> list[Piece]:
+def token_rows(batch: Any) -> list[Part]:
     """Return what a tokenizer of transformers made of each text."""
-    pieces = []
+    parts = []
     for index, ids in enumerate(batch["input_ids"]):
         texts = batch.sequence_ids(index)
-        pieces.append(
-            Piece(
+        parts.append(
+            Part(
                 ids=ids,
                 type_ids=batch["token_type_ids"][index],
                 offsets=[tuple(pair) for pair in batch["offset_mapping"][index]],
@@ -98,7 +98,7 @@ def token_rows(batch: Any) -> list[Piece]:
                 whole=not batch.encodings[index].overflowing,
             )
         )
-    return pieces
+    return parts
 
 
 def open_backbone(model: str, *, untrained: bool, trust: bool) -> Backbone:

@@ -17,18 +17,18 @@ class Example:
 
     id: str
     """As in the file, or its number there, from 0."""
-    pieces: tuple[tuple[str, str | None], ...]
+    parts: tuple[tuple[str, str | None], ...]
     """Texts to read, each alone or as a pair; several for multiple choice."""
     label: int | None
     """Index of the label or of the right choice; None where the file does not say."""
     answers: tuple[str, ...] = ()
     """Span tasks: the answers that count as right."""
     answer_start: int = -1
-    """Span tasks: where the answer to learn begins in the second text of the piece, characters; -1 = not there."""
+    """Span tasks: where the answer to learn begins in the second text of the part, characters; -1 = not there."""
     answer_end: int = -1
     """Likewise, where it ends."""
     kept: tuple[int, int] | None = None
-    """Characters of each piece's last text that no cut may take away: ChID's blank, CLUEWSC's noun and pronoun."""
+    """Characters of each part's last text that no cut may take away: ChID's blank, CLUEWSC's noun and pronoun."""
 
     @property
     def labelled(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cmbert.transfer.finetune.backbone import Backbone, Piece, token_rows
+from cmbert.transfer.finetune.backbone import Backbone, Part, token_rows
 from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.tasks import Task
 
@@ -18,9 +18,9 @@ class Item:
     """An example as the model reads it."""
 
     example: Example
-    pieces: list[Piece]
+    parts: list[Part]
     spans: list[tuple[int, int]]
-    """Span tasks: first and last token of the answer in each piece; (0, 0), the [CLS], where it is not."""
+    """Span tasks: first and last token of the answer in each part; (0, 0), the [CLS], where it is not."""
 
     @property
     def lost(self) -> bool:
@@ -55,10 +55,10 @@ class Cutter:
             left = min(first, max(spare // 2, spare - (len(offsets) - last)))
             right = min(len(offsets) - last, spare - left)
             start = offsets[first - left][0] if left else kept[0]
-            part = text[start : offsets[last + right - 1][1] if right else kept[1]]
-            excess = len(Cutter(self.tokenizer).offsets(part)) - room  # away from the rest it may have more tokens
+            shortened = text[start : offsets[last + right - 1][1] if right else kept[1]]
+            excess = len(Cutter(self.tokenizer).offsets(shortened)) - room  # away from the rest it may have more tokens
             if excess <= 0 or not spare:
-                return part
+                return shortened
             spare = max(spare - excess, 0)
 
 
@@ -71,33 +71,33 @@ def prepare(backbone: Backbone, task: Task, examples: Sequence[Example], max_len
     for start in range(0, len(examples), READ_TOGETHER):
         block = examples[start : start + READ_TOGETHER]
         texts = [_around_what_is_kept(cutter, example, max_length) for example in block]
-        pieces = iter(backbone.read([text for group in texts for text in group], max_length))
+        parts = iter(backbone.read([text for group in texts for text in group], max_length))
         for example, group in zip(block, texts, strict=True):
-            read = [next(pieces) for _ in group]
-            if group is not example.pieces:
-                read = [replace(piece, whole=False) for piece in read]
+            read = [next(parts) for _ in group]
+            if group is not example.parts:
+                read = [replace(part, whole=False) for part in read]
             items.append(Item(example, read, []))
     return items
 
 
 def _around_what_is_kept(cutter: Cutter, example: Example, max_length: int) -> tuple[tuple[str, str | None], ...]:
-    """Return the texts of an example, the last of each piece cut so that what must be kept is not what is cut away."""
+    """Return the texts of an example, the last of each part cut so that what must be kept is not what is cut away."""
     if example.kept is None:
-        return example.pieces
-    first, second = example.pieces[0]
+        return example.parts
+    first, second = example.parts[0]
     room = max_length - cutter.tokenizer.num_special_tokens_to_add(pair=second is not None)
     if second is None:
-        part = cutter.cut(first, room, example.kept)
-        return example.pieces if part == first else ((part, None),)
-    firsts = [text for text, _ in example.pieces]
+        shortened = cutter.cut(first, room, example.kept)
+        return example.parts if shortened == first else ((shortened, None),)
+    firsts = [text for text, _ in example.parts]
     longest = max(map(len, cutter.tokenizer(firsts, add_special_tokens=False, verbose=False)["input_ids"]))
-    part = cutter.cut(second, max(room - longest, room // 2), example.kept)
-    return example.pieces if part == second else tuple((text, part) for text in firsts)
+    shortened = cutter.cut(second, max(room - longest, room // 2), example.kept)
+    return example.parts if shortened == second else tuple((text, shortened) for text in firsts)
 
 
 def windows(backbone: Backbone, example: Example, max_length: int) -> Item:
     """Pair the question with as many windows of the text as it takes; find the answer's tokens in each."""
-    ((asked, context),) = example.pieces
+    ((asked, context),) = example.parts
     room = max_length - backbone.tokenizer.num_special_tokens_to_add(pair=True)
     cutter = Cutter(backbone.tokenizer)
     question = cutter.cut(asked, room // 2)
@@ -113,29 +113,29 @@ def windows(backbone: Backbone, example: Example, max_length: int) -> Item:
         return_token_type_ids=True,
         split_special_tokens=True,
     )
-    pieces = [replace(piece, whole=question == asked) for piece in token_rows(batch)]
+    parts = [replace(part, whole=question == asked) for part in token_rows(batch)]
     start, end = example.answer_start, example.answer_end
     end = end if end >= 0 else start + len("".join(example.answers[:1]))
-    return Item(example, pieces, _tokens_of(pieces, start, end))
+    return Item(example, parts, _tokens_of(parts, start, end))
 
 
-def _tokens_of(pieces: Sequence[Piece], start: int, end: int) -> list[tuple[int, int]]:
-    """Return, for each piece, the first and last token that touch characters [start, end) of the second text.
+def _tokens_of(parts: Sequence[Part], start: int, end: int) -> list[tuple[int, int]]:
+    """Return, for each part, the first and last token that touch characters [start, end) of the second text.
 
-    (0, 0) where not all of those that do in any piece are there. Characters that are in no token, such as white space
+    (0, 0) where not all of those that do in any part are there. Characters that are in no token, such as white space
     at the answer's ends, ask for none.
     """
     inside = [
         [
             place
-            for place, (left, right) in enumerate(piece.offsets)
-            if piece.second[place] and left < end and right > start
+            for place, (left, right) in enumerate(part.offsets)
+            if part.second[place] and left < end and right > start
         ]
-        for piece in pieces
+        for part in parts
     ]
     bounds = [
-        (piece.offsets[places[0]][0], piece.offsets[places[-1]][1]) if places else (end, start)
-        for piece, places in zip(pieces, inside, strict=True)
+        (part.offsets[places[0]][0], part.offsets[places[-1]][1]) if places else (end, start)
+        for part, places in zip(parts, inside, strict=True)
     ]
     whole = min(left for left, _ in bounds), max(right for _, right in bounds)
     return [

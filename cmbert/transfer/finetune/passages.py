@@ -41,9 +41,9 @@ def read_c3(path: Path) -> Iterator[Example]:
             kept_back = answer is None or (str(answer) in KEPT_BACK and answer not in choices)
             if not kept_back and answer not in choices:
                 raise InputError(f"{where}: answer {shown(answer)} is not among the choices")
-            pieces = tuple((f"{asked} {choice}", context) for choice in choices)
+            parts = tuple((f"{asked} {choice}", context) for choice in choices)
             label = None if kept_back else choices.index(answer)
-            yield Example(identity_of(question, ("id",), number, where), pieces, label)
+            yield Example(identity_of(question, ("id",), number, where), parts, label)
             number += 1
 
 
@@ -62,12 +62,12 @@ def read_chid(path: Path) -> Iterator[Example]:
         candidates = texts_field(record, "candidates", where)
         for passage in texts_field(record, "content", where):
             context, blanks = _fill(passage)
-            pieces = tuple((idiom, context) for idiom in candidates)  # one text, however many blanks are in it
+            parts = tuple((idiom, context) for idiom in candidates)  # one text, however many blanks are in it
             for name, start in blanks:
                 label = None if answers is None else answers.get(name)
                 if answers is not None and not (type(label) is int and 0 <= label < len(candidates)):
                     raise InputError(f"{answer_path}: {name}: no answer from 0 to {len(candidates) - 1}")
-                yield Example(name, pieces, label, kept=(start, start + len(BLANK_TEXT)))
+                yield Example(name, parts, label, kept=(start, start + len(BLANK_TEXT)))
 
 
 def _fill(passage: str) -> tuple[str, list[tuple[str, int]]]:

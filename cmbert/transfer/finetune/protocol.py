@@ -122,7 +122,7 @@ def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[I
     lengths = [last - first + 1 for item in spans for first, last in item.spans]
     unlabelled = sum(not item.example.labelled for item in items["test"])
     return {
-        "texts_cut": sum(not piece.whole for item in every for piece in item.pieces),
+        "texts_cut": sum(not part.whole for item in every for part in item.parts),
         "examples_left_out_for_their_label": sum(split.left_out for split in splits.values() if split),
         "answers_not_in_their_text_left_out": sum(item.example.answer_start < 0 for item in spans),
         "answers_across_all_windows": sum(item.lost for item in spans),
@@ -160,8 +160,8 @@ def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folde
     Raises ConfigError if it was trained on SimCLUE, by name or by its sentences, and SimCLUE contains the task.
     """
     scored = [split for name, split in splits.items() if split and name != "train"]
-    pieces = [piece for split in scored for example in split.examples for piece in example.pieces]
-    share = share_seen(model_folder, [text for piece in pieces for text in piece if text])
+    parts = [part for split in scored for example in split.examples for part in example.parts]
+    share = share_seen(model_folder, [text for part in parts for text in part if text])
     names = [file.path for file in read_training_data(model_folder) if file.source == "simclue"]
     if task.in_simclue and (names or share > MAX_SHARE_SEEN):
         raise ConfigError(

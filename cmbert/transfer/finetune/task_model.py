@@ -1,7 +1,7 @@
 """An encoder with the one small head of a task, and what it makes of a batch of examples.
 
 The head is the same for every encoder: dropout and a linear layer, on the mean of a text's hidden states (classes and
-choices) or on each token's (spans). Shapes: E examples, P pieces, T tokens, L longest piece, D width, C classes or
+choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest part, D width, C classes or
 choices.
 """
 
@@ -48,23 +48,23 @@ class TaskModel(nn.Module):
 
     def forward(self, items: Sequence[Item]) -> torch.Tensor:
         """Scores: (E, C) of classes or choices, (P, L, 2) of starts and ends; -inf where there is nothing to choose."""
-        pieces = [piece for item in items for piece in item.pieces]
+        parts = [part for item in items for part in item.parts]
         device = self.output.weight.device
-        lengths = [len(piece.ids) for piece in pieces]
-        ids = torch.tensor([index for piece in pieces for index in piece.ids], device=device)
-        types = torch.tensor([index for piece in pieces for index in piece.type_ids], device=device)
+        lengths = [len(part.ids) for part in parts]
+        ids = torch.tensor([index for part in parts for index in part.ids], device=device)
+        types = torch.tensor([index for part in parts for index in part.type_ids], device=device)
         hidden_TD = self.backbone(ids, types, lengths)
         if self.kind == "span":
             scores_T2 = self.output(F.dropout(hidden_TD, DROPOUT, self.training)).float()
             return nn.utils.rnn.pad_sequence(scores_T2.split(lengths), batch_first=True, padding_value=-torch.inf)
-        scores_PC = self.output(F.dropout(mean_by_piece(hidden_TD, lengths), DROPOUT, self.training)).float()
+        scores_PC = self.output(F.dropout(mean_by_part(hidden_TD, lengths), DROPOUT, self.training)).float()
         if self.kind == "classification":
             return scores_PC
-        choices = [len(item.pieces) for item in items]
+        choices = [len(item.parts) for item in items]
         return nn.utils.rnn.pad_sequence(scores_PC[:, 0].split(choices), batch_first=True, padding_value=-torch.inf)
 
     def num_targets(self, items: Sequence[Item]) -> int:
-        """Return over how many targets a mean of losses runs: the examples, or starts and ends of every piece."""
+        """Return over how many targets a mean of losses runs: the examples, or starts and ends of every part."""
         return sum(2 * len(item.spans) for item in items) if self.kind == "span" else len(items)
 
     def loss_sum(self, items: Sequence[Item]) -> torch.Tensor:
@@ -85,25 +85,25 @@ class TaskModel(nn.Module):
             return [Found(index, "") for index in scores.argmax(1).tolist()]
         found, first = [], 0
         for item in items:
-            last = first + len(item.pieces)
+            last = first + len(item.parts)
             found.append(best_span(item, scores[first:last]))
             first = last
         return found
 
 
-def mean_by_piece(hidden_TD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """(T, D) -> the mean of each piece's hidden states (P, D), [CLS] and [SEP] among them."""
+def mean_by_part(hidden_TD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """(T, D) -> the mean of each part's hidden states (P, D), [CLS] and [SEP] among them."""
     counts = torch.tensor(lengths, device=hidden_TD.device)
-    piece_T = torch.repeat_interleave(counts)
+    part_T = torch.repeat_interleave(counts)
     sums = torch.zeros(len(lengths), hidden_TD.shape[1], dtype=torch.float32, device=hidden_TD.device)
-    return (sums.index_add(0, piece_T, hidden_TD.float()) / counts[:, None]).to(hidden_TD.dtype)
+    return (sums.index_add(0, part_T, hidden_TD.float()) / counts[:, None]).to(hidden_TD.dtype)
 
 
 def best_span(item: Item, scores_PL2: torch.Tensor) -> Found:
-    """Return the span whose start and end score highest together over an example's pieces; empty without any token."""
+    """Return the span whose start and end score highest together over an example's parts; empty without any token."""
     best, text = -torch.inf, ""
-    for piece, scores_L2 in zip(item.pieces, scores_PL2, strict=True):
-        places = [place for place, second in enumerate(piece.second) if second]
+    for part, scores_L2 in zip(item.parts, scores_PL2, strict=True):
+        places = [place for place, second in enumerate(part.second) if second]
         if not places:
             continue
         first, last = places[0], places[-1] + 1
@@ -113,6 +113,6 @@ def best_span(item: Item, scores_PL2: torch.Tensor) -> Found:
         score = float(pairs.max())
         if score > best:
             start, end = divmod(int(pairs.argmax()), len(ends))
-            context = item.example.pieces[0][1] or ""
-            best, text = score, context[piece.offsets[first + start][0] : piece.offsets[first + end][1]]
+            context = item.example.parts[0][1] or ""
+            best, text = score, context[part.offsets[first + start][0] : part.offsets[first + end][1]]
     return Found(-1, text, best)

@@ -117,7 +117,7 @@ def check_memory(backbone: Backbone, batch_size: int, data: Data) -> None:
     total = sum(weight.numel() for weight in backbone.parameters())
     needed: float = total * (dtype.itemsize + OPTIMIZER_BYTES)  # fp32 weights are their own copies, but have gradients
     if isinstance(backbone.encoder, Encoder):
-        lengths = [sum(len(piece.ids) for piece in item.pieces) for item in data.train]
+        lengths = [sum(len(part.ids) for part in item.parts) for item in data.train]
         tokens = min(batch_size * sum(lengths) // max(len(lengths), 1), FORWARD_TOKENS)
         config, kernels = backbone.encoder.config, backbone.encoder.kernels
         needed += estimate_activations(config, kernels, tokens, num_masked=0, value_bytes=dtype.itemsize).kept
@@ -179,48 +179,48 @@ def backward(model: TaskModel, batch: Sequence[Item]) -> float:
     """Add up the gradients of a batch's mean loss, a few forwards if it is long; return its summed loss."""
     num_targets = model.num_targets(batch)
     total = 0.0
-    for part in by_tokens([part for item in batch for part in in_parts(item)]):
-        loss = model.loss_sum(part)
+    for chunk in by_tokens([chunk for item in batch for chunk in in_chunks(item)]):
+        loss = model.loss_sum(chunk)
         (loss / num_targets).backward()
         total += float(loss.detach())
     return total
 
 
 def by_tokens(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Deal items, the longest first, to parts of at most FORWARD_TOKENS positions if all were padded to the longest."""
-    part: list[Item] = []
-    longest = pieces = 0
+    """Deal items, the longest first, to chunks of at most FORWARD_TOKENS positions if all were padded to the longest."""
+    chunk: list[Item] = []
+    longest = parts = 0
     for item in sorted(items, key=_longest, reverse=True):
-        if part and (pieces + len(item.pieces)) * longest > FORWARD_TOKENS:
-            yield part
-            part, pieces = [], 0
-        longest = longest if part else _longest(item)
-        part.append(item)
-        pieces += len(item.pieces)
-    if part:
-        yield part
+        if chunk and (parts + len(item.parts)) * longest > FORWARD_TOKENS:
+            yield chunk
+            chunk, parts = [], 0
+        longest = longest if chunk else _longest(item)
+        chunk.append(item)
+        parts += len(item.parts)
+    if chunk:
+        yield chunk
 
 
 def _longest(item: Item) -> int:
-    return max(len(piece.ids) for piece in item.pieces)
+    return max(len(part.ids) for part in item.parts)
 
 
-def in_parts(item: Item) -> Iterator[Item]:
-    """Yield a span task's item in parts of at most FORWARD_TOKENS positions: a book has thousands of windows."""
-    windows = max(1, FORWARD_TOKENS // _longest(item)) if item.spans else len(item.pieces)
-    for first in range(0, len(item.pieces), windows):
+def in_chunks(item: Item) -> Iterator[Item]:
+    """Yield a span task's item in chunks of at most FORWARD_TOKENS positions: a book has thousands of windows."""
+    windows = max(1, FORWARD_TOKENS // _longest(item)) if item.spans else len(item.parts)
+    for first in range(0, len(item.parts), windows):
         some = slice(first, first + windows)
-        yield item if windows >= len(item.pieces) else replace(item, pieces=item.pieces[some], spans=item.spans[some])
+        yield item if windows >= len(item.parts) else replace(item, parts=item.parts[some], spans=item.spans[some])
 
 
 def answer_all(model: TaskModel, items: Sequence[Item]) -> list[Found]:
     """Answer every item, in order."""
-    parts = [(place, part) for place, item in enumerate(items) for part in in_parts(item)]
-    places = {id(part): place for place, part in parts}
+    chunks = [(place, chunk) for place, item in enumerate(items) for chunk in in_chunks(item)]
+    places = {id(chunk): place for place, chunk in chunks}
     found: list[Found] = [Found(-1, "", -math.inf)] * len(items)
-    for some in by_tokens([part for _, part in parts]):
-        for part, answer in zip(some, model.answer(some), strict=True):
-            place = places[id(part)]
+    for some in by_tokens([chunk for _, chunk in chunks]):
+        for chunk, answer in zip(some, model.answer(some), strict=True):
+            place = places[id(chunk)]
             if answer.score > found[place].score:
                 found[place] = answer
     return found

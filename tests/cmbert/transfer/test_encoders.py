@@ -50,7 +50,7 @@ def require_two_steps(backbone: Backbone) -> None:
         items = prepare(backbone, task, found, min(48, backbone.max_length or 48))
         model = TaskModel(backbone, task, 0).eval()
         with torch.no_grad():
-            together = model(items[:4]).split([len(item.pieces) if task.kind == "span" else 1 for item in items[:4]])
+            together = model(items[:4]).split([len(item.parts) if task.kind == "span" else 1 for item in items[:4]])
             for row, item in zip(together, items, strict=False):
                 alone = model([item])
                 torch.testing.assert_close(row[:, : alone.shape[1]], alone, atol=1e-5, rtol=1e-4)
@@ -99,9 +99,9 @@ def test_an_encoder_whose_rows_change_with_padding_is_told(tmp_path: Path, caplo
 def test_tokenizers_of_all_kinds(name: str, change: dict[str, Any], tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "model", name, **change)
     backbone = their_backbone(str(folder), untrained=False)
-    (piece,) = backbone.read([(TEXTS[2], None)], 16)
-    assert len(piece.ids) == 16
-    assert piece.offsets[1][0] <= 1  # the end is cut
+    (part,) = backbone.read([(TEXTS[2], None)], 16)
+    assert len(part.ids) == 16
+    assert part.offsets[1][0] <= 1  # the end is cut
     require_two_steps(backbone)
     embedder = open_embedder(str(folder), 32)
     both, alone = embedder.encode(["好", TEXTS[2]]), embedder.encode(["好"])

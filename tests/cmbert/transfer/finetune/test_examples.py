@@ -23,7 +23,7 @@ def test_pairs_and_dropped_labels(tmp_path):
     pair = {"sentence1": "他在看书", "sentence2": "他没在睡觉"}
     lines(tmp_path / "dev.json", pair | {"label": "entailment", "id": 7}, pair | {"label": "-"})
     (example,) = read_split(TASKS["ocnli"], tmp_path, "dev").examples
-    assert example.pieces == (("他在看书", "他没在睡觉"),)
+    assert example.parts == (("他在看书", "他没在睡觉"),)
     assert (example.id, example.label) == ("7", 0)
 
 
@@ -36,13 +36,13 @@ def test_pronouns_are_marked_from_the_end(tmp_path):
     target = {"span1_text": "手机", "span1_index": 0, "span2_text": "它", "span2_index": 4}
     lines(tmp_path / "dev.json", {"target": target, "idx": 3, "label": "true", "text": "手机响了它坏了"})
     (example,) = read_split(TASKS["cluewsc2020"], tmp_path, "dev").examples
-    assert example.pieces == (("_手机_响了[它]坏了", None),)
+    assert example.parts == (("_手机_响了[它]坏了", None),)
     assert (example.id, example.label) == ("3", 1)
 
 
 def test_keywords(tmp_path):
     lines(tmp_path / "dev.json", {"id": 1, "abst": "摘要", "keyword": ["水声学", "声呐"], "label": "1"})
-    assert read_split(TASKS["csl"], tmp_path, "dev").examples[0].pieces == (("水声学 声呐", "摘要"),)
+    assert read_split(TASKS["csl"], tmp_path, "dev").examples[0].parts == (("水声学 声呐", "摘要"),)
 
 
 def test_c3(tmp_path):
@@ -52,7 +52,7 @@ def test_c3(tmp_path):
     examples = read_split(TASKS["c3"], tmp_path, "dev").examples
     assert len(examples) == 2
     assert examples[0].label == 1
-    assert examples[0].pieces[2] == ("谁来了？ 丙", "女：来了。\n男：好。")
+    assert examples[0].parts[2] == ("谁来了？ 丙", "女：来了。\n男：好。")
 
 
 def test_chid(tmp_path):
@@ -61,7 +61,7 @@ def test_chid(tmp_path):
     (tmp_path / "dev_answer.json").write_text('{"#idiom000001#": 1, "#idiom000002#": 0}', encoding="utf-8")
     first, second = read_split(TASKS["chid"], tmp_path, "dev").examples
     assert (first.id, first.label, second.label) == ("#idiom000001#", 1, 0)
-    assert first.pieces[1] == second.pieces[1] == ("方兴未艾", "甲" * 100 + "____乙____。")
+    assert first.parts[1] == second.parts[1] == ("方兴未艾", "甲" * 100 + "____乙____。")
     assert (first.kept, second.kept) == ((100, 104), (105, 109))
     lines(tmp_path / "test1.1.json", {"content": [passage], "candidates": ["一日千里", "方兴未艾"]})
     assert not read_split(TASKS["chid"], tmp_path, "test").labelled
@@ -86,7 +86,7 @@ def test_cmrc_in_both_shapes(tmp_path, nested):
 def test_tsv_and_byte_order_mark(tmp_path):
     task = Task(name="mine", text=("text_a",), labels=("0", "1"), dev=("dev.tsv",))
     (tmp_path / "dev.tsv").write_text('\ufefflabel\ttext_a\n1\t说"好"\n0\t不好\n', encoding="utf-8")
-    assert [e.pieces[0][0] for e in read_split(task, tmp_path, "dev").examples] == ['说"好"', "不好"]
+    assert [e.parts[0][0] for e in read_split(task, tmp_path, "dev").examples] == ['说"好"', "不好"]
     (tmp_path / "dev.tsv").write_text("label\ttext_a\n1\t好\t多\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"dev\.tsv:2: has 3 columns, the header 2"):
         read_split(task, tmp_path, "dev")

@@ -77,12 +77,12 @@ def test_only_a_line_feed_ends_a_line(tmp_path, odd):
     line = json.dumps(GOOD["tnews"], ensure_ascii=False).replace("今天下雨", sentence)  # a raw one, not an escape
     (tmp_path / "dev.json").write_text(f"{line}\n{line}\r\n", encoding="utf-8", newline="")
     examples = read_split(TASKS["tnews"], tmp_path, "dev").examples
-    assert [example.pieces[0][0] for example in examples] == [sentence] * 2
+    assert [example.parts[0][0] for example in examples] == [sentence] * 2
     task = Task(name="mine", text=("text",), labels=("0", "1"), dev=("dev.tsv",))
     rows = f"label\ttext\r\n1\t{sentence}\r\n0\t不好\r\n"
     (tmp_path / "dev.tsv").write_text(rows, encoding="utf-8", newline="")
     examples = read_split(task, tmp_path, "dev").examples
-    assert [(example.label, example.pieces[0][0]) for example in examples] == [(1, sentence), (0, "不好")]
+    assert [(example.label, example.parts[0][0]) for example in examples] == [(1, sentence), (0, "不好")]
 
 
 @pytest.mark.parametrize("name", ["tnews", "c3", "cmrc2018", "chid"])

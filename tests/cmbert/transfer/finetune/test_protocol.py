@@ -193,7 +193,7 @@ def test_a_model_without_its_tokenizer(bert_folder, review_folder, tmp_path, cap
 
 
 def test_a_model_that_saw_simclue_is_not_scored_on_what_it_contains(ours, task, review_folder, tmp_path):
-    texts = [piece[0] for e in read_split(task, review_folder, "dev").examples for piece in e.pieces]
+    texts = [part[0] for e in read_split(task, review_folder, "dev").examples for part in e.parts]
     record = [TrainingFile("train_pair.json", "simclue", 100, "00")]
     write_training_data(tmp_path, record, sentence_hashes(["别的句子"]))
     contained = replace(task, in_simclue=True)

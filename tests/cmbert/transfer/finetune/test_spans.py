@@ -50,11 +50,11 @@ def test_an_answer_across_an_edge_is_whole_in_a_window(request, kind, max_length
     examples = [Example("q", (("好？", text),), None, (text[p : p + 3],), p, p + 3) for p in places]
     for place, item in zip(places, prepare(request.getfixturevalue(kind), SPANS, examples, max_length), strict=True):
         assert not item.lost
-        assert all(len(piece.ids) <= max_length and piece.whole for piece in item.pieces)
-        for piece, (first, last) in zip(item.pieces, item.spans, strict=True):
+        assert all(len(part.ids) <= max_length and part.whole for part in item.parts)
+        for part, (first, last) in zip(item.parts, item.spans, strict=True):
             if last:
-                assert piece.offsets[first][0] <= place
-                assert piece.offsets[last][1] >= place + 3
+                assert part.offsets[first][0] <= place
+                assert part.offsets[last][1] >= place + 3
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
@@ -71,11 +71,11 @@ def test_a_long_question_is_cut_by_tokens_and_counted(request, kind, question):
     backbone = request.getfixturevalue(kind)
     context = "天气很好。" * 8
     (item,) = prepare(backbone, SPANS, [Example("q", ((question, context),), None, ("很好",), 2, 4)], 32)
-    asked = [sum(not second for second in piece.second) for piece in item.pieces]
+    asked = [sum(not second for second in part.second) for part in item.parts]
     assert max(asked) <= 17  # half of what is left beside [CLS] and two [SEP], and those
-    assert max(len(piece.ids) for piece in item.pieces) <= 32
+    assert max(len(part.ids) for part in item.parts) <= 32
     assert not item.lost
-    assert not any(piece.whole for piece in item.pieces)
+    assert not any(part.whole for part in item.parts)
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
@@ -87,16 +87,14 @@ def test_the_blank_of_a_passage_is_never_cut_away(request, kind, sides):
     kept = (len(left), len(left) + 4)
     example = Example("b", (("很好", context), ("很差不好", context)), 0, kept=kept)
     (item,) = prepare(backbone, replace(find_task("chid"), max_length=48), [example], 48)
-    for piece in item.pieces:
-        read = {
-            char for second, pair in zip(piece.second, piece.offsets, strict=True) if second for char in range(*pair)
-        }
-        assert len(piece.ids) <= 48
-        assert piece.whole == (not left and not right)
-        text = Cutter(backbone.tokenizer).cut(context, len(piece.ids), kept)
+    for part in item.parts:
+        read = {char for second, pair in zip(part.second, part.offsets, strict=True) if second for char in range(*pair)}
+        assert len(part.ids) <= 48
+        assert part.whole == (not left and not right)
+        text = Cutter(backbone.tokenizer).cut(context, len(part.ids), kept)
         assert "____" in text
         assert len(read) >= 4
-    long = [len(piece.ids) for piece in item.pieces]
+    long = [len(part.ids) for part in item.parts]
     assert max(long) >= 44 or not left + right  # the room is used, on one side if the other is empty
 
 
@@ -118,9 +116,9 @@ def test_the_marks_of_a_pronoun_are_never_cut_away(request, kind):
     text = "今天" * 100 + "_酒店_很好[它]" + "天气" * 10
     example = Example("w", ((text, None),), 1, kept=(200, 209))
     (item,) = prepare(request.getfixturevalue(kind), replace(find_task("cluewsc2020"), max_length=32), [example], 32)
-    (piece,) = item.pieces
-    assert not piece.whole
-    assert len(piece.ids) <= 32
+    (part,) = item.parts
+    assert not part.whole
+    assert len(part.ids) <= 32
     ids = request.getfixturevalue(kind).tokenizer("_酒店_很好[它]", add_special_tokens=False)["input_ids"]
     middle = ids[1:-1]
-    assert any(piece.ids[place : place + len(middle)] == middle for place in range(len(piece.ids)))
+    assert any(part.ids[place : place + len(middle)] == middle for place in range(len(part.ids)))

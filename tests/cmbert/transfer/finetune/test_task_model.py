@@ -10,9 +10,18 @@ from cmbert.transfer.finetune import trial as trial_module
 from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.spans import exact_match, span_f1
-from cmbert.transfer.finetune.task_model import TaskModel, mean_by_piece
+from cmbert.transfer.finetune.task_model import TaskModel, mean_by_part
 from cmbert.transfer.finetune.tasks import Task
-from cmbert.transfer.finetune.trial import Data, Setting, answer_all, backward, by_tokens, in_parts, macro_f1, run_trial
+from cmbert.transfer.finetune.trial import (
+    Data,
+    Setting,
+    answer_all,
+    backward,
+    by_tokens,
+    in_chunks,
+    macro_f1,
+    run_trial,
+)
 
 TEXTS = ["今天天气很好", "不喜欢", "这家酒店的服务态度差，房间不干净" * 3, "好"]
 CLASSES = Task(name="c", labels=("0", "1", "2"))
@@ -50,34 +59,34 @@ def test_a_batch_is_its_examples_one_by_one(request, kind, task, make):
 
 def test_a_transformers_encoder_is_read_as_its_authors_do(theirs):
     """The hidden states that the head sees are those of the model called alone, without padding."""
-    (piece,) = theirs.read([("今天天气很好", "酒店很差")], 64)
+    (part,) = theirs.read([("今天天气很好", "酒店很差")], 64)
     ids = theirs.tokenizer("今天天气很好", "酒店很差", return_tensors="pt")
-    assert piece.ids == ids["input_ids"][0].tolist()
-    assert 1 in piece.type_ids
+    assert part.ids == ids["input_ids"][0].tolist()
+    assert 1 in part.type_ids
     theirs.eval()
-    ids_T, types_T = torch.tensor([*piece.ids, 2, 5, 3]), torch.tensor([*piece.type_ids, 0, 0, 0])
-    hidden = theirs(ids_T, types_T, [len(piece.ids), 3])[: len(piece.ids)]
+    ids_T, types_T = torch.tensor([*part.ids, 2, 5, 3]), torch.tensor([*part.type_ids, 0, 0, 0])
+    hidden = theirs(ids_T, types_T, [len(part.ids), 3])[: len(part.ids)]
     torch.testing.assert_close(hidden, theirs.encoder(**ids).last_hidden_state[0], atol=1e-5, rtol=1e-5)
 
 
-def test_mean_by_piece():
+def test_mean_by_part():
     hidden = torch.arange(12.0).view(6, 2)
     expected = torch.stack([hidden[:2].mean(0), hidden[2:3].mean(0), hidden[3:].mean(0)])
-    torch.testing.assert_close(mean_by_piece(hidden, [2, 1, 3]), expected)
+    torch.testing.assert_close(mean_by_part(hidden, [2, 1, 3]), expected)
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_texts_that_do_not_fit_are_cut_and_counted(request, kind):
     backbone = request.getfixturevalue(kind)
-    pieces = backbone.read([(TEXTS[0], None), (TEXTS[2], None), (TEXTS[2], TEXTS[2])], 16)
-    assert [piece.whole for piece in pieces] == [True, False, False]
-    assert max(len(piece.ids) for piece in pieces) == 16
-    assert pieces[2].second.count(True) in (6, 7)  # both texts lose their end
+    parts = backbone.read([(TEXTS[0], None), (TEXTS[2], None), (TEXTS[2], TEXTS[2])], 16)
+    assert [part.whole for part in parts] == [True, False, False]
+    assert max(len(part.ids) for part in parts) == 16
+    assert parts[2].second.count(True) in (6, 7)  # both texts lose their end
 
 
 def test_special_tokens_in_a_text_are_text(ours):
-    (piece,) = ours.read([("[MASK]", None)], 64)
-    assert 4 not in piece.ids
+    (part,) = ours.read([("[MASK]", None)], 64)
+    assert 4 not in part.ids
 
 
 def span_example(context: str, answer: str) -> Example:
@@ -89,16 +98,16 @@ def test_windows_cover_the_text_and_find_the_answer(ours, max_length):
     context = "今天天气很好，" * 4 + "它在1862年建成。" + "房间不干净。" * 3
     item = prepare(ours, SPANS, [span_example(context, "1862年")], max_length)[0]
     seen = set()
-    for piece, (first, last) in zip(item.pieces, item.spans, strict=True):
-        assert len(piece.ids) <= max_length
-        seen |= {char for p, s in zip(piece.offsets, piece.second, strict=True) if s for char in range(*p)}
+    for part, (first, last) in zip(item.parts, item.spans, strict=True):
+        assert len(part.ids) <= max_length
+        seen |= {char for p, s in zip(part.offsets, part.second, strict=True) if s for char in range(*p)}
         if (first, last) != (0, 0):
-            found = context[piece.offsets[first][0] : piece.offsets[last][1]]
+            found = context[part.offsets[first][0] : part.offsets[last][1]]
             assert "1862年" in found
             assert len(found) <= len("1862年") + 2  # tokens may not end where the answer does
     assert seen == set(range(len(context)))
     assert any(span != (0, 0) for span in item.spans)
-    assert (len(item.pieces) == 1) == (max_length == 128)
+    assert (len(item.parts) == 1) == (max_length == 128)
 
 
 def test_span_loss_and_answer(ours):
@@ -108,18 +117,18 @@ def test_span_loss_and_answer(ours):
     scores = model(items)
     losses = []
     for place, item in enumerate(items):
-        length = len(item.pieces[0].ids)
+        length = len(item.parts[0].ids)
         assert (scores[place, length:] == -torch.inf).all()
         for side in (0, 1):
             losses.append(F.cross_entropy(scores[place, :length, side], torch.tensor(item.spans[0][side])))
     assert model.num_targets(items) == len(losses)
     assert model.loss_sum(items).item() == pytest.approx(torch.stack(losses).sum().item(), abs=1e-5)
     for item, found, score in zip(items, model.answer(items), scores, strict=True):
-        piece = item.pieces[0]
-        places = [place for place, second in enumerate(piece.second) if second]
+        part = item.parts[0]
+        places = [place for place, second in enumerate(part.second) if second]
         pairs = [(score[i, 0] + score[j, 1], i, j) for i in places for j in places if i <= j < i + 50]
         _, start, end = max(pairs)
-        assert found.text == item.example.pieces[0][1][piece.offsets[start][0] : piece.offsets[end][1]]
+        assert found.text == item.example.parts[0][1][part.offsets[start][0] : part.offsets[end][1]]
 
 
 def test_span_scores():
@@ -141,7 +150,7 @@ def test_forwards_hold_what_fits(ours, monkeypatch):
     parts = list(by_tokens(items))
     assert sorted(item.example.id for part in parts for item in part) == sorted(example.id for example in examples)
     for part in parts:
-        longest = max(len(piece.ids) for item in part for piece in item.pieces)
+        longest = max(len(part.ids) for item in part for part in item.parts)
         assert len(part) == 1 or len(part) * longest <= 120
 
 
@@ -209,8 +218,8 @@ def test_a_book_is_read_in_parts(ours, monkeypatch):
         losses.append(backward(model, items))
         gradients.append(model.output.weight.grad.clone())
         found.append([(answer.text, round(answer.score, 3)) for answer in answer_all(model, items)])
-        parts = list(by_tokens([part for item in items for part in in_parts(item)]))
-        assert all(sum(len(piece.ids) for item in part for piece in item.pieces) <= tokens for part in parts)
+        parts = list(by_tokens([part for item in items for part in in_chunks(item)]))
+        assert all(sum(len(part.ids) for item in part for part in item.parts) <= tokens for part in parts)
     assert len(parts) > 10
     assert found[0] == found[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
