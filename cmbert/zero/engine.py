@@ -21,7 +21,7 @@ from cmbert.cluster.distributed import Launch
 from cmbert.cluster.rendezvous import meet
 from cmbert.errors import CheckpointError, ConfigError, TransientError, advice
 from cmbert.files.operations import doing
-from cmbert.zero.optim import AdamW, Layout, Segment
+from cmbert.zero.optim import AdamW, Fragment, Layout
 from cmbert.zero.step_timer import StepTimer, time_collectives
 
 UNIVERSAL_VERSION = 0.2  # of the form that DeepSpeed's converter writes
@@ -127,28 +127,31 @@ def build_engine(model: torch.nn.Module, optimizer: AdamW, config: dict[str, Any
 
 
 def find_layout(engine: Any) -> Layout:
-    """Return which pieces of which parameters this rank's flat fp32 tensors hold.
+    """Return which fragments of which parameters this rank's flat fp32 tensors hold.
 
     ZeRO 1 and 2 lay the parameters of a group end to end, cut that into one partition a rank, and note what came of
-    each parameter in `_hp_mapping`; ZeRO 3 cuts every parameter (`grad_position`). Only the last pieces are padded.
+    each parameter in `_hp_mapping`; ZeRO 3 cuts every parameter (`grad_position`). Only the last fragments are padded.
     """
     zero, parameters = engine.optimizer, list(engine.module.parameters())
-    segments: dict[torch.Tensor, list[Segment]] = {}
+    fragments: dict[torch.Tensor, list[Fragment]] = {}
     if engine.zero_optimization_stage() == 3:
-        segments |= {flat: [] for flat in zero.fp32_partitioned_groups_flat}
+        fragments |= {flat: [] for flat in zero.fp32_partitioned_groups_flat}
         for number, parameter in enumerate(parameters):
             group, start, length = zero.grad_position[zero.get_param_id(parameter)]
-            segments[zero.fp32_partitioned_groups_flat[group]].append(Segment(number, start, length))
+            fragments[zero.fp32_partitioned_groups_flat[group]].append(Fragment(number, start, length))
     else:
-        segments |= {flat: [] for flat in zero.single_partition_of_fp32_groups}
+        fragments |= {flat: [] for flat in zero.single_partition_of_fp32_groups}
         for number, parameter in enumerate(parameters):
-            piece = parameter._hp_mapping
-            if piece is not None:  # None: other ranks have all of it
-                flat, place = zero.single_partition_of_fp32_groups[piece.param_group_index], piece.hp_fragment_address
-                segments[flat].append(Segment(number, place.start, place.numel))
+            mapping = parameter._hp_mapping
+            if mapping is not None:  # None: other ranks have all of it
+                flat, place = (
+                    zero.single_partition_of_fp32_groups[mapping.param_group_index],
+                    mapping.hp_fragment_address,
+                )
+                fragments[flat].append(Fragment(number, place.start, place.numel))
     sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]
     return Layout(
-        segments,
+        fragments,
         torch.tensor(sizes, dtype=torch.float64, device=engine.device),
         across_ranks=torch.distributed.get_world_size() > 1,
     )

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from cmbert.config.schema import OptimizerConfig
 
 
-class Segment(NamedTuple):
+class Fragment(NamedTuple):
     """The part of one model parameter that lies in a flat tensor of a ZeRO partition."""
 
     parameter: int
@@ -24,7 +24,7 @@ class Segment(NamedTuple):
 class Layout(NamedTuple):
     """Where ZeRO keeps this rank's share of every parameter."""
 
-    segments: Mapping[torch.Tensor, Sequence[Segment]]
+    fragments: Mapping[torch.Tensor, Sequence[Fragment]]
     """Of each flat fp32 tensor that the optimizer is given."""
     sizes: torch.Tensor  # (parameters,) float64: elements of each whole parameter, on the device of collectives
     across_ranks: bool
@@ -33,9 +33,9 @@ class Layout(NamedTuple):
 
 def whole_parameters(parameters: Sequence[torch.Tensor]) -> Layout:
     """Return the layout of parameters that nobody has divided."""
-    segments = {p: [Segment(number, 0, p.numel())] for number, p in enumerate(parameters)}
+    fragments = {p: [Fragment(number, 0, p.numel())] for number, p in enumerate(parameters)}
     sizes = torch.tensor([p.numel() for p in parameters], dtype=torch.float64, device=parameters[0].device)
-    return Layout(segments, sizes, across_ranks=False)
+    return Layout(fragments, sizes, across_ranks=False)
 
 
 class StepDecision(NamedTuple):
@@ -53,7 +53,7 @@ class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101); with `clip_updates` StableAdamW (arXiv 2304.13013, Algorithm 2).
 
     StableAdamW divides the learning rate of each parameter by max(1, RMS), RMS = sqrt(mean(g^2 / max(v, eps^2))), where
-    v is the bias-corrected second moment that already holds g. Under ZeRO a rank has pieces of parameters in flat
+    v is the bias-corrected second moment that already holds g. Under ZeRO a rank has fragments of parameters in flat
     tensors: `layout` says which, and the sums are added up over the ranks, so that RMS is that of the whole parameter.
     The state is torch AdamW's (step, exp_avg, exp_avg_sq), and so is the kernel that moves the weights.
 
@@ -99,7 +99,7 @@ class AdamW(torch.optim.Optimizer):
                 self._step_clipped(parameters, group, skipped)
             else:
                 for parameter in parameters:
-                    whole = Segment(0, 0, parameter.numel())
+                    whole = Fragment(0, 0, parameter.numel())
                     self._move(parameter, whole, self.state[parameter]["step"], group, skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,46 +137,46 @@ class AdamW(torch.optim.Optimizer):
     def _step_clipped(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
         if self.layout is None:
             self.layout = whole_parameters([p for every in self.param_groups for p in every["params"]])
-        segments, sizes, across_ranks = self.layout
-        pieces = [(flat, segment) for flat in parameters for segment in segments[flat]]
+        fragments, sizes, across_ranks = self.layout
+        placed = [(flat, fragment) for flat in parameters for fragment in fragments[flat]]
         sums = torch.zeros_like(sizes)
-        for flat, segment in pieces:
-            sums[segment.parameter] += self._relative_energy(flat, segment, group).to(sums.device)
+        for flat, fragment in placed:
+            sums[fragment.parameter] += self._relative_energy(flat, fragment, group).to(sums.device)
         if across_ranks:
             torch.distributed.all_reduce(sums)
         rates = group["lr"] / (sums / sizes).sqrt().clamp_min(1.0)
         # The CPU's kernel takes a number; a GPU's reads an fp32 from the device's memory, and nobody waits for it.
         on_cpu = all(flat.device.type == "cpu" for flat in parameters)
         rates = rates.tolist() if on_cpu else rates.float()
-        for flat, segment in pieces:
+        for flat, fragment in placed:
             step = self.state[flat]["step"].clone()
-            self._move(flat, segment, step, {**group, "lr": rates[segment.parameter]}, skipped)
+            self._move(flat, fragment, step, {**group, "lr": rates[fragment.parameter]}, skipped)
         for flat in parameters:
             step = self.state[flat]["step"]
             step += 1.0 if skipped is None else (1.0 - skipped).to(step.device)
 
-    def _relative_energy(self, flat: torch.Tensor, segment: Segment, group: dict) -> torch.Tensor:
-        """Return the sum of g^2 / max(v, eps^2) over `segment`, float64."""
+    def _relative_energy(self, flat: torch.Tensor, fragment: Fragment, group: dict) -> torch.Tensor:
+        """Return the sum of g^2 / max(v, eps^2) over `fragment`, float64."""
         assert flat.grad is not None
         state, (_, beta2) = self.state[flat], group["betas"]
         correction = 1 - beta2 ** (state["step"] + 1)  # of the bias: v = (what is kept) / correction
-        gradient = _part(flat.grad, segment)
-        kept = _part(state["exp_avg_sq"], segment) * beta2
+        gradient = _part(flat.grad, fragment)
+        kept = _part(state["exp_avg_sq"], fragment) * beta2
         least = (correction * group["eps"] ** 2).clamp_min(LEAST_DIVISOR)
         kept.addcmul_(gradient, gradient, value=1 - beta2).clamp_min_(least)
         return kept.reciprocal_().mul_(gradient).mul_(gradient).sum(dtype=torch.float64) * correction
 
     def _move(
-        self, flat: torch.Tensor, segment: Segment, step: torch.Tensor, group: dict, skipped: torch.Tensor | None
+        self, flat: torch.Tensor, fragment: Fragment, step: torch.Tensor, group: dict, skipped: torch.Tensor | None
     ) -> None:
-        """Let torch's fused AdamW move `segment` of `flat`; it adds one to `step`, unless `skipped` is 1."""
+        """Let torch's fused AdamW move `fragment` of `flat`; it adds one to `step`, unless `skipped` is 1."""
         assert flat.grad is not None
         state, (beta1, beta2) = self.state[flat], group["betas"]
         adamw(
-            [_part(flat, segment)],
-            [_part(flat.grad, segment)],
-            [_part(state["exp_avg"], segment)],
-            [_part(state["exp_avg_sq"], segment)],
+            [_part(flat, fragment)],
+            [_part(flat.grad, fragment)],
+            [_part(state["exp_avg"], fragment)],
+            [_part(state["exp_avg_sq"], fragment)],
             [],
             [step],
             fused=True,
@@ -192,8 +192,8 @@ class AdamW(torch.optim.Optimizer):
         )
 
 
-def _part(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
-    return tensor.view(-1).narrow(0, segment.start, segment.length)
+def _part(tensor: torch.Tensor, fragment: Fragment) -> torch.Tensor:
+    return tensor.view(-1).narrow(0, fragment.start, fragment.length)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
