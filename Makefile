@@ -7,9 +7,9 @@ PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/ready
 
-# The shape and the pieces of docs/performance.md, small enough for two cores.
+# The shape and the segments of docs/performance.md, small enough for two cores.
 BENCH_MODEL = $(foreach key,model.num_layers=6 model.hidden_size=256 model.num_heads=4 model.intermediate_size=384 \
-	model.vocab_size=32000 kernels.compile=true,--set $(key)) --lengths "" --pieces 1024,64,200,387,512,150,777,180
+	model.vocab_size=32000 kernels.compile=true,--set $(key)) --lengths "" --segments 1024,64,200,387,512,150,777,180
 
 # Two tests at a time, in the order of tests/scheduling.py.
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder

@@ -1,6 +1,6 @@
 """The only home of optional kernels: find what is installed, choose, and say which was chosen.
 
-Shapes: T tokens of the packed batch, H heads, K head width, P pieces, D hidden width.
+Shapes: T tokens of the packed batch, H heads, K head width, P segments, D hidden width.
 """
 
 import functools
@@ -22,7 +22,7 @@ from cmbert.errors import ConfigError
 log = logging.getLogger(__name__)
 
 VarlenAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int], torch.Tensor]
-"""(query_THK, key_THK, value_THK, cu_seqlens (P+1,) int32, longest piece, tokens seen each side or -1) -> out_THK."""
+"""(query_THK, key_THK, value_THK, cu_seqlens (P+1,) int32, longest segment, tokens seen each side or -1) -> out_THK."""
 
 Norm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(hidden (..., D), weight (D,), eps) -> (..., D), of hidden's dtype."""

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a piece of work takes at its peak, beyond what stood before it."""
+"""How much memory there is, and how much a part of the work takes at its peak, beyond what stood before it."""
 
 import ctypes
 import os

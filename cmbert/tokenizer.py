@@ -15,7 +15,7 @@ from cmbert.files.operations import read_input
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
-SPECIALS_PER_PIECE = 2  # a piece of a document goes to the model as [CLS] tokens [SEP]
+SPECIALS_PER_SEGMENT = 2  # a segment of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
 PANIC = "PanicException"  # what Rust's panics become; no Exception, and in no module from which it could be imported

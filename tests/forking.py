@@ -1,6 +1,6 @@
 """Start Python programs without their cold start: a server has imported torch, DeepSpeed and cmbert, and forks.
 
-`Popen` is subprocess.Popen, but for commands that start this Python on a module, a file or a piece of code: those run
+`Popen` is subprocess.Popen, but for commands that start this Python on a module, a file or a segment of code: those run
 in a process that a server forks. It is a process like any other: own pid, signals and exit code, a child of whoever
 started it, with the environment, folder and files it was given. What a launcher starts in turn, as torchrun its ranks,
 is forked from a copy of the server that was made before the launcher's first line: never from a process that has

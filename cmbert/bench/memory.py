@@ -36,7 +36,7 @@ class Shape:
 
 
 def bench_bytes(work: Work, shapes: Sequence[Shape], loads: Sequence[Sequence[int]], device: torch.device) -> int:
-    """Return what a benchmark holds at its peak; `loads`: the lengths of the pieces of each batch, tokens.
+    """Return what a benchmark holds at its peak; `loads`: the lengths of the segments of each batch, tokens.
 
     All models stay, each with its optimizer's fp32 copy and moments; one at a time runs, or is being built.
     """
@@ -70,7 +70,7 @@ def _cpu_bytes(shape: Shape, lengths: Sequence[int]) -> int:
     """What attention and norms keep on a CPU for the backward pass, beyond what they keep on a GPU.
 
     Attention keeps its probabilities, of a local layer for three blocks of half a window and with copies of keys and
-    values; pieces beyond STORED_TOKENS are computed again. Checkpointed layers keep it one at a time.
+    values; segments beyond STORED_TOKENS are computed again. Checkpointed layers keep it one at a time.
     """
     model, kernels, tokens = shape.model, shape.kernels, sum(lengths)
     num_kept = max(model.num_layers - kernels.num_checkpointed(model.num_layers), 1)
@@ -96,20 +96,20 @@ class Request:
 
     against: Against | None
     contexts: Sequence[int]
-    pieces: Sequence[int]
+    segments: Sequence[int]
     batch_tokens: int
 
 
 def check_bench(work: Work, model: ModelConfig, kernels: KernelConfig, asked: Request) -> None:
     """Raise ConfigError when a benchmark needs more memory than there is; name the first options that do not.
 
-    Tried in turn: smaller batches, the shortest context alone, no peer; pieces that were given stay.
+    Tried in turn: smaller batches, the shortest context alone, no peer; segments that were given stay.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = free_memory_bytes(device)
 
     def needed(request: Request) -> int:
-        loads = workloads(request.contexts, request.pieces, request.batch_tokens, model.max_length)
+        loads = workloads(request.contexts, request.segments, request.batch_tokens, model.max_length)
         shapes = shapes_of(model, kernels, request.against, device)
         return bench_bytes(work, shapes, [load.lengths for load in loads], device)
 

@@ -20,7 +20,7 @@ def bench_models(
         _bench_table(models, overrides, asked, as_json=as_json)
         return
     model, kernels = read_shape(models[0], overrides)
-    loads = workloads(asked.contexts, asked.pieces, asked.batch_tokens, model.max_length)
+    loads = workloads(asked.contexts, asked.segments, asked.batch_tokens, model.max_length)
     check_bench(work, model, kernels, asked)
     rows = []
     for row in bench_throughput(work, model, kernels, loads, asked.against):
@@ -39,8 +39,8 @@ def _bench_table(models: Sequence[Path], overrides: Sequence[str], asked: Reques
         raise ConfigError(f"--against {asked.against} is for one model: name the peers with --model")
     candidates = open_candidates(models, overrides)
     limits = [candidate.max_length for candidate in candidates if candidate.max_length is not None]
-    most = max(limits) if len(limits) == len(candidates) else max([*limits, *asked.contexts, *asked.pieces])
-    loads = workloads(asked.contexts, asked.pieces, asked.batch_tokens, most)
+    most = max(limits) if len(limits) == len(candidates) else max([*limits, *asked.contexts, *asked.segments])
+    loads = workloads(asked.contexts, asked.segments, asked.batch_tokens, most)
     rows = list(time_candidates(candidates, loads))
     keep_rows("inference_table", rows)
     if as_json:

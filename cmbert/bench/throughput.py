@@ -3,7 +3,7 @@
 The peer is transformers' ModernBERT, or our own model with attention that is global in every layer, which shows what
 alternating it is worth. Needs torch alone; the peer of transformers needs transformers.
 
-Shapes: N pieces, L tokens of the longest, T tokens of all.
+Shapes: N segments, L tokens of the longest, T tokens of all.
 """
 
 import logging
@@ -48,7 +48,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Workload:
-    """Pieces to read in one go."""
+    """Segments to read in one go."""
 
     name: str
     lengths: tuple[int, ...]
@@ -69,18 +69,20 @@ def read_shape(path: Path, overrides: Sequence[str]) -> tuple[ModelConfig, Kerne
     return recipe.model, recipe.kernels
 
 
-def workloads(contexts: Sequence[int], pieces: Sequence[int], batch_tokens: int, max_length: int) -> list[Workload]:
-    """Return fixed and variable lengths for each context, and `pieces` as given; about `batch_tokens` real tokens each.
+def workloads(contexts: Sequence[int], segments: Sequence[int], batch_tokens: int, max_length: int) -> list[Workload]:
+    """Return fixed and variable lengths per context, and `segments` as given; about `batch_tokens` real tokens each.
 
     Variable lengths are normal around half the context, as in ModernBERT's own table (arXiv 2412.13663); the spread of
     a sixth of the context is ours. Raises ConfigError for lengths that are not positive or exceed `max_length`.
     """
-    wrong = [length for length in (*contexts, *pieces) if not 0 < length <= max_length]
+    wrong = [length for length in (*contexts, *segments) if not 0 < length <= max_length]
     if wrong:
-        raise ConfigError(f"--lengths, --pieces: {wrong[0]} must lie between 1 and the model's max_length {max_length}")
-    if batch_tokens < 1 or not (contexts or pieces):
-        raise ConfigError("--batch-tokens must be positive, and --lengths or --pieces name a length")
-    found = [Workload(f"given {len(pieces)} pieces", tuple(pieces))] if pieces else []
+        raise ConfigError(
+            f"--lengths, --segments: {wrong[0]} must lie between 1 and the model's max_length {max_length}"
+        )
+    if batch_tokens < 1 or not (contexts or segments):
+        raise ConfigError("--batch-tokens must be positive, and --lengths or --segments name a length")
+    found = [Workload(f"given {len(segments)} segments", tuple(segments))] if segments else []
     for context in contexts:
         generator = torch.Generator().manual_seed(context)
         count = max(1, 2 * batch_tokens // context)
@@ -99,7 +101,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # (N + 1,) int32
     masked_positions: torch.Tensor  # (M,)
     targets: torch.Tensor  # (M,)
-    positions: torch.Tensor  # (T,), counted from the start of each piece
+    positions: torch.Tensor  # (T,), counted from the start of each segment
     longest: int  # L
     padded_ids: torch.Tensor  # (N, L)
     attention_mask: torch.Tensor  # (N, L)
@@ -107,7 +109,7 @@ class Batch:
 
 
 def make_batch(lengths: Sequence[int], vocab_size: int, device: torch.device) -> Batch:
-    """Draw tokens for pieces of `lengths` and mask MASK_RATE of them."""
+    """Draw tokens for segments of `lengths` and mask MASK_RATE of them."""
     generator = torch.Generator().manual_seed(0)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
     num_tokens = int(cu_seqlens[-1])
@@ -242,7 +244,7 @@ def bench_throughput(
                 row["ratio"] = round(min(seconds[other] for other in contestants if other != name) / seconds[name], 2)
             flops = count_batch_flops(contestant.model, load.lengths, len(batch.targets), training=work == "train")
             row |= {"mfu": float(f"{flops / seconds[name] / peak:.3g}"), "run_memory_mb": round(memory[name] / 1e6)}
-            row |= {"tokens": tokens, "pieces": len(load.lengths), "compiled": contestant.compiled}
+            row |= {"tokens": tokens, "segments": len(load.lengths), "compiled": contestant.compiled}
             yield row | {"peak_tflops": round(peak / 1e12, 3), "peak": source, **versions(device)}
 
 

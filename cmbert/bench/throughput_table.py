@@ -59,7 +59,7 @@ class Candidate:
     runner: Callable[[Batch], Run]
 
     def can_read(self, load: Workload) -> bool:
-        """Say whether the longest piece fits."""
+        """Say whether the longest segment fits."""
         return self.max_length is None or max(load.lengths) <= self.max_length
 
 
@@ -139,7 +139,11 @@ def time_candidates(candidates: Sequence[Candidate], loads: Sequence[Workload]) 
         for candidate in able:
             row: Row = {"work": f"inference, {load.name}, bf16", "peer": candidate.peer, "model": candidate.name}
             row |= {"tokens_per_second": round(tokens / seconds[candidate.name]), "parameters": candidate.parameters}
-            row |= {"run_memory_mb": round(memory[candidate.name] / 1e6), "tokens": tokens, "pieces": len(load.lengths)}
+            row |= {
+                "run_memory_mb": round(memory[candidate.name] / 1e6),
+                "tokens": tokens,
+                "segments": len(load.lengths),
+            }
             yield row | versions(device)
 
 

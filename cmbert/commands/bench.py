@@ -50,7 +50,7 @@ def _add_model(bench: argparse.ArgumentParser, work: str) -> None:
     bench.add_argument(
         "--lengths", type=any_lengths, default=[512, 8192], metavar="N,N", help="contexts, tokens (default 512,8192)"
     )
-    bench.add_argument("--pieces", type=any_lengths, default=[], metavar="N,N", help="also a batch of these, tokens")
+    bench.add_argument("--segments", type=any_lengths, default=[], metavar="N,N", help="also a batch of these, tokens")
     bench.add_argument(
         "--batch-tokens",
         type=tokens,
@@ -80,6 +80,6 @@ def run(options: argparse.Namespace) -> int:
     from cmbert.bench.memory import Request
     from cmbert.bench.models import bench_models
 
-    request = Request(options.against, options.lengths, options.pieces, options.batch_tokens)
+    request = Request(options.against, options.lengths, options.segments, options.batch_tokens)
     bench_models(options.work, options.model, options.overrides, request, as_json=options.json)
     return 0

@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="[NAME=]DIR",
         help="held-out shard sets, one per source or domain (default name: the folder's)",
     )
-    evaluate.add_argument("--by-position", action="store_true", help="also by position in the piece, tokens")
+    evaluate.add_argument("--by-position", action="store_true", help="also by position in the segment, tokens")
     evaluate.add_argument(
         "--context", type=lengths, metavar="N,N", help="row lengths, tokens (default: the run's, or 1024)"
     )

@@ -34,7 +34,7 @@ class ModelConfig:
     rope_base_local: float = 10_000.0
     """RoPE base of local layers (P)."""
     max_length: int = 8192
-    """Longest piece the model is meant to read; tokens (P: 8,192)."""
+    """Longest segment the model is meant to read; tokens (P: 8,192)."""
     init_std: float = 0.02
     """Standard deviation of the truncated normal initialisation, cut at 2 sigma (F)."""
 

@@ -12,18 +12,18 @@ UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
 
 
 class PackedBatch(NamedTuple):
-    """One micro-batch: pieces of several rows back to back, in the order of the model's arguments.
+    """One micro-batch: segments of several rows back to back, in the order of the model's arguments.
 
     T is rows x context, the same in every step, so that a compiled model need not be compiled again. What a row leaves
-    unfilled, a hundredth or less, is a piece of [PAD] of its own: nothing sees it, nothing in it is predicted.
+    unfilled, a hundredth or less, is a segment of [PAD] of its own: nothing sees it, nothing in it is predicted.
     """
 
     input_ids: torch.Tensor  # (T,) int64
-    cu_seqlens: torch.Tensor  # (P + 1,) int32, bounds of the pieces; attention never crosses them
+    cu_seqlens: torch.Tensor  # (P + 1,) int32, bounds of the segments; attention never crosses them
     masked_positions: torch.Tensor  # (M,) int64, into input_ids
     targets: torch.Tensor  # (M,) int64
-    positions: torch.Tensor  # (T,) int32, counted from the start of each piece
-    longest: int  # tokens of a row, which no piece exceeds: the same in every step
+    positions: torch.Tensor  # (T,) int32, counted from the start of each segment
+    longest: int  # tokens of a row, which no segment exceeds: the same in every step
 
     def to(self, device: torch.device) -> "PackedBatch":
         """Move every tensor, once; nothing waits if they are pinned."""
@@ -46,10 +46,10 @@ class StepFacts(NamedTuple):
     """Number of its first row in the data; rows that were left out count."""
     source_tokens: list[int]
     """Tokens of each source, specials not counted."""
-    num_pieces: int
-    """Pieces of documents, each with a [CLS] and a [SEP]."""
-    piece_lengths: dict[int, int]
-    """How many of these pieces there are of each length; tokens, [CLS] and [SEP] among them."""
+    num_segments: int
+    """Segments of documents, each with a [CLS] and a [SEP]."""
+    segment_lengths: dict[int, int]
+    """How many of these segments there are of each length; tokens, [CLS] and [SEP] among them."""
     unit_lengths: list[int]
     """Maskable units of this rank's first micro-batch by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
     ledger: bytes

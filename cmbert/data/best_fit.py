@@ -3,20 +3,20 @@
 import numpy as np
 
 from cmbert.data.kernels import _ONE, compiled
-from cmbert.tokenizer import SPECIALS_PER_PIECE
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 
 
 @compiled
 def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Put pieces, longest first, each into the row with the least room that holds it.
+    """Put segments, longest first, each into the row with the least room that holds it.
 
-    lengths: (pieces,) int64, descending, tokens without specials. Returns row, piece, first token within the piece and
-    length of what was placed, int64 each, in the order of placing. A piece that fits nowhere is chopped into the
+    lengths: (segments,) int64, descending, tokens without specials. Returns row, segment, its first token
+    and length of what was placed, int64 each, in the order of placing. A segment that fits nowhere is chopped into the
     widest gaps at the end. Needs enough rows: see `cmbert.data.packing.plan_windows`.
     """
-    num_pieces = len(lengths)
-    rows, pieces = np.empty(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
-    starts, placed = np.zeros(2 * num_pieces + num_rows, np.int64), np.empty(2 * num_pieces + num_rows, np.int64)
+    num_segments = len(lengths)
+    rows, segments = np.empty(2 * num_segments + num_rows, np.int64), np.empty(2 * num_segments + num_rows, np.int64)
+    starts, placed = np.zeros(2 * num_segments + num_rows, np.int64), np.empty(2 * num_segments + num_rows, np.int64)
     first_row = np.full(context + 1, -1, np.int64)  # rows by free positions, a stack for each
     next_row = np.empty(num_rows, np.int64)
     words = np.zeros(context // 64 + 1, np.uint64)  # bit s: some row has s free positions
@@ -24,27 +24,27 @@ def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarr
         next_row[row] = first_row[context]
         first_row[context] = row
     words[context // 64] |= _ONE << np.uint64(context % 64)
-    left_over = np.empty(num_pieces, np.int64)
+    left_over = np.empty(num_segments, np.int64)
     num_left = count = 0
-    for piece in range(num_pieces):
-        space = _least_space(words, lengths[piece] + SPECIALS_PER_PIECE)
+    for segment in range(num_segments):
+        space = _least_space(words, lengths[segment] + SPECIALS_PER_SEGMENT)
         if space < 0:
-            left_over[num_left] = piece
+            left_over[num_left] = segment
             num_left += 1
             continue
-        rows[count] = _take_space(first_row, next_row, words, space, lengths[piece])
-        pieces[count], placed[count] = piece, lengths[piece]
+        rows[count] = _take_space(first_row, next_row, words, space, lengths[segment])
+        segments[count], placed[count] = segment, lengths[segment]
         count += 1
-    for piece in left_over[:num_left]:
-        start, length = 0, lengths[piece]
+    for segment in left_over[:num_left]:
+        start, length = 0, lengths[segment]
         while length > 0:
             space = _most_space(words)
-            part = min(length, space - SPECIALS_PER_PIECE)
+            part = min(length, space - SPECIALS_PER_SEGMENT)
             assert part > 0, "plan_windows left too little room"
             rows[count] = _take_space(first_row, next_row, words, space, part)
-            pieces[count], starts[count], placed[count] = piece, start, part
+            segments[count], starts[count], placed[count] = segment, start, part
             start, length, count = start + part, length - part, count + 1
-    return rows[:count], pieces[:count], starts[:count], placed[:count]
+    return rows[:count], segments[:count], starts[:count], placed[:count]
 
 
 @compiled
@@ -54,7 +54,7 @@ def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, 
     first_row[space] = next_row[row]
     if first_row[space] < 0:
         words[space // 64] &= ~(_ONE << np.uint64(space % 64))
-    left = space - length - SPECIALS_PER_PIECE
+    left = space - length - SPECIALS_PER_SEGMENT
     next_row[row] = first_row[left]
     first_row[left] = row
     words[left // 64] |= _ONE << np.uint64(left % 64)

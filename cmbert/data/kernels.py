@@ -107,10 +107,10 @@ def _open_stream(key: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 @compiled
 def cut_document(tokens: np.ndarray, sentence_ends: np.ndarray, capacity: int, search: int) -> np.ndarray:
-    """Bounds of the pieces of a document longer than `capacity`: int64, first 0, last the length.
+    """Bounds of the segments of a document longer than `capacity`: int64, first 0, last the length.
 
     tokens: (length,) ids. sentence_ends: (vocab_size,) bool. A cut follows the last sentence end among the last
-    `search` tokens of the piece, if any. The last piece has at least `search` tokens: no scrap is left.
+    `search` tokens of the segment, if any. The last segment has at least `search` tokens: no scrap is left.
     """
     length = len(tokens)
     bounds = np.empty(length // max(capacity - search, 1) + 2, np.int64)
@@ -163,17 +163,17 @@ def take_turns(
 
 
 @compiled
-def frame_pieces(
+def frame_segments(
     tokens: np.ndarray, words: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, places: np.ndarray,
     ids: np.ndarray, unit_starts: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write `[CLS] tokens [SEP]` of every piece into a batch, and where units begin.
+    """Write `[CLS] tokens [SEP]` of every segment into a batch, and where units begin.
 
-    tokens: a shard's ids. words: its unit bits, or empty for one unit per token. firsts: (pieces,) first token of each
-    piece in the shard. places: (pieces,) where each begins in ids (T,) int64 and unit_starts (T,) bool, both written.
+    tokens: a shard's ids. words: its unit bits, or empty for one unit per token. firsts: (segments,) first token of
+    each in the shard. places: (segments,) where each begins in ids (T,) int64 and unit_starts (T,) bool, both written.
     """
-    for piece in range(len(firsts)):
-        place, first, length = places[piece], firsts[piece], lengths[piece]
+    for segment in range(len(firsts)):
+        place, first, length = places[segment], firsts[segment], lengths[segment]
         ids[place], ids[place + length + 1] = CLS_ID, SEP_ID
         unit_starts[place] = unit_starts[place + length + 1] = True
         for i in range(length):
@@ -184,7 +184,7 @@ def frame_pieces(
             for i in range(length):
                 bit = first + i
                 unit_starts[place + 1 + i] = (words[bit >> 3] >> (bit & 7)) & 1
-            unit_starts[place + 1] = True  # a piece may have been cut inside a unit
+            unit_starts[place + 1] = True  # a segment may have been cut inside a unit
 
 
 @compiled

@@ -1,7 +1,7 @@
-"""The ledger: which pieces of which documents every step saw, appended as it trains and rewound with the checkpoint.
+"""The ledger: which segments of which documents every step saw, appended as it trains and rewound with the checkpoint.
 
 ledger/000000000.bin, 000001000.bin, ... hold the records of STEPS_PER_FILE steps each. A record is a header and the
-pieces of the whole step, over all ranks, ordered by document and deflated: a few bytes a piece.
+segments of the whole step, over all ranks, ordered by document and deflated: a few bytes a segment.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from cmbert.files.whole import keep_beginning
 
 LEDGER_FOLDER = "ledger"
 STEPS_PER_FILE = 1_000
-PIECE_BYTES = 1 + 8 + 4 + 4  # source, document, start, length; the source takes 2 in a step with a number over 255
+SEGMENT_BYTES = 1 + 8 + 4 + 4  # source, document, start, length; the source takes 2 in a step with a number over 255
 MOST_ROWS = 2**53  # more than any run has; numbers of rows are signed 64-bit
-HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, pieces, bytes that follow, their CRC-32
+HEADER = struct.Struct("<QQIII")  # step, number of its first row in the data, segments, bytes that follow, their CRC-32
 
 
 logger = logging.getLogger(__name__)
 
 
-class Pieces(NamedTuple):
-    """Pieces of documents, ordered by source, document and start; all of shape (pieces,)."""
+class Segments(NamedTuple):
+    """Segments of documents, ordered by source, document and start; all of shape (segments,)."""
 
     sources: np.ndarray  # uint16, number of the source in the recipe
     documents: np.ndarray  # int64, number of the document in its shard set
@@ -45,18 +45,18 @@ class StepRecord(NamedTuple):
     step: int
     first_row: int
     """Number of its first row in the data; rows that were left out count."""
-    pieces: Pieces
+    segments: Segments
 
 
-def pack_record(step: int, first_row: int, pieces: Pieces) -> bytes:
+def pack_record(step: int, first_row: int, segments: Segments) -> bytes:
     """Return the bytes of a record."""
-    documents = np.diff(pieces.documents, prepend=0).astype("<i8")
-    numbers = pieces.sources.astype("u1" if not len(pieces.sources) or pieces.sources.max() < 256 else "<u2")
-    columns = (numbers, documents, pieces.starts.astype("<i4"), pieces.lengths.astype("<i4"))
+    documents = np.diff(segments.documents, prepend=0).astype("<i8")
+    numbers = segments.sources.astype("u1" if not len(segments.sources) or segments.sources.max() < 256 else "<u2")
+    columns = (numbers, documents, segments.starts.astype("<i4"), segments.lengths.astype("<i4"))
     # Byte by byte: the high bytes of a column are nearly all zero and cost nothing side by side.
     planes = [column.view(np.uint8).reshape(len(column), -1).T.tobytes() for column in columns]
     body = zlib.compress(b"".join(planes), level=6)
-    return HEADER.pack(step, first_row, len(pieces.sources), len(body), zlib.crc32(body)) + body
+    return HEADER.pack(step, first_row, len(segments.sources), len(body), zlib.crc32(body)) + body
 
 
 def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> StepRecord:
@@ -64,8 +64,8 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
     if zlib.crc32(body) != checksum:
         raise CheckpointError(f"{path}: the record of step {step} is damaged; later ones may be sound")
     raw, columns, place = zlib.decompress(body), [], 0
-    is_narrow = len(raw) == count * PIECE_BYTES  # the usual: fewer than 257 sources
-    if len(raw) not in (count * PIECE_BYTES, count * (PIECE_BYTES + 1)) or first_row > MOST_ROWS:
+    is_narrow = len(raw) == count * SEGMENT_BYTES  # the usual: fewer than 257 sources
+    if len(raw) not in (count * SEGMENT_BYTES, count * (SEGMENT_BYTES + 1)) or first_row > MOST_ROWS:
         raise CheckpointError(f"{path}: the header of step {step}'s record is damaged; later ones may be sound")
     for dtype in ("u1" if is_narrow else "<u2", "<i8", "<i4", "<i4"):
         size = count * np.dtype(dtype).itemsize
@@ -73,7 +73,7 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
         columns.append(np.ascontiguousarray(planes.T).view(dtype).reshape(count))
         place += size
     sources, documents, starts, lengths = columns
-    return StepRecord(step, first_row, Pieces(sources.astype(np.uint16), np.cumsum(documents), starts, lengths))
+    return StepRecord(step, first_row, Segments(sources.astype(np.uint16), np.cumsum(documents), starts, lengths))
 
 
 class LedgerWriter:

@@ -1,7 +1,7 @@
 """Documents -> rows: a pure function of (shard set, context, window, seed, epoch); any row is found in O(log n).
 
 Documents are grouped, in shard order, into windows of about `window_rows` rows. How many rows a window makes follows
-from document lengths alone, so the plan needs only the .idx files; which pieces share a row is worked out, by best fit,
+from document lengths alone, so the plan needs only the .idx files; which segments share a row is found, by best fit,
 when a window is first read. An epoch shuffles the windows, and the rows across a group of them.
 """
 
@@ -20,10 +20,10 @@ from cmbert.files.arrays import read_arrays
 from cmbert.files.operations import doing, file_size
 from cmbert.files.whole import write_bytes
 from cmbert.seeding import generator
-from cmbert.tokenizer import SPECIALS_PER_PIECE
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 
-CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of the piece
-LOST_PER_ROW = 4  # positions: the specials of a filler piece, and a gap too small to hold one (< 3 positions)
+CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of the segment
+LOST_PER_ROW = 4  # positions: the specials of a filler segment, and a gap too small to hold one (< 3 positions)
 PLAN_VERSION = 1  # raise it when a plan or what is made of it changes: a cached plan of another version is not used
 PLAN_DOCUMENTS = 1 << 20  # lengths planned at a time
 GROUPS_KEPT = 2  # groups of windows whose order is in memory
@@ -38,19 +38,19 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PieceTable:
-    """Pieces of one window, sorted by row: piece i is tokens [starts[i], starts[i] + lengths[i]) of documents[i]."""
+class SegmentTable:
+    """Segments of one window, by row: segment i is tokens [starts[i], starts[i] + lengths[i]) of documents[i]."""
 
-    documents: np.ndarray  # (pieces,) int64
-    starts: np.ndarray  # (pieces,) int64, tokens
-    lengths: np.ndarray  # (pieces,) int64, tokens without [CLS] and [SEP]
-    shards: np.ndarray  # (pieces,) int64, number of the shard
-    firsts: np.ndarray  # (pieces,) int64, first token of the piece in its shard
+    documents: np.ndarray  # (segments,) int64
+    starts: np.ndarray  # (segments,) int64, tokens
+    lengths: np.ndarray  # (segments,) int64, tokens without [CLS] and [SEP]
+    shards: np.ndarray  # (segments,) int64, number of the shard
+    firsts: np.ndarray  # (segments,) int64, first token of the segment in its shard
     row_bounds: np.ndarray  # (rows + 1,) int64, into the arrays above
-    work: np.ndarray  # (rows,) int64, sum of the squared lengths of the pieces, specials included
+    work: np.ndarray  # (rows,) int64, sum of the squared lengths of the segments, specials included
 
     def row(self, index: int) -> list[tuple[int, int, int]]:
-        """Return (document, start, length) of every piece of one row."""
+        """Return (document, start, length) of every segment of one row."""
         part = slice(self.row_bounds[index], self.row_bounds[index + 1])
         return list(
             zip(self.documents[part].tolist(), self.starts[part].tolist(), self.lengths[part].tolist(), strict=True)
@@ -81,7 +81,7 @@ class SourceRows:
         self.plan_path = plan_path(plan_folder, shards, context, window_rows) if plan_folder else None
         self.plan = read_or_make_plan(self.plan_path, shards, context, window_rows)
         self.num_rows = int(self.plan.rows.sum(dtype=np.int64))  # the same in every epoch
-        self._tables: OrderedDict[tuple[int, int], PieceTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], SegmentTable] = OrderedDict()
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
         self._groups: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = OrderedDict()
 
@@ -101,11 +101,11 @@ class SourceRows:
         write_bytes(self.plan_path, packed.getvalue())
 
     def row(self, epoch: int, index: int) -> list[tuple[int, int, int]]:
-        """Return the pieces (document, start, length) of row `index` (0 <= index < num_rows) of an epoch."""
+        """Return the segments (document, start, length) of row `index` (0 <= index < num_rows) of an epoch."""
         table, place = self.find(epoch, index)
         return table.row(place)
 
-    def find(self, epoch: int, index: int) -> tuple[PieceTable, int]:
+    def find(self, epoch: int, index: int) -> tuple[SegmentTable, int]:
         """Return the table that holds row `index` of an epoch, and the row's number in it."""
         order, group_ends = self._epoch_order(epoch)
         group = int(np.searchsorted(group_ends, index, side="right"))
@@ -136,7 +136,7 @@ class SourceRows:
                 self._groups.popitem(last=False)
         return self._groups[key]
 
-    def _table(self, epoch: int, window: int) -> PieceTable:
+    def _table(self, epoch: int, window: int) -> SegmentTable:
         key = (epoch, window)
         if key not in self._tables:
             self._tables[key] = self._pack_window(epoch, window)
@@ -145,30 +145,30 @@ class SourceRows:
         self._tables.move_to_end(key)
         return self._tables[key]
 
-    def _pack_window(self, epoch: int, window: int) -> PieceTable:
+    def _pack_window(self, epoch: int, window: int) -> SegmentTable:
         from cmbert.data.best_fit import best_fit  # numba takes its time, and who only counts rows needs none
 
         first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
         self.shards.check_documents(first, last)
         order = generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
-        documents, starts, lengths = self._pieces(first + order, self.shards.document_lengths(first, last)[order])
+        documents, starts, lengths = self._segments(first + order, self.shards.document_lengths(first, last)[order])
         by_length = np.argsort(-lengths, kind="stable")
         documents, starts, lengths = documents[by_length], starts[by_length], lengths[by_length]
         num_rows = int(self.plan.rows[window])
-        rows, pieces, offsets, placed = best_fit(lengths, num_rows, self.context)
+        rows, segments, offsets, placed = best_fit(lengths, num_rows, self.context)
         by_row = np.argsort(rows, kind="stable")
-        rows, pieces, placed = rows[by_row], pieces[by_row], placed[by_row]
-        documents, starts = documents[pieces], starts[pieces] + offsets[by_row]
+        rows, segments, placed = rows[by_row], segments[by_row], placed[by_row]
+        documents, starts = documents[segments], starts[segments] + offsets[by_row]
         shards, firsts = self.shards.locate(documents)
         row_bounds = np.searchsorted(rows, np.arange(num_rows + 1))
-        work = np.bincount(rows, weights=(placed + SPECIALS_PER_PIECE) ** 2.0, minlength=num_rows).astype(np.int64)
-        return PieceTable(documents, starts, placed, shards, firsts + starts, row_bounds, work)
+        work = np.bincount(rows, weights=(placed + SPECIALS_PER_SEGMENT) ** 2.0, minlength=num_rows).astype(np.int64)
+        return SegmentTable(documents, starts, placed, shards, firsts + starts, row_bounds, work)
 
-    def _pieces(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cut what is longer than a row; return document, first token and length of every piece, in order."""
+    def _segments(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cut what is longer than a row; return document, first token and length of every segment, in order."""
         from cmbert.data.kernels import cut_document  # as above
 
-        capacity = self.context - SPECIALS_PER_PIECE
+        capacity = self.context - SPECIALS_PER_SEGMENT
         long = np.flatnonzero(lengths > capacity)
         if not len(long):
             return documents, np.zeros(len(documents), np.int64), lengths
@@ -180,11 +180,11 @@ class SourceRows:
             starts.append(bounds[:-1])
             sizes.append(np.diff(bounds))
             counts[index] = len(bounds) - 1
-        piece_lengths = np.repeat(lengths, counts)
-        piece_starts = np.zeros(len(piece_lengths), np.int64)
+        segment_lengths = np.repeat(lengths, counts)
+        segment_starts = np.zeros(len(segment_lengths), np.int64)
         cut = np.repeat(lengths > capacity, counts)
-        piece_starts[cut], piece_lengths[cut] = np.concatenate(starts), np.concatenate(sizes)
-        return np.repeat(documents, counts), piece_starts, piece_lengths
+        segment_starts[cut], segment_lengths[cut] = np.concatenate(starts), np.concatenate(sizes)
+        return np.repeat(documents, counts), segment_starts, segment_lengths
 
 
 def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) -> Path:
@@ -211,7 +211,7 @@ def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_
 
 
 def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:
-    """Yield the lengths of all documents in bounded pieces."""
+    """Yield the lengths of all documents in bounded chunks."""
     for first in range(0, shards.num_documents, PLAN_DOCUMENTS):
         yield shards.document_lengths(first, min(first + PLAN_DOCUMENTS, shards.num_documents))
 
@@ -220,17 +220,17 @@ def plan_windows(chunks: Iterable[np.ndarray], context: int, window_rows: int) -
     """Split documents into windows and say how many rows each makes, from lengths alone, in one pass.
 
     chunks: document lengths, tokens, (documents,) int64 each. The row count leaves room for what `best_fit` may lose:
-    LOST_PER_ROW positions a row, and the most pieces that `cut_document` can make of a document.
+    LOST_PER_ROW positions a row, and the most segments that `cut_document` can make of a document.
     """
-    capacity = context - SPECIALS_PER_PIECE
+    capacity = context - SPECIALS_PER_SEGMENT
     shortest_cut = capacity - capacity // CUT_SEARCH_SHARE
     starts, costs_before = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     num_documents, total, window = 0, 0, -1
     for lengths in chunks:
-        cost = lengths + SPECIALS_PER_PIECE
+        cost = lengths + SPECIALS_PER_SEGMENT
         long = lengths > capacity
         if long.any():
-            cost[long] = lengths[long] + SPECIALS_PER_PIECE * -(-lengths[long] // shortest_cut)
+            cost[long] = lengths[long] + SPECIALS_PER_SEGMENT * -(-lengths[long] // shortest_cut)
         ends = total + np.cumsum(cost)
         before = ends - cost
         window_of_document = before // (window_rows * context)

@@ -10,30 +10,30 @@ import torch
 from cmbert.config.schema import DataConfig, MaskConfig
 from cmbert.data.batches import UNIT_LENGTH_BINS, BatchGeometry, PackedBatch, StepData, StepFacts
 from cmbert.data.blend import Blend, RowAddress
-from cmbert.data.kernels import frame_pieces
-from cmbert.data.ledger import Pieces, pack_record
+from cmbert.data.kernels import frame_segments
+from cmbert.data.ledger import Segments, pack_record
 from cmbert.data.masking import mask_batch
-from cmbert.data.packing import PieceTable
+from cmbert.data.packing import SegmentTable
 from cmbert.data.sources import open_blend, prove_ids
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_PIECE, Tokenizer
+from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_SEGMENT, Tokenizer
 
 
 class FoundRow(NamedTuple):
-    """Where the pieces of a row are."""
+    """Where the segments of a row are."""
 
     address: RowAddress
-    table: PieceTable
+    table: SegmentTable
     place: int
     """Number of the row in `table`."""
 
     @property
     def work(self) -> int:
-        """Attention work of the row: the sum of its pieces' squared lengths, tokens^2."""
+        """Attention work of the row: the sum of its segments' squared lengths, tokens^2."""
         return int(self.table.work[self.place])
 
     @property
     def part(self) -> slice:
-        """The row's pieces in the columns of `table`."""
+        """The row's segments in the columns of `table`."""
         return slice(self.table.row_bounds[self.place], self.table.row_bounds[self.place + 1])
 
 
@@ -42,7 +42,7 @@ class AssembledRows(NamedTuple):
 
     ids: np.ndarray  # (T,) int64
     unit_starts: np.ndarray  # (T,) bool
-    piece_bounds: np.ndarray  # (pieces + 1,) int64
+    segment_bounds: np.ndarray  # (segments + 1,) int64
     row_bounds: np.ndarray  # (rows + 1,) int64
     addresses: list[RowAddress]
 
@@ -67,19 +67,19 @@ class RowReader:
         return [FoundRow(a, *self.blend.sources[a.source].find(a.epoch, a.row)) for a in addresses]
 
     def assemble(self, rows: Sequence[int]) -> AssembledRows:
-        """Lay rows back to back, `[CLS] tokens [SEP]` per piece."""
+        """Lay rows back to back, `[CLS] tokens [SEP]` per segment."""
         found = self.find(rows)
         addresses = [row.address for row in found]
         context = self.blend.sources[0].context
         starts, places_of_row = [], []
         for number, row in enumerate(found):
             lengths = row.table.lengths[row.part]
-            ends = number * context + np.cumsum(lengths + SPECIALS_PER_PIECE)
-            places_of_row.append(ends - lengths - SPECIALS_PER_PIECE)
+            ends = number * context + np.cumsum(lengths + SPECIALS_PER_SEGMENT)
+            places_of_row.append(ends - lengths - SPECIALS_PER_SEGMENT)
             starts.append(places_of_row[-1])
             filled = ends[-1] if len(ends) else number * context  # the last rows of a window may stay empty
             if filled < (number + 1) * context:
-                starts.append(np.array([filled]))  # the piece of [PAD]
+                starts.append(np.array([filled]))  # the segment of [PAD]
         num_positions = len(addresses) * context
         bounds = np.concatenate([*starts, [num_positions]])
         ids, unit_starts = np.full(num_positions, PAD_ID, np.int64), np.ones(num_positions, bool)
@@ -89,13 +89,13 @@ class RowReader:
             for shard in np.unique(shards).tolist():
                 here = shards == shard
                 tokens, words = set_of_source.shard_arrays(shard)
-                frame_pieces(
+                frame_segments(
                     tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts
                 )
         return AssembledRows(ids, unit_starts, bounds, np.arange(len(addresses) + 1) * context, addresses)
 
-    def pieces(self, found: Sequence[FoundRow]) -> Pieces:
-        """Return the pieces of documents that rows hold, as the ledger records them."""
+    def segments(self, found: Sequence[FoundRow]) -> Segments:
+        """Return the segments of documents that rows hold, as the ledger records them."""
         columns = []
         for row in found:
             documents = row.table.documents[row.part]
@@ -103,7 +103,7 @@ class RowReader:
             columns.append((sources, documents, row.table.starts[row.part], row.table.lengths[row.part]))
         sources, documents, starts, lengths = (np.concatenate(parts) for parts in zip(*columns, strict=True))
         order = np.lexsort((starts, documents, sources))
-        return Pieces(
+        return Segments(
             sources[order].astype(np.uint16),
             documents[order],
             starts[order].astype(np.int32),
@@ -126,7 +126,7 @@ class RowReader:
             seed=self.seed,
             indexes=assembled.addresses,
         )
-        bounds = assembled.piece_bounds.astype(np.int32)
+        bounds = assembled.segment_bounds.astype(np.int32)
         places = np.arange(bounds[-1], dtype=np.int32)
         places -= np.repeat(bounds[:-1], np.diff(bounds))
         return PackedBatch(
@@ -149,17 +149,17 @@ class StepBatches:
         rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
         found = reader.find(rows)
         parts = self.geometry.micro_batches(rows, [row.work for row in found])
-        pieces = reader.pieces(found)
+        segments = reader.segments(found)
         assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)
-        lengths, counts = np.unique(pieces.lengths + SPECIALS_PER_PIECE, return_counts=True)
+        lengths, counts = np.unique(segments.lengths + SPECIALS_PER_SEGMENT, return_counts=True)
         facts = StepFacts(
             first_row=rows[0],
-            source_tokens=np.bincount(pieces.sources, pieces.lengths, num_sources).astype(np.int64).tolist(),
-            num_pieces=len(pieces.documents),
-            piece_lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
+            source_tokens=np.bincount(segments.sources, segments.lengths, num_sources).astype(np.int64).tolist(),
+            num_segments=len(segments.documents),
+            segment_lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
             unit_lengths=assembled[0].unit_lengths(),
-            ledger=pack_record(step, rows[0], pieces) if self.geometry.rank == 0 else b"",
+            ledger=pack_record(step, rows[0], segments) if self.geometry.rank == 0 else b"",
         )
         row_sources = [torch.tensor([address.source for address in part.addresses]) for part in assembled]
         return StepData([reader.mask_rows(part, rate) for part in assembled], row_sources, facts)

@@ -122,7 +122,7 @@ def score_table(scores: Sequence[SetScore]) -> str:
 
 
 def position_table(scores: Sequence[SetScore]) -> str:
-    """Return a Markdown table of the loss (nats) by position in the piece (tokens), a row per set, context and unit."""
+    """Return a Markdown table of the loss (nats) by position in the segment (tokens): a row per set, context, unit."""
     places = sorted({bucket.start for found in scores for bucket in found.score.by_position})
     rows = []
     for found in scores:

@@ -89,7 +89,7 @@ class Evaluation:
             return figures | scores[0].as_dict()
         print(score_table(scores))
         if self.by_position:
-            print(f"\nloss by position in the piece, tokens\n\n{position_table(scores)}")
+            print(f"\nloss by position in the segment, tokens\n\n{position_table(scores)}")
         return figures | {"scores": [score.as_dict() for score in scores]}
 
     def _stress(self, trained: Scored, longest: int) -> dict[str, Any]:

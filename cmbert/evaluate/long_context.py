@@ -1,7 +1,7 @@
-"""Where quality breaks as the context grows: the same hidden words, read in pieces of 512 tokens up to the longest.
+"""Where quality breaks as the context grows: the same hidden words, read in segments of 512 tokens up to the longest.
 
 Documents of at least `longest` tokens give their first `longest`. Their hidden words are drawn once; for every context
-the stretch is cut into pieces of so many tokens, each framed with [CLS] and [SEP], and the loss of the hidden tokens is
+the text is cut into segments of so many tokens, each framed with [CLS] and [SEP], and the loss of the hidden tokens is
 read. Words that a cut of the shortest context goes through are not scored at any context, so every context answers the
 same questions about the same text, and only how far the model sees differs.
 
@@ -34,7 +34,7 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 SHORTEST_CONTEXT = 512  # tokens
-NUM_BUCKETS = 32  # of the position in the longest piece, equally wide (ours)
+NUM_BUCKETS = 32  # of the position in the longest segment, equally wide (ours)
 BREAK_ERRORS = 3.0  # standard errors
 BREAK_LOSS = 0.01  # nats (ours)
 LEAST_DOCUMENTS = 8  # for a verdict
@@ -63,7 +63,7 @@ class PlaceScore:
     start: int
     end: int
     longest: float
-    """Their loss where the whole stretch is one piece, so that this is also the position in the piece; nats."""
+    """Their loss where the whole stretch is one segment, so that this is also the position in the segment; nats."""
     longest_error: float
     """Its standard error over documents."""
     best: float
@@ -140,7 +140,7 @@ def stress(
             continue
         counts.append(np.bincount(places_M // width, minlength=NUM_BUCKETS))
         for context in contexts:
-            loss_M = score_pieces(model, ids_L, places_M, targets_M, context)
+            loss_M = score_segments(model, ids_L, places_M, targets_M, context)
             losses.append(loss_M.mean())
             sums.append(np.bincount(places_M // width, loss_M, NUM_BUCKETS))
             progress.advance(longest)
@@ -206,16 +206,18 @@ def hide_words(
 
 
 @torch.inference_mode()
-def score_pieces(
+def score_segments(
     model: MaskedLanguageModel, ids_L: np.ndarray, places_M: np.ndarray, targets_M: np.ndarray, context: int
 ) -> np.ndarray:
-    """Return the loss (nats) of hidden tokens when the stretch is read in pieces of `context` tokens, (M,) float64."""
-    pieces = np.pad(ids_L.reshape(-1, context), ((0, 0), (1, 1)))
-    pieces[:, 0], pieces[:, -1] = CLS_ID, SEP_ID
-    bounds = np.arange(len(pieces) + 1) * (context + 2)
+    """Return the loss (nats) of hidden tokens when the text is read in segments of `context` tokens, (M,) float64."""
+    segments = np.pad(ids_L.reshape(-1, context), ((0, 0), (1, 1)))
+    segments[:, 0], segments[:, -1] = CLS_ID, SEP_ID
+    bounds = np.arange(len(segments) + 1) * (context + 2)
     positions_M = places_M + 2 * (places_M // context) + 1
     device = next(model.parameters()).device
-    ids, positions, targets = (torch.from_numpy(array).to(device) for array in (pieces.ravel(), positions_M, targets_M))
+    ids, positions, targets = (
+        torch.from_numpy(array).to(device) for array in (segments.ravel(), positions_M, targets_M)
+    )
     _, _, loss_M = model(ids, torch.from_numpy(bounds.astype(np.int32)), positions, targets)
     return loss_M.double().cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""The picture of the long-context check: loss against context, and by position in the longest piece."""
+"""The picture of the long-context check: loss against context, and by position in the longest segment."""
 
 import io
 from pathlib import Path
@@ -74,9 +74,9 @@ def draw_positions(axes: Axes, found: Stress) -> None:
     lower, upper = ([loss + sign * width for loss, width in zip(longest, spread, strict=True)] for sign in (-1, 1))
     context = found.contexts[-1].context_tokens
     axes.fill_between(middles, lower, upper, color=LINE, alpha=0.12, linewidth=0)
-    axes.plot(middles, longest, color=LINE, linewidth=2, label=f"one piece of {context:,} tokens (band: 95 %)")
+    axes.plot(middles, longest, color=LINE, linewidth=2, label=f"one segment of {context:,} tokens (band: 95 %)")
     best = [place.best for place in found.by_position]
-    axes.plot(middles, best, color=OTHER, linewidth=2, label=f"the same tokens in pieces of {found.best_context:,}")
+    axes.plot(middles, best, color=OTHER, linewidth=2, label=f"the same tokens in segments of {found.best_context:,}")
     axes.set_xlim(0, context)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xticks([context * part // 4 for part in range(5)])

@@ -38,7 +38,7 @@ Unit = Literal["word", "token"]
 
 @dataclass(frozen=True)
 class PositionScore:
-    """Masked tokens whose position in their piece lies in [start, end)."""
+    """Masked tokens whose position in their segment lies in [start, end)."""
 
     start: int
     end: int
@@ -57,14 +57,14 @@ class Score:
     context_tokens: int
     by_position: list[PositionScore]
     unit: Unit
-    """What was hidden: whole words, or single tokens, whose word's other pieces may stay visible."""
+    """What was hidden: whole words, or single tokens, whose word's other tokens may stay visible."""
     bits_per_character: float
     """Loss of the masked tokens over the characters in them: what to compare across tokenizers.
 
     A row's budget passes over words longer than what is left of it (at 64 tokens a word of 8 is asked a quarter as
     often as one of 1), and another tokenizer has other long words: words of each length weigh what all of them in the
-    text do. For whole words only: their pieces are hidden together, so no tokenizer sees more of the answer than
-    another; pieces are predicted independently, which charges the one that cuts words into more of them. For single
+    text do. For whole words only: their tokens are hidden together, so no tokenizer sees more of the answer than
+    another; they are predicted independently, which charges the one that cuts words into more of them. For single
     tokens a tokenizer of longer tokens hides more of the text at once, and the figure does not compare.
     """
 
@@ -107,7 +107,7 @@ def evaluate(
         num_correct += int(correct_M.sum())
         lengths.append(length_T[batch.masked_positions.numpy()])
         characters.append(characters_of[batch.targets.numpy()])
-        positions.append(positions_in_piece(batch))
+        positions.append(positions_in_segment(batch))
         progress.advance(batch_rows)
     progress.close()
     loss_M, length_M, characters_M = map(np.concatenate, (losses, lengths, characters))
@@ -165,8 +165,8 @@ def score_batch(model: MaskedLanguageModel, batch: PackedBatch, device: torch.de
     return loss_M.double().cpu().numpy(), (logits_MV.argmax(-1) == targets).cpu().numpy()
 
 
-def positions_in_piece(batch: PackedBatch) -> np.ndarray:
-    """Return how far into its piece each masked token stands, shape (M,), tokens."""
+def positions_in_segment(batch: PackedBatch) -> np.ndarray:
+    """Return how far into its segment each masked token stands, shape (M,), tokens."""
     bounds, masked = batch.cu_seqlens.numpy(), batch.masked_positions.numpy()
     return masked - bounds[np.searchsorted(bounds, masked, side="right") - 1]
 

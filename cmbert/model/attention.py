@@ -1,6 +1,6 @@
-"""Bidirectional attention over a packed stream of pieces: global, or local within a window. No padding anywhere.
+"""Bidirectional attention over a packed stream of segments: global, or local within a window. No padding anywhere.
 
-Shapes: T tokens of the packed batch, P pieces, D hidden width, H heads, K head width, B blocks, Q block length (half
+Shapes: T tokens of the packed batch, P segments, D hidden width, H heads, K head width, B blocks, Q block length (half
 the local window), W = 3 Q keys seen by a block.
 """
 
@@ -16,19 +16,19 @@ from cmbert.config.schema import ModelConfig
 from cmbert.model.rotary import split_heads
 
 TILE_TOKENS = 128
-"""Consecutive short pieces share one dense call up to this many tokens (ours; 128 and 256 measured alike)."""
+"""Consecutive short segments share one dense call up to this many tokens (ours; 128 and 256 measured alike)."""
 
 DENSE_TOKENS = 512
-"""Longer pieces are attended QUERY_TOKENS queries at a time, so that scores stay in cache (ours, measured)."""
+"""Longer segments are attended QUERY_TOKENS queries at a time, so that scores stay in cache (ours, measured)."""
 
 QUERY_TOKENS = 256
 
 STORED_TOKENS = 2048
-"""Longest piece whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again (ours)."""
+"""Longest segment whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again (ours)."""
 
 
 class Tile(NamedTuple):
-    """A run of whole pieces attended in one dense call; `mask` is additive, None for a single piece."""
+    """A run of whole segments attended in one dense call; `mask` is additive, None for a single segment."""
 
     num_tokens: int
     mask: torch.Tensor | None
@@ -39,11 +39,11 @@ class PackedLayout:
     """What all layers share about one packed batch. Build it once per batch with `PackedLayout.build`."""
 
     cu_seqlens: torch.Tensor
-    """(P+1,) int32 on the model's device: where each piece starts, then T."""
+    """(P+1,) int32 on the model's device: where each segment starts, then T."""
     longest: int
-    """No piece is longer; tokens."""
+    """No segment is longer; tokens."""
     positions: torch.Tensor
-    """(T,) integers, counted from the start of each piece."""
+    """(T,) integers, counted from the start of each segment."""
     backend: AttentionBackend
     tiles: tuple[Tile, ...]
     """Global attention of the "cpu" backend; the tiles cover the stream in order."""
@@ -62,9 +62,9 @@ class PackedLayout:
         device: torch.device,
         dtype: torch.dtype,
     ) -> "PackedLayout":
-        """Lay out pieces given by `cu_seqlens` (P+1,) int32; `dtype` is that of the model's activations.
+        """Lay out segments given by `cu_seqlens` (P+1,) int32; `dtype` is that of the model's activations.
 
-        position_T (T,), counted from each piece's start, and `longest`, which no piece exceeds: what a caller knows
+        position_T (T,), counted from each segment's start, and `longest`, which no segment exceeds: what a caller knows
         need not be found here. With both, and everything on `device`, a fused backend does not touch the host. Else the
         bounds are read there: leave them there, for a CUDA tensor costs one synchronisation.
         """
@@ -72,15 +72,15 @@ class PackedLayout:
             return cls(cu_seqlens, longest, position_T, backend, (), None)
         cu_seqlens = cu_seqlens.cpu()
         length_P = cu_seqlens.diff().long()
-        piece_T = torch.repeat_interleave(length_P)
+        segment_T = torch.repeat_interleave(length_P)
         if position_T is None:
-            position_T = torch.arange(len(piece_T)) - cu_seqlens.long()[piece_T]
+            position_T = torch.arange(len(segment_T)) - cu_seqlens.long()[segment_T]
         tiles: tuple[Tile, ...] = ()
         band_mask = None
         if backend.varlen is None:
-            piece_T = piece_T.to(device)
-            tiles = tuple(_tiles(length_P.tolist(), piece_T, dtype))
-            band_mask = _band_mask(piece_T, local_window // 2, dtype)
+            segment_T = segment_T.to(device)
+            tiles = tuple(_tiles(length_P.tolist(), segment_T, dtype))
+            band_mask = _band_mask(segment_T, local_window // 2, dtype)
         return cls(
             cu_seqlens=cu_seqlens.int().to(device),
             longest=int(length_P.max()) if len(length_P) else 0,
@@ -92,7 +92,7 @@ class PackedLayout:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, bias-free; every token sees its piece, or `local_window // 2` tokens to each side."""
+    """Multi-head self-attention, bias-free; a token sees its segment, or `local_window // 2` tokens to each side."""
 
     def __init__(self, config: ModelConfig, *, is_global: bool):
         super().__init__()
@@ -108,10 +108,10 @@ class Attention(nn.Module):
 
 
 def attend(qkv_T3HK: torch.Tensor, layout: PackedLayout, side: int) -> torch.Tensor:
-    """Scaled dot-product attention within the pieces of `layout`, at most `side` tokens away (-1: any) -> (T, H, K)."""
+    """Scaled dot-product attention in the segments of `layout`, at most `side` tokens away (-1: any) -> (T, H, K)."""
     query_THK, key_THK, value_THK = qkv_T3HK.unbind(1)
     if not len(qkv_T3HK):
-        return value_THK  # kernels need not know a batch of no pieces
+        return value_THK  # kernels need not know a batch of no segments
     if layout.backend.varlen is not None:
         return layout.backend.varlen(query_THK, key_THK, value_THK, layout.cu_seqlens, layout.longest, side)
     key_THK = key_THK * key_THK.shape[-1] ** -0.5
@@ -130,7 +130,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t
 
 
 def _attend_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """One long piece, all (H, L, K): a stretch of queries at a time."""
+    """One long segment, all (H, L, K): a stretch of queries at a time."""
     if torch.is_grad_enabled() and query.shape[1] > STORED_TOKENS:
         return F.scaled_dot_product_attention(query[None], key[None], value[None], scale=1.0)[0]
     return torch.cat([_attend(part, key, value, None) for part in query.split(QUERY_TOKENS, dim=1)], dim=1)
@@ -139,7 +139,7 @@ def _attend_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
 def _attend_tiles(
     query_THK: torch.Tensor, key_THK: torch.Tensor, value_THK: torch.Tensor, tiles: tuple[Tile, ...]
 ) -> torch.Tensor:
-    """Global attention, tile by tile: cost follows the pieces' squared lengths, calls follow T / TILE_TOKENS."""
+    """Global attention, tile by tile: cost follows the segments' squared lengths, calls follow T / TILE_TOKENS."""
     sizes = [tile.num_tokens for tile in tiles]
     streams = (x.transpose(0, 1).contiguous().split(sizes, dim=1) for x in (query_THK, key_THK, value_THK))
     outputs = []
@@ -169,8 +169,8 @@ def _attend_band(
     return out_BHQK.transpose(1, 2).reshape(-1, num_heads, head_width)[:num_tokens]
 
 
-def _tiles(lengths: list[int], piece_T: torch.Tensor, dtype: torch.dtype) -> list[Tile]:
-    """Join consecutive pieces while they fit TILE_TOKENS; at least one tile, so that an empty batch needs no case."""
+def _tiles(lengths: list[int], segment_T: torch.Tensor, dtype: torch.dtype) -> list[Tile]:
+    """Join consecutive segments while they fit TILE_TOKENS; at least one tile, so that an empty batch needs no case."""
     sizes, counts = [0], [0]
     for length in lengths:
         if counts[-1] and sizes[-1] + length > TILE_TOKENS:
@@ -179,21 +179,21 @@ def _tiles(lengths: list[int], piece_T: torch.Tensor, dtype: torch.dtype) -> lis
         sizes[-1] += length
         counts[-1] += 1
     masks = (
-        _additive(piece[:, None] == piece, dtype) if count > 1 else None
-        for piece, count in zip(piece_T.split(sizes), counts, strict=True)
+        _additive(segment[:, None] == segment, dtype) if count > 1 else None
+        for segment, count in zip(segment_T.split(sizes), counts, strict=True)
     )
     return [Tile(size, mask) for size, mask in zip(sizes, masks, strict=True)]
 
 
-def _band_mask(piece_T: torch.Tensor, side: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, Q, W) additive mask: same piece and at most `side` tokens apart; the block length Q is `side`."""
-    num_blocks = max(1, -(-len(piece_T) // side))
-    # Rows past the end form a piece of their own, -1: a row that sees nothing would be NaN, here and in the gradients.
-    piece_BQ = F.pad(piece_T, (0, num_blocks * side - len(piece_T)), value=-1).view(num_blocks, side)
-    key_piece_BW = F.pad(piece_BQ.flatten(), (side, side), value=-2).unfold(0, 3 * side, side)
-    query_Q1 = torch.arange(side, device=piece_T.device)[:, None]
-    distance_QW = torch.arange(-side, 2 * side, device=piece_T.device) - query_Q1
-    seen_BQW = (piece_BQ[:, :, None] == key_piece_BW[:, None, :]) & (distance_QW.abs() <= side)
+def _band_mask(segment_T: torch.Tensor, side: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 1, Q, W) additive mask: same segment and at most `side` tokens apart; the block length Q is `side`."""
+    num_blocks = max(1, -(-len(segment_T) // side))
+    # Rows past the end form a segment of their own, -1: a row that sees nothing would be NaN, also in the gradients.
+    segment_BQ = F.pad(segment_T, (0, num_blocks * side - len(segment_T)), value=-1).view(num_blocks, side)
+    key_segment_BW = F.pad(segment_BQ.flatten(), (side, side), value=-2).unfold(0, 3 * side, side)
+    query_Q1 = torch.arange(side, device=segment_T.device)[:, None]
+    distance_QW = torch.arange(-side, 2 * side, device=segment_T.device) - query_Q1
+    seen_BQW = (segment_BQ[:, :, None] == key_segment_BW[:, None, :]) & (distance_QW.abs() <= side)
     return _additive(seen_BQW, dtype).unsqueeze(1)
 
 

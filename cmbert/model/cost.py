@@ -28,14 +28,14 @@ class FlopsPerToken:
 
 
 def keys_seen(length: int, side: int) -> int:
-    """Return the (query, key) pairs of a piece: all for side -1, else those at most `side` tokens apart."""
+    """Return the (query, key) pairs of a segment: all for side -1, else those at most `side` tokens apart."""
     if side < 0 or length <= side:
         return length**2
     return length * (2 * side + 1) - side * (side + 1)  # the first and last `side` tokens see fewer
 
 
 def count_flops(model: ModelConfig, context: int, masked_share: float) -> FlopsPerToken:
-    """Return the operations per row position in rows of one piece of `context` tokens; shorter pieces cost less.
+    """Return the operations per row position in rows of one segment of `context` tokens; shorter segments cost less.
 
     masked_share: share of the positions that the head is evaluated at.
     """
@@ -58,12 +58,12 @@ def head_flops(model: ModelConfig) -> float:
     return 2 * (model.hidden_size**2 + model.hidden_size * model.vocab_size)
 
 
-def attention_flops(model: ModelConfig, num_pieces: Mapping[int, int]) -> tuple[float, float]:
-    """Return the operations of the global and of the local layers' attention on pieces, counted by length; forward."""
+def attention_flops(model: ModelConfig, num_segments: Mapping[int, int]) -> tuple[float, float]:
+    """Return the operations of the global and the local layers' attention on segments, counted by length; forward."""
     num_global = -(-model.num_layers // model.global_every)
     pair = 4 * model.hidden_size  # scores and weighted sum, 2 x width each per key seen
     seen = [
-        sum(count * keys_seen(length, side) for length, count in num_pieces.items())
+        sum(count * keys_seen(length, side) for length, count in num_segments.items())
         for side in (-1, model.local_window // 2)
     ]
     return num_global * pair * seen[0], (model.num_layers - num_global) * pair * seen[1]
@@ -72,14 +72,14 @@ def attention_flops(model: ModelConfig, num_pieces: Mapping[int, int]) -> tuple[
 def count_batch_flops(
     model: ModelConfig, lengths: Sequence[int] | Mapping[int, int], num_masked: float, *, training: bool
 ) -> float:
-    """Return the operations of a batch of pieces of `lengths`: the encoder, or a training step with its head.
+    """Return the operations of a batch of segments of `lengths`: the encoder, or a training step with its head.
 
-    lengths: of every piece, or how many pieces there are of each length. Only what the model needs counts: nothing
+    lengths: of every segment, or how many segments there are of each length. Only what the model needs counts: nothing
     computed twice (checkpointing) or in vain (padding, masked-out scores).
     """
-    num_pieces = Counter(lengths)  # a step of a large run has tens of thousands of pieces, of a few hundred lengths
-    num_tokens = sum(length * count for length, count in num_pieces.items())
-    forward = num_tokens * linear_flops(model) + sum(attention_flops(model, num_pieces))
+    num_segments = Counter(lengths)  # a step of a large run has tens of thousands of segments, of a few hundred lengths
+    num_tokens = sum(length * count for length, count in num_segments.items())
+    forward = num_tokens * linear_flops(model) + sum(attention_flops(model, num_segments))
     return float((1 + GRADIENT_CALLS) * (forward + num_masked * head_flops(model)) if training else forward)
 
 

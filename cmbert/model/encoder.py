@@ -1,6 +1,6 @@
 """Embeddings and the stack of layers.
 
-Shapes: T tokens of the packed batch, P pieces, D hidden width.
+Shapes: T tokens of the packed batch, P segments, D hidden width.
 """
 
 import torch
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:
         """Packed token ids (T,) int64, cu_seqlens (P+1,) int32 -> final hidden states (T, D).
 
-        positions (T,) in the pieces and `longest`: see `PackedLayout.build`, which finds them if they are not given.
+        positions (T,) in the segments and `longest`: see `PackedLayout.build`, which finds them if they are not given.
         """
         config = self.config
         hidden_TD = self.embeddings(input_ids_T)
@@ -66,8 +66,8 @@ class Encoder(nn.Module):
             dtype=hidden_TD.dtype,
         )
         if self.kernels.compile:
-            # One compilation for any number of pieces. Bounds padded to the most that T can hold would do, too, but
-            # attention starts its blocks for every piece, the empty ones among them.
+            # One compilation for any number of segments. Bounds padded to the most that T can hold would do, too, but
+            # attention starts its blocks for every segment, the empty ones among them.
             torch._dynamo.mark_dynamic(layout.cu_seqlens, 0)
         head_width = config.hidden_size // config.num_heads
         global_tables = rotary_tables(layout.positions, head_width, config.rope_base_global)

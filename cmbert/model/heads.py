@@ -1,6 +1,6 @@
 """The masked language model: encoder, prediction head and tied decoder.
 
-Shapes: T tokens of the packed batch, P pieces, M masked positions, D hidden width, V vocabulary.
+Shapes: T tokens of the packed batch, P segments, M masked positions, D hidden width, V vocabulary.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ class MaskedLanguageModel(nn.Module):
         """Loss of the masked positions of one packed batch.
 
         input_ids (T,) int64, cu_seqlens (P+1,) int32, masked_positions (M,) int64 into T, targets (M,) int64; positions
-        (T,) in the pieces and `longest` spare the device a wait (`PackedLayout.build`). Returns the cross-entropy
+        (T,) in the segments and `longest` spare the device a wait (`PackedLayout.build`). Returns the cross-entropy
         summed over the M positions (fp32, nats), how many of them the model ranks first (int64), and the cross-entropy
         of each (M,), without a gradient.
         M may be 0: loss and gradients are zeros, so that a rank without targets stays in step with the others.

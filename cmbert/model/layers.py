@@ -52,7 +52,7 @@ class GatedMLP(nn.Module):
 class LayerParts(NamedTuple):
     """A layer, and its two stretches around attention for a backend that cannot be compiled with them.
 
-    All shapes are those of the step before, but for the number of pieces, which nothing but attention reads.
+    All shapes are those of the step before, but for the number of segments, which nothing but attention reads.
     """
 
     whole: "Callable[[EncoderLayer, torch.Tensor, tuple[torch.Tensor, torch.Tensor], PackedLayout], torch.Tensor]"

@@ -14,7 +14,7 @@ from cmbert.plan.assumptions import Assumptions
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
-LEDGER_BYTES = (1.3, 3.3)  # per piece: measured on reviews and on statutes, docs/rows.md
+LEDGER_BYTES = (1.3, 3.3)  # per segment: measured on reviews and on statutes, docs/rows.md
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class DataCost:
     document_tokens: float
     """Mean of the sets' documents, or assumed."""
     document_tokens_measured: bool
-    ledger_pieces: float
+    ledger_segments: float
     """A document is cut at the row's length; the few more that packing cuts are left out."""
     ledger_bytes: tuple[float, float]
-    """From 1.3 to 3.3 bytes a piece."""
+    """From 1.3 to 3.3 bytes a segment."""
     text_bytes: float
     """UTF-8, of the sets' documents, or of the stage's tokens read once."""
     text_bytes_per_token: float
@@ -116,14 +116,14 @@ def cost_of_data(recipe: Recipe, sources: tuple[Source, ...], assumptions: Assum
     measured = all(text is not None for text in texts) and tokens > 0
     text_bytes = float(sum(text or 0 for text in texts)) if measured else total * assumptions.text_bytes_per_token
     bytes_per_token = token_dtype(recipe.model.vocab_size).itemsize + 1 / 8  # one word bit a token
-    pieces = total / min(length, context)
+    segments = total / min(length, context)
     return DataCost(
         shards_bytes=sum(s.bytes or 0 for s in sources) if sized else total * bytes_per_token,
         shards_measured=sized,
         document_tokens=length,
         document_tokens_measured=bool(documents),
-        ledger_pieces=pieces,
-        ledger_bytes=(pieces * LEDGER_BYTES[0], pieces * LEDGER_BYTES[1]),
+        ledger_segments=segments,
+        ledger_bytes=(segments * LEDGER_BYTES[0], segments * LEDGER_BYTES[1]),
         text_bytes=text_bytes,
         text_bytes_per_token=text_bytes / tokens if measured else assumptions.text_bytes_per_token,
         text_bytes_measured=measured,

@@ -48,7 +48,7 @@ def _model(plan: Plan) -> list[str]:
         lines.append(f"  {part:<18}{parts[part]:>15,}{parts[part] / parameters.total:>8.1%}")
     lines += [
         "",
-        f"Compute, GFLOP per token, in rows of one piece of {plan.context_tokens:,} tokens (shorter cost less)",
+        f"Compute, GFLOP per token, in rows of one segment of {plan.context_tokens:,} tokens (shorter cost less)",
     ]
     for part, value in dataclasses.asdict(flops).items():
         lines.append(f"  {part.replace('_', ' '):<24}{value / 1e9:>9.4f}{COMPUTE_REMARKS.get(part, '')}")
@@ -114,8 +114,8 @@ def _disk(plan: Plan) -> list[str]:
         f"Disk   checkpoint {gigabytes(plan.checkpoint_bytes)}; all kept and one being written "
         f"{gigabytes(plan.checkpoints_bytes)}; shards {gigabytes(data.shards_bytes)}"
         + ("" if data.shards_measured else " if every token is read once"),
-        f"       ledger {gigabytes(low)} to {gigabytes(high)} (1.3 to 3.3 bytes for each of {data.ledger_pieces:.2g} "
-        f"pieces; {data.document_tokens:,.0f} tokens a document{_assumed(data.document_tokens_measured)})",
+        f"       ledger {gigabytes(low)} to {gigabytes(high)} (1.3 to 3.3 bytes for each of {data.ledger_segments:.2g} "
+        f"segments; {data.document_tokens:,.0f} tokens a document{_assumed(data.document_tokens_measured)})",
         f"Text   {gigabytes(data.text_bytes)} ({data.text_bytes_per_token:.2f} bytes a token"
         f"{_assumed(data.text_bytes_measured)}): {short(data.preprocess_core_hours)} core-hours to preprocess at "
         f"{assumed.preprocess_mb_per_second:g} MB/s a core",

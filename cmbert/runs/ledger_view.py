@@ -36,7 +36,7 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         rows_per_step=recipe.train.rows_per_step,
         plan_folder=run / PLAN_FOLDER,
     )
-    print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.pieces.documents):,} pieces")
+    print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.segments.documents):,} segments")
     for line in describe(record, reader):
         print(line)
     if not show:
@@ -47,8 +47,8 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
         reader.blend.begin_at(rows_after_stage_before(recipe, reader))
     schedule = Schedule.of(recipe)
     rows = range(record.first_row, record.first_row + len(schedule.rows(step)))
-    again = reader.pieces(reader.find(rows))
-    if not all(np.array_equal(a, b) for a, b in zip(again, record.pieces, strict=True)):
+    again = reader.segments(reader.find(rows))
+    if not all(np.array_equal(a, b) for a, b in zip(again, record.segments, strict=True)):
         raise CheckpointError(f"{run}: its data makes another batch of step {step} today; the shards were changed")
     rate = schedule.mask_rate(step)
     print(
@@ -60,9 +60,9 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
 
 
 def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
-    """Yield a line for each piece: source, shard, document in the shard, tokens."""
+    """Yield a line for each segment: source, shard, document in the shard, tokens."""
     sets = [source.shards for source in reader.blend.sources]
-    for source, document, start, length in zip(*(column.tolist() for column in record.pieces), strict=True):
+    for source, document, start, length in zip(*(column.tolist() for column in record.segments), strict=True):
         if source >= len(sets) or not 0 <= document < sets[source].num_documents:
             raise CheckpointError(
                 f"step {record.step}: its record names document {document} of data.sources[{source}], which is not "
@@ -75,7 +75,7 @@ def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
 
 
 def decode(batch: PackedBatch, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the text of each piece of a batch, what is asked for in brackets."""
+    """Yield the text of each segment of a batch, what is asked for in brackets."""
     ids, bounds = batch.input_ids.tolist(), batch.cu_seqlens.tolist()
     asked = dict(zip(batch.masked_positions.tolist(), batch.targets.tolist(), strict=True))
     for first, last in pairwise(bounds):

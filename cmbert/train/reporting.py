@@ -64,7 +64,7 @@ class Reporter:
         seconds = record["step_seconds"] + record["data_wait_seconds"]
         record["tokens_per_second"] = record["real_tokens"] / seconds
         record |= compute_rates(
-            self.recipe.model, facts.piece_lengths, record["masked_tokens"], seconds, self.world_size, self.device
+            self.recipe.model, facts.segment_lengths, record["masked_tokens"], seconds, self.world_size, self.device
         )
         record["fill_rate"] = record["real_tokens"] / (len(rows) * self.schedule.context_tokens)
         record["time"] = time.time()

@@ -11,7 +11,7 @@ import torch
 from cmbert.cluster.distributed import Launch, of_every_rank, to_device
 from cmbert.data.batches import StepFacts
 from cmbert.schedule import Schedule
-from cmbert.tokenizer import SPECIALS_PER_PIECE
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 from cmbert.train.guards import Judgement
 from cmbert.train.source_loss import SourceLoss, mean_source_loss
 from cmbert.zero.step_timer import StepTimes
@@ -85,7 +85,7 @@ class LaunchedStep:
             "learning_rate": schedule.learning_rate(self.step),
             "mask_rate": schedule.mask_rate(self.step),
             "masked_tokens": masked,
-            "real_tokens": maskable_tokens + SPECIALS_PER_PIECE * facts.num_pieces,
+            "real_tokens": maskable_tokens + SPECIALS_PER_SEGMENT * facts.num_segments,
             "realised_mask_rate": masked / max(maskable_tokens, 1.0),
             "grad_norm": judgement.norm,
             **mean_source_loss(rest[size : -len(RankState._fields)]),

@@ -61,8 +61,8 @@ FIGURES = (
     Figure("training", "train_compiled_8192", "train large, rows of 8,192, compiled", "tokens/s",
            100e3, "154,000 (H200)"),
     Figure("training", "train_eager_8192", "train large, rows of 8,192, not compiled", "tokens/s"),
-    Figure("training", "train_compiled_variable_1024", "train large, pieces of 16 to 1,024, compiled", "tokens/s"),
-    Figure("training", "train_compiled_variable_8192", "train large, pieces of 16 to 8,192, compiled", "tokens/s"),
+    Figure("training", "train_compiled_variable_1024", "train large, segments of 16 to 1,024, compiled", "tokens/s"),
+    Figure("training", "train_compiled_variable_8192", "train large, segments of 16 to 8,192, compiled", "tokens/s"),
     Figure("training", "train_compiled_1024_mfu", "MFU of train large, 1,024, compiled", "of the peak"),
     Figure("training", "train_compiled_8192_mfu", "MFU of train large, 8,192, compiled", "of the peak"),
     Figure("training", "profile_compiled_launches", "kernels of one compiled step at 1,024", "launches"),
@@ -91,7 +91,7 @@ FIGURES = (
     Figure("encoding", "encode_8192_memory", "memory of that beyond the weights, texts of 8,192", "GB"),
     *(
         Figure("attention", f"attention_{reach}_{context}_{way}",
-               f"attention alone, {reach}, pieces of {context:,}, {way}", "us a token")
+               f"attention alone, {reach}, segments of {context:,}, {way}", "us a token")
         for reach, context in (("global", 1024), ("global", 8192), ("window", 8192))
         for way in ("forward", "backward")
     ),

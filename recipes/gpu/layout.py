@@ -1,4 +1,4 @@
-"""Attention alone, as the layers call it: random queries, keys and values of packed pieces."""
+"""Attention alone, as the layers call it: random queries, keys and values of packed segments."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def backends(measuring: Measuring) -> list[str]:
 
 
 def draw(measuring: Measuring, lengths: Sequence[int], backend: str) -> tuple[torch.Tensor, PackedLayout]:
-    """Return (T, 3, H, K) that wants a gradient, and the layout of pieces of `lengths`."""
+    """Return (T, 3, H, K) that wants a gradient, and the layout of segments of `lengths`."""
     model, _ = measuring.large()
     shape = (sum(lengths), 3, model.num_heads, model.hidden_size // model.num_heads)
     qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(measuring.device, DTYPE)

@@ -107,7 +107,7 @@ class Measuring:
         return {512: 32, 1024: 32, 8192: 64}[tokens] if self.dry_run else tokens
 
     def loads(self, *contexts: int) -> list[tuple[str, Workload]]:
-        """Return ("512", pieces of 512) and ("variable_512", pieces of up to 512) of each context, T tokens each."""
+        """Return ("512", segments of 512) and ("variable_512", segments of up to 512) of each context, T tokens."""
         found = []
         for context in contexts:
             fixed, variable = workloads([self.context(context)], [], self.tokens, self.context(context))
@@ -163,7 +163,7 @@ def quick_weights() -> None:
 
 
 def exactly(load: Workload, tokens: int) -> Workload:
-    """Return pieces like those of `load`, `tokens` in all: cut at the end, or its pieces once more."""
+    """Return segments like those of `load`, `tokens` in all: cut at the end, or its segments once more."""
     lengths: list[int] = []
     while (left := tokens - sum(lengths)) > 0:
         lengths.append(min(load.lengths[len(lengths) % len(load.lengths)], left))

@@ -210,11 +210,11 @@ def banded(query, key, value, cu_q, cu_k, max_q, max_k, *, window_size, determin
     assert cu_q.dtype == torch.int32
     assert max_q == max_k == cu_q.diff().max()
     outputs = []
-    for piece in zip(*(x.split(cu_q.diff().tolist()) for x in (query, key, value)), strict=True):
-        position = torch.arange(len(piece[0]))
+    for segment in zip(*(x.split(cu_q.diff().tolist()) for x in (query, key, value)), strict=True):
+        position = torch.arange(len(segment[0]))
         offset = position - position[:, None]
         left, right = (size if size >= 0 else len(position) for size in window_size)
-        heads_first = [x.transpose(0, 1) for x in piece]
+        heads_first = [x.transpose(0, 1) for x in segment]
         seen = (offset >= -left) & (offset <= right)
         outputs.append(F.scaled_dot_product_attention(*heads_first, attn_mask=seen).transpose(0, 1))
     return torch.cat(outputs)

@@ -60,7 +60,7 @@ OWN_SET = "data_tools preprocess --input {0}.jsonl --tokenizer runs/quickstart/t
 CORPORA = ("cci3_hq", "cci4_web_zh", "cosmopedia_zh")
 TRAIN = "python -m cmbert train recipes/{0}.toml"
 ARRAY = "data_tools preprocess --input legal.jsonl --tokenizer runs/large/tokenizer --output runs/array"
-SMALL_BENCH = "--pieces 64,32 --set model.vocab_size=1024 --set model.hidden_size=32 --set kernels.compile=false"
+SMALL_BENCH = "--segments 64,32 --set model.vocab_size=1024 --set model.hidden_size=32 --set kernels.compile=false"
 SHORT_BENCH = f"--lengths 64 --batch-tokens 128 {SMALL_BENCH}"
 DOMAINS_SCORED = (
     "cmbert eval runs/quickstart/stage2 --data news+reviews=runs/quickstart/heldout laws=runs/laws "

@@ -55,7 +55,7 @@ TABLES = (
 
 
 def whole_and_in_ranges(path: Path, bounds: list[int]) -> None:
-    """Read a file both ways, with both choices; all byte ranges together give what the whole file gives, be it damaged."""
+    """Read a file both ways, with both choices; its byte ranges together give what the whole gives, be it damaged."""
     ranges = [ByteRange(path, start, end) for start, end in zip([0, *bounds], [*bounds, None], strict=True)]
     found: list[list[Document] | None] = []
     counts: list[Counter[str]] = []

@@ -19,7 +19,7 @@ from cmbert.checkpoint.files import check_files, damaged_files, describe_file, l
 from cmbert.checkpoint.state import TrainState, read_state, readable_states
 from cmbert.config.load import load_recipe, write_resolved
 from cmbert.config.schema import GuardConfig
-from cmbert.data.ledger import LedgerWriter, Pieces, pack_record, read_record
+from cmbert.data.ledger import LedgerWriter, Segments, pack_record, read_record
 from cmbert.data.packing import read_or_make_plan
 from cmbert.data.shards.integrity import Proof, keep_proof, read_proof
 from cmbert.data.shards.shard_set import ShardSet
@@ -202,8 +202,8 @@ def test_recipes_in_force(run: Path, data: st.DataObject) -> None:
 
 
 def ledger_bytes() -> bytes:
-    pieces = Pieces(*(np.array(column) for column in ([0, 0, 0], [3, 5, 9], [0, 0, 7], [11, 12, 13])))
-    return b"".join(pack_record(step, 8 * step, pieces) for step in range(3))
+    segments = Segments(*(np.array(column) for column in ([0, 0, 0], [3, 5, 9], [0, 0, 7], [11, 12, 13])))
+    return b"".join(pack_record(step, 8 * step, segments) for step in range(3))
 
 
 @given(raw=damaged_bytes(ledger_bytes()))

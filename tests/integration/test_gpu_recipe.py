@@ -131,7 +131,7 @@ def test_table_has_figures_predictions_and_misses(run: Any, tmp_path: Path) -> N
     assert rows["train large, rows of 8,192, compiled"][2] == "not measured: out of GPU memory"
     assert rows["memory of large, ZeRO 1, micro-batch 11 x 1,024"][2:4] == ["21.6", "20 (+8%)"]
     assert rows["memory of large, ZeRO 1, micro-batch 44 x 1,024"][2] == "not measured: out of time"
-    assert rows["attention alone, global, pieces of 1,024, forward"][2] == "not measured: a dry run on a CPU"
+    assert rows["attention alone, global, segments of 1,024, forward"][2] == "not measured: a dry run on a CPU"
     assert rows["checkpoint of large: loaded"][2] == "not measured: this part has not run"
 
 

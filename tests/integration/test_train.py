@@ -211,9 +211,9 @@ def test_ledger_and_skipped_steps(recipe_file: Path, tmp_path: Path, capsys: pyt
 
     assert main(["ledger", str(skipping), "--step", "12", "--show"]) == 0
     shown = capsys.readouterr().out
-    pieces = len(read_record(skipping, 12).pieces.documents)
-    assert f"step 12, rows from 120 of the data: {pieces} pieces" in shown
-    assert shown.count(" document ") == pieces
+    segments = len(read_record(skipping, 12).segments.documents)
+    assert f"step 12, rows from 120 of the data: {segments} segments" in shown
+    assert shown.count(" document ") == segments
     assert "⟦" in shown
     assert main(["ledger", str(skipping), "--step", "99"]) == 2
 

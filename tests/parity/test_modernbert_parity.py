@@ -57,11 +57,11 @@ def theirs(request, ours):
 
 def padded_and_packed(lengths):
     torch.manual_seed(1)
-    pieces = [torch.randint(5, CONFIG.vocab_size, (length,)) for length in lengths]
-    padded = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+    segments = [torch.randint(5, CONFIG.vocab_size, (length,)) for length in lengths]
+    padded = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)
     is_real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return padded, is_real, torch.cat(pieces), cu_seqlens
+    return padded, is_real, torch.cat(segments), cu_seqlens
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())

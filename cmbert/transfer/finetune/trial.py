@@ -187,7 +187,7 @@ def backward(model: TaskModel, batch: Sequence[Item]) -> float:
 
 
 def by_tokens(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Deal items, the longest first, to chunks of at most FORWARD_TOKENS positions if all were padded to the longest."""
+    """Yield chunks of items, the longest first, of at most FORWARD_TOKENS positions if padded to the longest."""
     chunk: list[Item] = []
     longest = parts = 0
     for item in sorted(items, key=_longest, reverse=True):

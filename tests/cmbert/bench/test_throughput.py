@@ -28,7 +28,7 @@ def test_rows_of_us_and_the_peer(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(throughput, "LEAST_SECONDS", 0.01)
-    arguments = ["--model", str(recipe_file), "--lengths", "64", "--pieces", "5,40,19", "--batch-tokens", "256"]
+    arguments = ["--model", str(recipe_file), "--lengths", "64", "--segments", "5,40,19", "--batch-tokens", "256"]
     assert main(["bench", work, *arguments, "--against", "hf", "--json"]) == 0
     rows = json.loads((tmp_path / "runs" / "bench" / f"{work}.json").read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
@@ -62,7 +62,11 @@ def test_alternating_beside_all_global_attention(
     assert [row["peer"] for row in rows] == ["cmbert all-global", "cmbert"] * 4
     model = load_recipe(recipe_file).model
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
-        assert (theirs["work"], theirs["tokens"], theirs["pieces"]) == (ours["work"], ours["tokens"], ours["pieces"])
+        assert (theirs["work"], theirs["tokens"], theirs["segments"]) == (
+            ours["work"],
+            ours["tokens"],
+            ours["segments"],
+        )
         assert ours["ratio"] == pytest.approx(ours["tokens_per_second"] / theirs["tokens_per_second"], rel=0.02)
     lengths = [512]  # "fixed 512": the operations that each MFU stands for are those of its own attention
     flops = [
@@ -118,7 +122,7 @@ def test_torch_alone_is_enough(recipe_file: Path, tmp_path: Path) -> None:
 def test_workloads_hold_about_the_tokens_asked_for_and_are_the_same_each_time() -> None:
     loads = workloads([512, 8192], [7, 9], 65_536, 8192)
     assert [load.name for load in loads] == [
-        "given 2 pieces", "fixed 512", "variable to 512", "fixed 8192", "variable to 8192",
+        "given 2 segments", "fixed 512", "variable to 512", "fixed 8192", "variable to 8192",
     ]  # fmt: skip
     assert loads == workloads([512, 8192], [7, 9], 65_536, 8192)
     for load in loads[1:]:
@@ -190,7 +194,7 @@ def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
     ("arguments", "message"),
     [
         (["--lengths", "9000"], "9000 must lie between 1 and the model's max_length 8192"),
-        (["--pieces", "8193"], "8193 must lie between 1"),
+        (["--segments", "8193"], "8193 must lie between 1"),
         (["--set", "kernels.attention=flash_attn"], "kernels.attention: 'flash_attn' cannot run on cpu"),
         (["--set", "kernels.atention=cpu"], "did you mean 'attention'"),
     ],

@@ -1,4 +1,4 @@
-"""The ledger: every record comes back, a few bytes a piece, rewound with the run, damage found."""
+"""The ledger: every record comes back, a few bytes a segment, rewound with the run, damage found."""
 
 import errno
 import os
@@ -13,25 +13,25 @@ import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.batches import BatchGeometry, data_row
-from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Pieces, pack_record, read_record
+from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Segments, pack_record, read_record
 from cmbert.data.reader import StepBatches, open_reader
 from cmbert.errors import CheckpointError
 from cmbert.tokenizer import PAD_ID, Tokenizer
 
 
-def make_pieces(step: int, count: int = 200) -> Pieces:
+def make_segments(step: int, count: int = 200) -> Segments:
     random = np.random.default_rng(step)
     documents = np.sort(random.integers(0, 1_600_000_000, count))
     sources = np.sort(random.integers(0, 3, count)).astype(np.uint16)
     starts = np.where(random.random(count) < 0.2, random.integers(0, 100_000, count), 0).astype(np.int32)
     order = np.lexsort((starts, documents, sources))
-    return Pieces(sources[order], documents[order], starts[order], random.integers(1, 1022, count).astype(np.int32))
+    return Segments(sources[order], documents[order], starts[order], random.integers(1, 1022, count).astype(np.int32))
 
 
 def write_steps(run: Path, steps: range, count: int = 200) -> None:
     writer = LedgerWriter(run, steps.start)
     for step in steps:
-        writer.write(step, pack_record(step, step, make_pieces(step, count)))
+        writer.write(step, pack_record(step, step, make_segments(step, count)))
     writer.close()
 
 
@@ -62,7 +62,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 def check(run: Path, step: int) -> None:
     record = read_record(run, step)
     assert (record.step, record.first_row) == (step, step)
-    assert all(np.array_equal(a, b) for a, b in zip(record.pieces, make_pieces(step), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(record.segments, make_segments(step), strict=True))
 
 
 def test_every_record_comes_back_over_files(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_every_record_comes_back_over_files(tmp_path: Path) -> None:
 def test_a_resume_rewinds(tmp_path: Path, resumed_at: int) -> None:
     write_steps(tmp_path, range(990, 1010))
     torn = tmp_path / LEDGER_FOLDER / "000001000.bin"
-    torn.write_bytes(torn.read_bytes() + pack_record(1010, 1010, make_pieces(1010))[:-5])  # killed while it wrote
+    torn.write_bytes(torn.read_bytes() + pack_record(1010, 1010, make_segments(1010))[:-5])  # killed while it wrote
     write_steps(tmp_path, range(resumed_at, 1012))
     write_steps(tmp_path / "unbroken", range(990, 1012))
     for name in ("000000000.bin", "000001000.bin"):
@@ -90,15 +90,15 @@ def test_a_full_disk_where_a_file_ends_loses_nothing(tmp_path: Path, full_disk: 
     writer = LedgerWriter(tmp_path, 998)
     for step in range(998, 2003):
         full_disk(step in range(999, 1001) or step in range(1999, 2002))
-        writer.write(step, pack_record(step, step, make_pieces(step, 5)))
+        writer.write(step, pack_record(step, step, make_segments(step, 5)))
     full_disk(True)
-    writer.write(2003, pack_record(2003, 2003, make_pieces(2003, 5)))
+    writer.write(2003, pack_record(2003, 2003, make_segments(2003, 5)))
     with pytest.raises(OSError, match="No space left on device"):
         writer.sync()  # so that no checkpoint of these steps is published
     full_disk(False)
     writer.sync()
     for step in range(998, 2004):
-        assert np.array_equal(read_record(tmp_path, step).pieces.documents, make_pieces(step, 5).documents)
+        assert np.array_equal(read_record(tmp_path, step).segments.documents, make_segments(step, 5).documents)
     writer.close()
     write_steps(tmp_path / "unbroken", range(998, 2004), count=5)
     for name in ("000000000.bin", "000001000.bin", "000002000.bin"):
@@ -110,7 +110,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(tmp_path: Path, full_disk: Ca
     writer = LedgerWriter(tmp_path, 999)
     full_disk(True)
     for step in (999, 1000):
-        writer.write(step, pack_record(step, step, make_pieces(step)))
+        writer.write(step, pack_record(step, step, make_segments(step)))
     with pytest.raises(OSError, match="No space left on device"):
         writer.close()
     full_disk(False)
@@ -134,13 +134,13 @@ def test_zeros_that_a_lost_machine_left_are_no_records(tmp_path: Path) -> None:
 
 
 def test_more_than_256_sources_keep_their_numbers(tmp_path: Path) -> None:
-    pieces = make_pieces(0, 5)._replace(sources=np.array([0, 255, 256, 257, 1000], np.uint16))
+    segments = make_segments(0, 5)._replace(sources=np.array([0, 255, 256, 257, 1000], np.uint16))
     writer = LedgerWriter(tmp_path, 0)
-    writer.write(0, pack_record(0, 0, pieces))
-    writer.write(1, pack_record(1, 1, make_pieces(1)))
+    writer.write(0, pack_record(0, 0, segments))
+    writer.write(1, pack_record(1, 1, make_segments(1)))
     writer.close()
-    assert read_record(tmp_path, 0).pieces.sources.tolist() == [0, 255, 256, 257, 1000]
-    assert read_record(tmp_path, 0).pieces.documents.tolist() == pieces.documents.tolist()
+    assert read_record(tmp_path, 0).segments.sources.tolist() == [0, 255, 256, 257, 1000]
+    assert read_record(tmp_path, 0).segments.documents.tolist() == segments.documents.tolist()
     check(tmp_path, 1)
 
 
@@ -151,7 +151,7 @@ def test_rows_of_many_sources_are_told_apart(tokenizer_directory: Path, tokenize
     rows = range(520)
     expected = {reader.blend.address(row).source for row in rows}
     assert len(expected) == 260
-    assert set(reader.pieces(reader.find(rows)).sources.tolist()) == expected
+    assert set(reader.segments(reader.find(rows)).sources.tolist()) == expected
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     writer = LedgerWriter(tmp_path, 5)
     writer.write(5, facts.ledger)
     writer.close()
-    pieces = read_record(tmp_path, 5).pieces
+    segments = read_record(tmp_path, 5).segments
     tokens = [
         reader.blend.sources[0].shards.read(document, start, length)[0].tolist()
-        for document, start, length in zip(pieces.documents, pieces.starts, pieces.lengths, strict=True)
+        for document, start, length in zip(segments.documents, segments.starts, segments.lengths, strict=True)
     ]
     seen = [batch for rank in (0, 1) for batch in steps(rank)[5].micro_batches]
     found = []
@@ -202,9 +202,9 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     assert later[3].facts.source_tokens == facts.source_tokens
 
 
-def test_bytes_per_piece() -> None:
+def test_bytes_per_segment() -> None:
     for count in (17_000, 1_000):  # a step of the large recipe, a small one
-        assert len(pack_record(0, 0, make_pieces(0, count))) / count < 8
+        assert len(pack_record(0, 0, make_segments(0, count))) / count < 8
 
 
 def test_records_lost_to_damage_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,7 +213,7 @@ def test_records_lost_to_damage_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     LedgerWriter(tmp_path, 6).close()
     assert not caplog.records
     raw = bytearray(path.read_bytes())
-    place = raw.index(pack_record(3, 3, make_pieces(3)))
+    place = raw.index(pack_record(3, 3, make_segments(3)))
     raw[place + 20 : place + 24] = b"\xff" * 4  # the length that its header names
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"000000000\.bin: no record of step 4"):
@@ -226,7 +226,7 @@ def test_a_header_that_does_not_fit_its_record_is_damage(tmp_path: Path) -> None
     write_steps(tmp_path, range(2))
     path = tmp_path / LEDGER_FOLDER / "000000000.bin"
     raw = bytearray(path.read_bytes())
-    raw[16:20] = (2**31).to_bytes(4, "little")  # pieces: nothing is made for as many
+    raw[16:20] = (2**31).to_bytes(4, "little")  # segments: nothing is made for as many
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"000000000\.bin: the header of step 0's record is damaged"):
         read_record(tmp_path, 0)

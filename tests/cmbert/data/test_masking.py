@@ -16,7 +16,7 @@ LENGTH = 1024
 
 
 def make_row(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A row of several pieces: tokens 500..999, units of 1 to 4 tokens; ids and where units begin."""
+    """A row of several segments: tokens 500..999, units of 1 to 4 tokens; ids and where units begin."""
     random = np.random.default_rng(index)
     tokens = random.integers(500, VOCAB_SIZE, LENGTH)
     starts = random.random(LENGTH) < 0.6

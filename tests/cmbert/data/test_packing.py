@@ -12,7 +12,7 @@ from cmbert.data.best_fit import best_fit
 from cmbert.data.kernels import cut_document
 from cmbert.data.packing import SourceRows, plan_windows
 from cmbert.data.shards.shard_set import ShardSet
-from cmbert.tokenizer import SPECIALS_PER_PIECE, Tokenizer
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT, Tokenizer
 
 
 class Documents:
@@ -61,11 +61,11 @@ def test_every_token_once_in_rows_that_fit(corpus: str, context: int) -> None:
     spans: dict[int, list[tuple[int, int]]] = {}
     positions = 0
     for index in range(rows.num_rows):
-        pieces = rows.row(0, index)
-        used = sum(length + SPECIALS_PER_PIECE for _, _, length in pieces)
+        segments = rows.row(0, index)
+        used = sum(length + SPECIALS_PER_SEGMENT for _, _, length in segments)
         assert used <= context
         positions += used
-        for document, start, length in pieces:
+        for document, start, length in segments:
             spans.setdefault(document, []).append((start, start + length))
     assert len(spans) == len(lengths)
     for document, parts in spans.items():
@@ -82,7 +82,7 @@ def test_every_token_once_in_rows_that_fit(corpus: str, context: int) -> None:
 def test_rows_are_99_percent_full(corpus: str, context: int) -> None:
     lengths = np.tile(CORPORA[corpus](np.random.default_rng(6)), 8 if corpus == "laws" else 2)
     rows = make_rows(Documents(lengths), context)
-    positions = sum(n + SPECIALS_PER_PIECE for i in range(rows.num_rows) for _, _, n in rows.row(1, i))
+    positions = sum(n + SPECIALS_PER_SEGMENT for i in range(rows.num_rows) for _, _, n in rows.row(1, i))
     assert positions / (rows.num_rows * context) >= 0.99
 
 
@@ -93,7 +93,7 @@ def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
     assert [first.row(1, index) for index in range(first.num_rows)] == backwards
     assert first.row(0, 7) != first.row(1, 7)
     assert first.row(0, 7) != make_rows(documents, 1024, seed=1, window_rows=64).row(0, 7)
-    everything = sorted(piece for index in range(first.num_rows) for piece in first.row(0, index))
+    everything = sorted(segment for index in range(first.num_rows) for segment in first.row(0, index))
     assert sum(length for _, _, length in everything) == documents.lengths.sum()
 
 
@@ -154,29 +154,29 @@ def test_cuts_prefer_the_last_sentence_end() -> None:
 
 
 def naive_best_fit(lengths: list[int], num_rows: int, context: int) -> list[tuple[int, int, int, int]]:
-    """(row, piece, start, length): the reference, with lists and searches instead of bits and stacks."""
+    """(row, segment, start, length): the reference, with lists and searches instead of bits and stacks."""
     room = [context] * num_rows
     last_touched = list(range(num_rows))  # of rows with equal room the one touched last is taken
     placed, left, clock = [], [], num_rows
 
-    def put(row: int, piece: int, start: int, length: int) -> None:
+    def put(row: int, segment: int, start: int, length: int) -> None:
         nonlocal clock
-        room[row] -= length + SPECIALS_PER_PIECE
+        room[row] -= length + SPECIALS_PER_SEGMENT
         last_touched[row], clock = clock, clock + 1
-        placed.append((row, piece, start, length))
+        placed.append((row, segment, start, length))
 
-    for piece, length in enumerate(lengths):
-        fitting = [row for row in range(num_rows) if room[row] >= length + SPECIALS_PER_PIECE]
+    for segment, length in enumerate(lengths):
+        fitting = [row for row in range(num_rows) if room[row] >= length + SPECIALS_PER_SEGMENT]
         if fitting:
-            put(min(fitting, key=lambda row: (room[row], -last_touched[row])), piece, 0, length)
+            put(min(fitting, key=lambda row: (room[row], -last_touched[row])), segment, 0, length)
         else:
-            left.append((piece, length))
-    for piece, length in left:
+            left.append((segment, length))
+    for segment, length in left:
         start = 0
         while length:
             row = max(range(num_rows), key=lambda row: (room[row], last_touched[row]))
-            part = min(length, room[row] - SPECIALS_PER_PIECE)
-            put(row, piece, start, part)
+            part = min(length, room[row] - SPECIALS_PER_SEGMENT)
+            put(row, segment, start, part)
             start, length = start + part, length - part
     return placed
 

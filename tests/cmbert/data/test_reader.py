@@ -1,4 +1,4 @@
-"""Batches: step s is the same at any world size, micro-batch size and worker count; pieces are framed and isolated."""
+"""Batches of step s are the same at any world size, micro-batch size and worker count; segments are framed."""
 
 from functools import partial
 from pathlib import Path
@@ -44,8 +44,8 @@ def batches(
     return StepBatches(reader, geometry, partial(rate_of, start=0.15))
 
 
-def pieces(batch: PackedBatch) -> list[tuple]:
-    """Every piece of a batch with its ids, masked places and targets, in an order-free form."""
+def segments(batch: PackedBatch) -> list[tuple]:
+    """Every segment of a batch with its ids, masked places and targets, in an order-free form."""
     found = []
     for first, last in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
         inside = (batch.masked_positions >= first) & (batch.masked_positions < last)
@@ -63,13 +63,13 @@ def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Token
         for rank in range(world):
             micro_batches = batches(data, tokenizer, rank, world, rows)[5].micro_batches
             assert len(micro_batches) == ROWS_PER_STEP // (world * rows)
-            found += [piece for batch in micro_batches for piece in pieces(batch)]
+            found += [segment for batch in micro_batches for segment in segments(batch)]
         expected = expected or sorted(found)
         assert sorted(found) == expected
 
 
 def attention_work(batch: PackedBatch) -> int:
-    """Sum of the squared lengths of a batch's pieces of documents."""
+    """Sum of the squared lengths of a batch's segments of documents."""
     bounds = batch.cu_seqlens.long()
     return int((bounds.diff()[batch.input_ids[bounds[:-1]] != PAD_ID] ** 2).sum())
 
@@ -103,14 +103,14 @@ def test_any_start_any_world_any_workers(
     data: DataConfig, tokenizer: Tokenizer, world: int, start: int, workers: int
 ) -> None:
     expected = sorted(
-        piece for batch in batches(data, tokenizer, 0, 1, 24)[start].micro_batches for piece in pieces(batch)
+        segment for batch in batches(data, tokenizer, 0, 1, 24)[start].micro_batches for segment in segments(batch)
     )
     found = []
     for rank in range(world):
         dataset = batches(data, tokenizer, rank, world, 1)
         in_processes = workers if rank == 0 else 0
         (step,) = iterate_steps(dataset, range(start, start + 1), num_workers=in_processes, pin_memory=False)
-        found += [piece for batch in step.micro_batches for piece in pieces(batch)]
+        found += [segment for batch in step.micro_batches for segment in segments(batch)]
     assert sorted(found) == expected
 
 
@@ -141,7 +141,7 @@ def test_every_tensor_is_pinned_and_moved_once(
     assert [batch.longest for batch in moved.micro_batches] == [64] * 3
 
 
-def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
+def test_segments_are_framed_and_specials_never_masked(data: DataConfig, tokenizer: Tokenizer) -> None:
     padded = 0
     for step in range(6):
         for batch in batches(data, tokenizer, 0, 1, 8)[step].micro_batches:
@@ -150,7 +150,7 @@ def test_pieces_are_framed_and_specials_never_masked(data: DataConfig, tokenizer
             assert len(batch.input_ids) == 8 * 64  # in every step
             bounds = batch.cu_seqlens.long()
             assert bounds[-1] == len(batch.input_ids)
-            assert set(range(0, 8 * 64, 64)) < set(bounds.tolist())  # no piece crosses the end of a row
+            assert set(range(0, 8 * 64, 64)) < set(bounds.tolist())  # no segment crosses the end of a row
             assert batch.positions.tolist() == [place for n in bounds.diff().tolist() for place in range(n)]
             assert bounds.diff().max() <= batch.longest == 64
             first, last = batch.input_ids[bounds[:-1]], batch.input_ids[bounds[1:] - 1]

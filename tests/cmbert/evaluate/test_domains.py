@@ -99,7 +99,7 @@ def test_units(model: MaskedLanguageModel, tokenizer: Tokenizer, shards: Path) -
     words, tokens = (heldout_reader(tokenizer, shards, 64, unit) for unit in ("word", "token"))
     chosen = [reader.micro_batch(range(40), MASK_RATE).masked_positions.numpy() for reader in (words, tokens)]
     neighbours = [np.mean(np.diff(places) == 1) for places in chosen]
-    assert neighbours[0] > 1.5 * neighbours[1]  # pieces of a word are hidden together
+    assert neighbours[0] > 1.5 * neighbours[1]  # segments of a word are hidden together
     assert len(chosen[0]) == pytest.approx(len(chosen[1]), rel=0.05)
     assert evaluate(model, tokenizer, shards, context=64, unit="token", max_rows=5).unit == "token"
 

@@ -23,7 +23,7 @@ from cmbert.evaluate.long_context import (
     find_break,
     hide_words,
     print_stress,
-    score_pieces,
+    score_segments,
     standard_error,
     stress,
 )
@@ -71,16 +71,16 @@ def test_hidden_words_are_whole_and_never_cut(long_shards: Path) -> None:
 def test_losses_are_those_of_a_naive_reading(model: MaskedLanguageModel, long_shards: Path) -> None:
     ids, places, targets = hide_words(ShardSet(long_shards), 1, 2048, "word", VOCAB_SIZE)
     for context in (512, 2048):
-        found = score_pieces(model, ids, places, targets, context)
+        found = score_segments(model, ids, places, targets, context)
         naive = []
         for start in range(0, 2048, context):
-            piece = torch.tensor([CLS_ID, *ids[start : start + context], SEP_ID])
+            segment = torch.tensor([CLS_ID, *ids[start : start + context], SEP_ID])
             with torch.inference_mode():
-                logits = model.logits(piece, torch.tensor([0, len(piece)])).log_softmax(-1)
+                logits = model.logits(segment, torch.tensor([0, len(segment)])).log_softmax(-1)
             inside = [i for i, place in enumerate(places) if start <= place < start + context]
             naive += [-logits[places[i] - start + 1, targets[i]].item() for i in inside]
         assert found == pytest.approx(naive, abs=2e-6)
-    assert found != pytest.approx(score_pieces(model, ids, places, targets, 512), abs=5e-6)
+    assert found != pytest.approx(score_segments(model, ids, places, targets, 512), abs=5e-6)
 
 
 def test_every_context_scores_the_same_tokens_and_repeats(
@@ -90,9 +90,9 @@ def test_every_context_scores_the_same_tokens_and_repeats(
 
     def watched(model, ids, places, targets, context):  # type: ignore[no-untyped-def]
         asked.append((context, ids.tobytes(), places.tobytes(), targets.tobytes()))
-        return score_pieces(model, ids, places, targets, context)
+        return score_segments(model, ids, places, targets, context)
 
-    monkeypatch.setattr(long_context, "score_pieces", watched)
+    monkeypatch.setattr(long_context, "score_segments", watched)
     found = stress(model, tokenizer, long_shards, longest=2048, trained_tokens=64)
     assert [ask[0] for ask in asked] == [512, 1024, 2048] * 9
     for first in range(0, 27, 3):
@@ -127,11 +127,11 @@ def test_a_model_that_cannot_read_far_breaks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def spoiled(model, ids, places, targets, context):  # type: ignore[no-untyped-def]
-        return score_pieces(model, ids, places, targets, context) + (context > 1024)
+        return score_segments(model, ids, places, targets, context) + (context > 1024)
 
     print_stress(stress(model, tokenizer, long_shards, longest=2048))
     assert "quality breaks at 2,048 tokens" not in capsys.readouterr().out
-    monkeypatch.setattr(long_context, "score_pieces", spoiled)
+    monkeypatch.setattr(long_context, "score_segments", spoiled)
     print_stress(stress(model, tokenizer, long_shards, longest=2048))
     assert "quality breaks at 2,048 tokens: +1.0" in capsys.readouterr().out
     print_stress(stress(model, tokenizer, long_shards, longest=2048, max_documents=3))
@@ -172,9 +172,9 @@ def test_memory_does_not_grow_with_the_square(model: MaskedLanguageModel) -> Non
     length = 16_384
     ids = np.full(length, 9)
     places = np.arange(0, length, 64)
-    score_pieces(model, ids, places, ids[places], 1024)
+    score_segments(model, ids, places, ids[places], 1024)
     with PeakMemory(torch.device("cpu")) as peak:
-        score_pieces(model, ids, places, ids[places], length)
+        score_segments(model, ids, places, ids[places], length)
     assert peak.bytes < 4 * length**2 / 4  # a quarter of one fp32 matrix of all pairs
 
 

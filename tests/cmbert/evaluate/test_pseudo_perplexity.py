@@ -9,7 +9,7 @@ import torch
 
 from cmbert.config.load import load_recipe
 from cmbert.data.shards.shard_set import ShardSet
-from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, positions_in_piece, unigram_loss
+from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, positions_in_segment, unigram_loss
 from cmbert.export.release import open_model
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -55,10 +55,10 @@ def test_buckets_add_up(model: MaskedLanguageModel, tokenizer: Tokenizer, shards
     assert total / score.masked_tokens == pytest.approx(score.heldout_loss)
 
 
-def test_positions_restart_with_each_piece(tokenizer: Tokenizer, shards: Path) -> None:
+def test_positions_restart_with_each_segment(tokenizer: Tokenizer, shards: Path) -> None:
     batch = heldout_reader(tokenizer, shards, 64).micro_batch([0, 1], MASK_RATE)
     place = torch.cat([torch.arange(n) for n in batch.cu_seqlens.diff().tolist()])
-    assert positions_in_piece(batch).tolist() == place[batch.masked_positions].tolist()
+    assert positions_in_segment(batch).tolist() == place[batch.masked_positions].tolist()
 
 
 def test_unigram_loss_is_the_entropy_of_the_tokens(shards: Path, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ def make_layout(lengths):
     return PackedLayout.build(cu_seqlens, backend=AttentionBackend("cpu", None), **LAYOUT)
 
 
-def test_layout_restarts_positions_at_each_piece():
+def test_layout_restarts_positions_at_each_segment():
     layout = make_layout([3, 1, 2])
     assert layout.positions.tolist() == [0, 1, 2, 0, 0, 1]
     assert layout.longest == 3

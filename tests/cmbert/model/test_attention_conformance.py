@@ -1,6 +1,6 @@
 """Every attention backend beside eager fp32 attention: the same file on a CPU and on a GPU; what is missing is skipped.
 
-Shapes: T tokens of the packed batch, H heads, K head width, L tokens of a piece.
+Shapes: T tokens of the packed batch, H heads, K head width, L tokens of a segment.
 """
 
 import math
@@ -31,7 +31,7 @@ LENGTHS = {
     "long between short": [7, DENSE_TOKENS + 1, 7],
     "many short": [1 + index % 9 for index in range(150)],
     "full tiles": [TILE_TOKENS, TILE_TOKENS // 2, TILE_TOKENS // 2, TILE_TOKENS + 1],
-    "with an empty piece": [5, 0, 70],
+    "with an empty segment": [5, 0, 70],
     "single token": [1],
 }
 TORCH_OWN = {"sdpa of torch": "torch", "flex_attention of torch": "torch.nn.attention.flex_attention"}
@@ -103,17 +103,17 @@ def attend_with(backend, qkv_T3HK, lengths, side):
 
 
 def sees(query_position, key_position, side):
-    """Say who sees whom within a piece; -1: everybody."""
+    """Say who sees whom within a segment; -1: everybody."""
     distance = (query_position - key_position).abs()
     return distance <= side if side >= 0 else distance >= 0
 
 
 def reference(qkv_T3HK, lengths, side):
-    """Eager fp32 attention, piece by piece, one score matrix with an explicit window."""
+    """Eager fp32 attention, segment by segment, one score matrix with an explicit window."""
     outputs = []
-    for piece_L3HK in qkv_T3HK.float().split(lengths):
-        position = torch.arange(len(piece_L3HK), device=piece_L3HK.device)
-        query, key, value = piece_L3HK.unbind(1)
+    for segment_L3HK in qkv_T3HK.float().split(lengths):
+        position = torch.arange(len(segment_L3HK), device=segment_L3HK.device)
+        query, key, value = segment_L3HK.unbind(1)
         scores_HLL = torch.einsum("qhk,shk->hqs", query, key) / math.sqrt(query.shape[-1])
         scores_HLL = scores_HLL.masked_fill(~sees(position[:, None], position, side), float("-inf"))
         outputs.append(torch.einsum("hqs,shk->qhk", scores_HLL.softmax(-1), value))
@@ -122,9 +122,9 @@ def reference(qkv_T3HK, lengths, side):
 
 def sdpa(qkv_T3HK, lengths, side):
     outputs = []
-    for piece_L3HK in qkv_T3HK.split(lengths):
-        position = torch.arange(len(piece_L3HK), device=piece_L3HK.device)
-        query, key, value = (x.transpose(0, 1)[None] for x in piece_L3HK.unbind(1))
+    for segment_L3HK in qkv_T3HK.split(lengths):
+        position = torch.arange(len(segment_L3HK), device=segment_L3HK.device)
+        query, key, value = (x.transpose(0, 1)[None] for x in segment_L3HK.unbind(1))
         mask = sees(position[:, None], position, side)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask) if len(position) else query
         outputs.append(out[0].transpose(0, 1))
@@ -137,11 +137,11 @@ def flex(qkv_T3HK, lengths, side):
     device = qkv_T3HK.device
     if device.type == "cpu" and qkv_T3HK.requires_grad:
         pytest.skip("flex_attention: no backward pass on the CPU")
-    piece_T = torch.repeat_interleave(torch.tensor(lengths, device=device))
-    num_tokens = len(piece_T)
+    segment_T = torch.repeat_interleave(torch.tensor(lengths, device=device))
+    num_tokens = len(segment_T)
 
     def mask(batch, head, query, key):
-        return (piece_T[query] == piece_T[key]) & sees(query, key, side)
+        return (segment_T[query] == segment_T[key]) & sees(query, key, side)
 
     block_mask = create_block_mask(mask, None, None, num_tokens, num_tokens, device=device)
     query, key, value = (x.transpose(0, 1)[None] for x in qkv_T3HK.unbind(1))
@@ -191,14 +191,14 @@ def test_window_takes_in_64_tokens_to_each_side_and_not_the_65th(backend, device
 
 
 @on_each_backend
-def test_pieces_do_not_see_each_other(backend, device, dtype, side):
-    lengths, piece = [30, 1, 180, 30, 600], slice(31, 211)
+def test_segments_do_not_see_each_other(backend, device, dtype, side):
+    lengths, segment = [30, 1, 180, 30, 600], slice(31, 211)
     before = draw(lengths, dtype, device)
     after = before.clone()
-    after[piece] = draw([180], dtype, device, seed=1)
+    after[segment] = draw([180], dtype, device, seed=1)
     outputs = [attend_with(backend, qkv, lengths, side) for qkv in (before, after)]
     moved = (outputs[0] != outputs[1]).flatten(1).any(1).nonzero().flatten().tolist()
-    assert moved == list(range(piece.start, piece.stop))
+    assert moved == list(range(segment.start, segment.stop))
 
 
 @on_each_backend
@@ -206,7 +206,7 @@ def test_company_changes_nothing(backend, device, dtype, side):
     lengths = LENGTHS["mixed"]
     qkv = draw(lengths, dtype, device)
     together = attend_with(backend, qkv, lengths, side)
-    alone = torch.cat([attend_with(backend, piece, [len(piece)], side) for piece in qkv.split(lengths)])
+    alone = torch.cat([attend_with(backend, segment, [len(segment)], side) for segment in qkv.split(lengths)])
     assert_close(together, alone, rtol=0, atol=tolerance(dtype) * alone.abs().max().item())
 
 
@@ -250,7 +250,7 @@ def test_empty_batch(backend, device, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_piece_too_long_to_store_its_probabilities(device):
+def test_segment_too_long_to_store_its_probabilities(device):
     lengths = [STORED_TOKENS + 5]
     qkv = draw(lengths, torch.float32, device).requires_grad_()
     expected = reference(qkv, lengths, -1)

@@ -43,7 +43,7 @@ def test_no_masked_positions_give_zero_loss_and_zero_gradients(make_model, pack,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("changed", range(len(LENGTHS)))
-def test_changing_one_piece_leaves_the_others_bitwise_equal(make_model, pack, dtype, changed):
+def test_changing_one_segment_leaves_the_others_bitwise_equal(make_model, pack, dtype, changed):
     model = make_model().to(dtype)
     input_ids, cu_seqlens = pack(LENGTHS)
     other_ids = input_ids.clone()

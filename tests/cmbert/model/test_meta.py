@@ -30,7 +30,7 @@ SHAPES = [
     for name, norm in [("quickstart", "rmsnorm"), ("base", "rmsnorm"), ("large", "rmsnorm"), ("large", "layernorm")]
 ]
 ROWS, CONTEXT = 2, 1024
-STEPS = [(9, 400), (12, 403), (2, 390), (300, 512), (57, 77)]  # pieces, masked positions
+STEPS = [(9, 400), (12, 403), (2, 390), (300, 512), (57, 77)]  # segments, masked positions
 
 EAGER_LAUNCHES = {"rmsnorm": (35, 63), "layernorm": (21, 31)}
 """Forward and backward, counted. On a GPU RMSNorm is one operator, as LayerNorm is here; on `meta` it is its formula.
@@ -76,9 +76,9 @@ def build(config, device=META, **kernels):
         return MaskedLanguageModel(config, KernelConfig(**kernels)).bfloat16()
 
 
-def batch(num_pieces, num_masked, rows=ROWS) -> PackedBatch:
+def batch(num_segments, num_masked, rows=ROWS) -> PackedBatch:
     tokens, masked = (torch.zeros(size, dtype=torch.int64, device=META) for size in (rows * CONTEXT, num_masked))
-    bounds = torch.zeros(num_pieces + 1, dtype=torch.int32, device=META)
+    bounds = torch.zeros(num_segments + 1, dtype=torch.int32, device=META)
     return PackedBatch(tokens, bounds, masked, masked, tokens.int(), CONTEXT)
 
 
@@ -152,14 +152,14 @@ def test_one_compilation_for_the_run(graphs, share):
     kinds = 4  # the first layer, which has no norm; local and global layers; the loss
     assert counters["stats"]["unique_graphs"] == kinds
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for num_pieces, num_masked in STEPS[1:]:
-            train(model, batch(num_pieces, num_masked))
+        for num_segments, num_masked in STEPS[1:]:
+            train(model, batch(num_segments, num_masked))
         assert counters["stats"]["unique_graphs"] == kinds
         with pytest.raises(torch._dynamo.exc.RecompileError):
             train(model, batch(*STEPS[0], rows=ROWS + 1))  # so the count can fail
     with torch.no_grad():  # the held-out score, between two steps
-        for num_pieces, num_masked in STEPS:
-            model(*batch(num_pieces, num_masked))
+        for num_segments, num_masked in STEPS:
+            model(*batch(num_segments, num_masked))
     train(model, batch(*STEPS[0]))
     assert counters["stats"]["unique_graphs"] == 2 * kinds
 

@@ -196,9 +196,9 @@ def test_disk_text_and_ledger(recipe_file: Path, tmp_path: Path, tokenizer: Toke
     assert plan.data.document_tokens_measured
     assert source.tokens is not None
     assert plan.data.document_tokens == source.tokens / 600
-    pieces = 8192 / min(source.tokens / 600, 64)
-    assert plan.data.ledger_pieces == pytest.approx(pieces)
-    assert plan.data.ledger_bytes == pytest.approx((1.3 * pieces, 3.3 * pieces))
+    segments = 8192 / min(source.tokens / 600, 64)
+    assert plan.data.ledger_segments == pytest.approx(segments)
+    assert plan.data.ledger_bytes == pytest.approx((1.3 * segments, 3.3 * segments))
     assert not plan.data.text_bytes_measured  # the fixture's manifest has no totals
     assert plan.data.text_bytes == 8192 * 4.5
     manifest = json.loads((Path(source.path) / MANIFEST_FILE).read_text(encoding="utf-8"))

@@ -119,7 +119,9 @@ def test_stage_two_of_the_same_rows_sees_what_a_longer_stage_one_would(
     train(recipe_file, *second)
     for step in range(4):
         for mine, theirs in zip(
-            read_record(tmp_path / "stage2", step).pieces, read_record(tmp_path / "long", step + 4).pieces, strict=True
+            read_record(tmp_path / "stage2", step).segments,
+            read_record(tmp_path / "long", step + 4).segments,
+            strict=True,
         ):
             assert np.array_equal(mine, theirs)
     checkpoint = find_checkpoint(tmp_path / "stage2")

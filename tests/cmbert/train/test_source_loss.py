@@ -83,14 +83,14 @@ def test_adding_up_never_meets_the_host(two_sources: tuple[Recipe, RowReader]) -
     assert (seen.crossings, seen.devices) == ([], {META})
 
 
-def test_pieces_are_counted_by_length(two_sources: tuple[Recipe, RowReader]) -> None:
+def test_segments_are_counted_by_length(two_sources: tuple[Recipe, RowReader]) -> None:
     _, reader = two_sources
     data = read_step(reader, rank=0, world_size=1, micro_batch_rows=8)
     (batch,) = data.micro_batches
     bounds = batch.cu_seqlens.tolist()
-    pieces = [end - begin for begin, end in pairwise(bounds) if batch.input_ids[begin] != 0]
-    assert len(pieces) == data.facts.num_pieces == sum(data.facts.piece_lengths.values())
-    assert sorted(pieces) == sorted(n for n, count in data.facts.piece_lengths.items() for _ in range(count))
+    segments = [end - begin for begin, end in pairwise(bounds) if batch.input_ids[begin] != 0]
+    assert len(segments) == data.facts.num_segments == sum(data.facts.segment_lengths.values())
+    assert sorted(segments) == sorted(n for n, count in data.facts.segment_lengths.items() for _ in range(count))
     assert data.facts == read_step(reader, rank=0, world_size=2, micro_batch_rows=2).facts._replace(
         unit_lengths=data.facts.unit_lengths
     )

@@ -21,13 +21,13 @@ from cmbert.data.batches import PackedBatch, StepData, StepFacts
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.schedule import Schedule
-from cmbert.tokenizer import SPECIALS_PER_PIECE
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 from cmbert.train import loop
 from cmbert.train.guards import Guard
 from cmbert.zero.step_timer import StepTimer
 from tests.cmbert.devices import META, Dispatched
 
-ROWS, CONTEXT, PIECES, MASKED = 2, 64, 7, 30
+ROWS, CONTEXT, SEGMENTS, MASKED = 2, 64, 7, 30
 
 
 class Engine:
@@ -59,10 +59,10 @@ class Engine:
 def make_data(num_micro_batches: int) -> StepData:
     tokens = torch.zeros(ROWS * CONTEXT, dtype=torch.int64, device=META)
     masked = torch.zeros(MASKED, dtype=torch.int64, device=META)
-    bounds = torch.zeros(PIECES + 1, dtype=torch.int32, device=META)
+    bounds = torch.zeros(SEGMENTS + 1, dtype=torch.int32, device=META)
     batch = PackedBatch(tokens, bounds, masked, masked, tokens.int(), CONTEXT)
-    tokens_of_sources = [num_micro_batches * (ROWS * CONTEXT - PIECES * SPECIALS_PER_PIECE), 0]
-    facts = StepFacts(0, tokens_of_sources, num_micro_batches * PIECES, {}, [], b"")
+    tokens_of_sources = [num_micro_batches * (ROWS * CONTEXT - SEGMENTS * SPECIALS_PER_SEGMENT), 0]
+    facts = StepFacts(0, tokens_of_sources, num_micro_batches * SEGMENTS, {}, [], b"")
     sources = torch.zeros(ROWS, dtype=torch.int64, device=META)
     return StepData([batch] * num_micro_batches, [sources] * num_micro_batches, facts)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.kernels import frame_pieces
+from cmbert.data.kernels import frame_segments
 from cmbert.data.packing import SourceRows, document_chunks, plan_windows
 from cmbert.data.reader import open_reader
 from cmbert.data.shards.integrity import hash_blocks
@@ -54,7 +54,7 @@ def test_documents_and_units_come_back(written: tuple[Path, list[np.ndarray], li
             assert found_starts.tolist() == expected_starts.tolist()
     part_tokens, part_starts = ShardSet(directory).read(3, start=13, count=40)
     assert part_tokens.tolist() == tokens[3][13:53].tolist()
-    assert part_starts.tolist() == [True, *starts[3][14:53].tolist()]  # a piece always begins a unit
+    assert part_starts.tolist() == [True, *starts[3][14:53].tolist()]  # a segment always begins a unit
     assert ShardSet(directory).token_counts(384).tolist() == np.bincount(np.concatenate(tokens), minlength=384).tolist()
 
 
@@ -268,7 +268,7 @@ def test_rows_beyond_two_gigabytes(tokenizer_directory: Path, tokenizer: Tokeniz
     places = np.zeros(1, np.int64)
     ids, starts = np.empty(len(tokens) + 2, np.int64), np.empty(len(tokens) + 2, bool)
     stored, bits = shards.shard_arrays(0)
-    frame_pieces(stored, bits, np.array([2**31]), np.array([len(tokens)]), places, ids, starts)
+    frame_segments(stored, bits, np.array([2**31]), np.array([len(tokens)]), places, ids, starts)
     assert ids.tolist() == [2, *tokens.tolist(), 3]
 
 
