@@ -11,7 +11,7 @@ import torch
 
 from cmbert.bench.rows import Row, keep_rows
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.packing import document_chunks, plan_windows
+from cmbert.data.packing import document_chunks, plan_blocks
 from cmbert.data.reader import RowReader, open_reader
 from cmbert.data.shards.layout import token_dtype
 from cmbert.data.shards.manifest import write_manifest
@@ -27,7 +27,7 @@ MASK_RATE = 0.3
 BATCH_TOKENS = 16_384  # row positions of a micro-batch
 MOST_TOKENS = 30_000_000  # of ours in a round; a set with fewer is read through
 PEER_TOKENS = 65_536
-WINDOW_ROWS = 512
+SHUFFLE_BLOCK_ROWS = 512
 
 
 def bench_loader(data: Path, tokenizer_directory: Path, contexts: Sequence[int], plan_documents: int) -> list[Row]:
@@ -74,7 +74,7 @@ def _reader(data: Path, tokenizer: Tokenizer, context: int) -> RowReader:
         tokenizer=str(tokenizer.directory),
         sources=(SourceConfig(path=str(data)),),
         context_tokens=context,
-        window_rows=WINDOW_ROWS,
+        window_rows=SHUFFLE_BLOCK_ROWS,
     )
     return open_reader(config, MaskConfig(), tokenizer, seed=0)
 
@@ -139,7 +139,7 @@ def _plan_row(num_documents: int, context: int) -> Row:
         write_manifest(directory, {"tokenizer": {"fingerprint": "", "vocab_size": 32_768}, "shards": [entry]})
         shards = ShardSet(directory)
         started = time.perf_counter()
-        plan = plan_windows(document_chunks(shards), context, WINDOW_ROWS)
+        plan = plan_blocks(document_chunks(shards), context, SHUFFLE_BLOCK_ROWS)
         seconds = time.perf_counter() - started
     return {
         "work": f"plan {num_documents:,} documents, {tokens / 1e9:.1f}B tokens, rows of {context}",

@@ -12,7 +12,7 @@ def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarr
 
     lengths: (segments,) int64, descending, tokens without specials. Returns row, segment, its first token
     and length of what was placed, int64 each, in the order of placing. A segment that fits nowhere is chopped into the
-    widest gaps at the end. Needs enough rows: see `cmbert.data.packing.plan_windows`.
+    widest gaps at the end. Needs enough rows: see `cmbert.data.packing.plan_blocks`.
     """
     num_segments = len(lengths)
     rows, segments = np.empty(2 * num_segments + num_rows, np.int64), np.empty(2 * num_segments + num_rows, np.int64)
@@ -40,7 +40,7 @@ def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarr
         while length > 0:
             space = _most_space(words)
             part = min(length, space - SPECIALS_PER_SEGMENT)
-            assert part > 0, "plan_windows left too little room"
+            assert part > 0, "plan_blocks left too little room"
             rows[count] = _take_space(first_row, next_row, words, space, part)
             segments[count], starts[count], placed[count] = segment, start, part
             start, length, count = start + part, length - part, count + 1

@@ -1,8 +1,8 @@
-"""Documents -> rows: a pure function of (shard set, context, window, seed, epoch); any row is found in O(log n).
+"""Documents -> rows: a pure function of (shard set, context, block, seed, epoch); any row is found in O(log n).
 
-Documents are grouped, in shard order, into windows of about `window_rows` rows. How many rows a window makes follows
-from document lengths alone, so the plan needs only the .idx files; which segments share a row is found, by best fit,
-when a window is first read. An epoch shuffles the windows, and the rows across a group of them.
+Documents are grouped, in shard order, into shuffle blocks of about `window_rows` rows. How many rows a block makes
+follows from document lengths alone, so the plan needs only the .idx files; which segments share a row is found, by best
+fit, when a block is first read. An epoch shuffles the blocks, and the rows across a group of them.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of 
 LOST_PER_ROW = 4  # positions: the specials of a filler segment, and a gap too small to hold one (< 3 positions)
 PLAN_VERSION = 1  # raise it when a plan or what is made of it changes: a cached plan of another version is not used
 PLAN_DOCUMENTS = 1 << 20  # lengths planned at a time
-GROUPS_KEPT = 2  # groups of windows whose order is in memory
+GROUPS_KEPT = 2  # groups of blocks whose order is in memory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The windows of a shard set: window w is documents [starts[w], starts[w + 1]) and makes rows[w] rows."""
+    """The shuffle blocks of a shard set: block w is documents [starts[w], starts[w + 1]) and makes rows[w] rows."""
 
-    starts: np.ndarray  # (windows + 1,) int64
-    rows: np.ndarray  # (windows,) int32
+    starts: np.ndarray  # (blocks + 1,) int64
+    rows: np.ndarray  # (blocks,) int32
 
 
 @dataclass(frozen=True)
 class SegmentTable:
-    """Segments of one window, by row: segment i is tokens [starts[i], starts[i] + lengths[i]) of documents[i]."""
+    """Segments of one block, by row: segment i is tokens [starts[i], starts[i] + lengths[i]) of documents[i]."""
 
     documents: np.ndarray  # (segments,) int64
     starts: np.ndarray  # (segments,) int64, tokens
@@ -110,13 +110,13 @@ class SourceRows:
         order, group_ends = self._epoch_order(epoch)
         group = int(np.searchsorted(group_ends, index, side="right"))
         before = int(group_ends[group - 1]) if group else 0
-        windows, ends, shuffled = self._group_order(epoch, group, order)
+        blocks, ends, shuffled = self._group_order(epoch, group, order)
         place = int(shuffled[index - before])
         slot = int(np.searchsorted(ends, place, side="right"))
-        return self._table(epoch, int(windows[slot])), place - (int(ends[slot - 1]) if slot else 0)
+        return self._table(epoch, int(blocks[slot])), place - (int(ends[slot - 1]) if slot else 0)
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shuffled windows of an epoch, and the number of rows up to the end of each group of them."""
+        """Return the shuffled blocks of an epoch, and the number of rows up to the end of each group of them."""
         if self._epoch is None or self._epoch[0] != epoch:
             order = generator(self.seed, "windows", self.source, epoch).permutation(len(self.plan.rows))
             firsts = np.arange(0, len(order), self.group_windows)
@@ -125,36 +125,36 @@ class SourceRows:
         return self._epoch[1], self._epoch[2]
 
     def _group_order(self, epoch: int, group: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the windows of a group, where the rows of each end, and the shuffled rows of the group."""
+        """Return the blocks of a group, where the rows of each end, and the shuffled rows of the group."""
         key = (epoch, group)
         if key not in self._groups:
-            windows = order[group * self.group_windows : (group + 1) * self.group_windows]
-            ends = np.cumsum(self.plan.rows[windows], dtype=np.int64)
+            blocks = order[group * self.group_windows : (group + 1) * self.group_windows]
+            ends = np.cumsum(self.plan.rows[blocks], dtype=np.int64)
             shuffled = generator(self.seed, "rows", self.source, epoch, group).permutation(int(ends[-1]))
-            self._groups[key] = (windows, ends, shuffled)
+            self._groups[key] = (blocks, ends, shuffled)
             if len(self._groups) > GROUPS_KEPT:
                 self._groups.popitem(last=False)
         return self._groups[key]
 
-    def _table(self, epoch: int, window: int) -> SegmentTable:
-        key = (epoch, window)
+    def _table(self, epoch: int, block: int) -> SegmentTable:
+        key = (epoch, block)
         if key not in self._tables:
-            self._tables[key] = self._pack_window(epoch, window)
+            self._tables[key] = self._pack_block(epoch, block)
             if len(self._tables) > GROUPS_KEPT * self.group_windows:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return self._tables[key]
 
-    def _pack_window(self, epoch: int, window: int) -> SegmentTable:
+    def _pack_block(self, epoch: int, block: int) -> SegmentTable:
         from cmbert.data.best_fit import best_fit  # numba takes its time, and who only counts rows needs none
 
-        first, last = (int(bound) for bound in self.plan.starts[window : window + 2])
+        first, last = (int(bound) for bound in self.plan.starts[block : block + 2])
         self.shards.check_documents(first, last)
-        order = generator(self.seed, "documents", self.source, epoch, window).permutation(last - first)
+        order = generator(self.seed, "documents", self.source, epoch, block).permutation(last - first)
         documents, starts, lengths = self._segments(first + order, self.shards.document_lengths(first, last)[order])
         by_length = np.argsort(-lengths, kind="stable")
         documents, starts, lengths = documents[by_length], starts[by_length], lengths[by_length]
-        num_rows = int(self.plan.rows[window])
+        num_rows = int(self.plan.rows[block])
         rows, segments, offsets, placed = best_fit(lengths, num_rows, self.context)
         by_row = np.argsort(rows, kind="stable")
         rows, segments, placed = rows[by_row], segments[by_row], placed[by_row]
@@ -202,7 +202,7 @@ def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_
     wanted = {"starts": np.int64, "rows": np.int32}
     kept = read_arrays(path, wanted, error=ShardError, remedy=remedy) if path else None
     if kept is None:
-        return plan_windows(document_chunks(shards), context, window_rows)
+        return plan_blocks(document_chunks(shards), context, window_rows)
     plan = Plan(kept["starts"], kept["rows"])
     fits = len(plan.starts) == len(plan.rows) + 1 and [*plan.starts[[0, -1]]] == [0, shards.num_documents]
     if not (fits and (np.diff(plan.starts) > 0).all() and (plan.rows > 0).all()):
@@ -216,8 +216,8 @@ def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:
         yield shards.document_lengths(first, min(first + PLAN_DOCUMENTS, shards.num_documents))
 
 
-def plan_windows(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> Plan:
-    """Split documents into windows and say how many rows each makes, from lengths alone, in one pass.
+def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> Plan:
+    """Split documents into blocks and say how many rows each makes, from lengths alone, in one pass.
 
     chunks: document lengths, tokens, (documents,) int64 each. The row count leaves room for what `best_fit` may lose:
     LOST_PER_ROW positions a row, and the most segments that `cut_document` can make of a document.
@@ -225,7 +225,7 @@ def plan_windows(chunks: Iterable[np.ndarray], context: int, window_rows: int) -
     capacity = context - SPECIALS_PER_SEGMENT
     shortest_cut = capacity - capacity // CUT_SEARCH_SHARE
     starts, costs_before = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    num_documents, total, window = 0, 0, -1
+    num_documents, total, block = 0, 0, -1
     for lengths in chunks:
         cost = lengths + SPECIALS_PER_SEGMENT
         long = lengths > capacity
@@ -233,13 +233,13 @@ def plan_windows(chunks: Iterable[np.ndarray], context: int, window_rows: int) -
             cost[long] = lengths[long] + SPECIALS_PER_SEGMENT * -(-lengths[long] // shortest_cut)
         ends = total + np.cumsum(cost)
         before = ends - cost
-        window_of_document = before // (window_rows * context)
-        opens = np.flatnonzero(np.diff(window_of_document, prepend=window))
+        block_of_document = before // (window_rows * context)
+        opens = np.flatnonzero(np.diff(block_of_document, prepend=block))
         starts.append(num_documents + opens)
         costs_before.append(before[opens])
         num_documents += len(lengths)
         if len(lengths):
-            total, window = int(ends[-1]), int(window_of_document[-1])
-    window_cost = np.diff(np.concatenate([*costs_before, [total]]))
-    rows = -(-window_cost // (context - LOST_PER_ROW))
+            total, block = int(ends[-1]), int(block_of_document[-1])
+    block_cost = np.diff(np.concatenate([*costs_before, [total]]))
+    rows = -(-block_cost // (context - LOST_PER_ROW))
     return Plan(np.concatenate([*starts, [num_documents]]), rows.astype(np.int32))

@@ -77,7 +77,7 @@ class RowReader:
             ends = number * context + np.cumsum(lengths + SPECIALS_PER_SEGMENT)
             places_of_row.append(ends - lengths - SPECIALS_PER_SEGMENT)
             starts.append(places_of_row[-1])
-            filled = ends[-1] if len(ends) else number * context  # the last rows of a window may stay empty
+            filled = ends[-1] if len(ends) else number * context  # the last rows of a block may stay empty
             if filled < (number + 1) * context:
                 starts.append(np.array([filled]))  # the segment of [PAD]
         num_positions = len(addresses) * context

@@ -24,7 +24,7 @@ def begin_reading(recipe: Recipe, reader: RowReader, state: TrainState | None) -
 def rows_after_stage_before(recipe: Recipe, reader: RowReader) -> list[int]:
     """Return at which of its rows each source begins: where train.init_from ended if it read the same rows, else 0.
 
-    The same rows: the same shards in the same place of data.sources, context, windows and seed. Another context packs
+    The same rows: the same shards in the same place of data.sources, context, blocks and seed. Another context packs
     other rows, among which what was read cannot be told apart.
     """
     begins = [0] * len(reader.blend.sources)

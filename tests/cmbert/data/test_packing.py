@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cmbert.data.best_fit import best_fit
 from cmbert.data.kernels import cut_document
-from cmbert.data.packing import SourceRows, plan_windows
+from cmbert.data.packing import SourceRows, plan_blocks
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.tokenizer import SPECIALS_PER_SEGMENT, Tokenizer
 
@@ -73,8 +73,8 @@ def test_every_token_once_in_rows_that_fit(corpus: str, context: int) -> None:
         assert parts[0][0] == 0
         assert parts[-1][1] == lengths[document]
         assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
-    whole_windows = lengths.sum() > 20 * 512 * context  # else rounding a window up to whole rows shows
-    floor = 0.99 if context >= 1024 and whole_windows else 0.95
+    whole_blocks = lengths.sum() > 20 * 512 * context  # else rounding a block up to whole rows shows
+    floor = 0.99 if context >= 1024 and whole_blocks else 0.95
     assert positions / (rows.num_rows * context) >= floor
 
 
@@ -99,13 +99,13 @@ def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
 
 def test_row_counts_follow_from_lengths_alone() -> None:
     lengths = CORPORA["news"](np.random.default_rng(2))
-    plan = plan_windows([lengths], 1024, 64)
+    plan = plan_blocks([lengths], 1024, 64)
     assert plan.starts[0] == 0
     assert plan.starts[-1] == len(lengths)
     assert (np.diff(plan.starts) > 0).all()
     assert make_rows(Documents(lengths, seed=9), 1024, window_rows=64).num_rows == plan.rows.sum()
     for cuts in ([1], [100, 100, 2000], [3999]):  # however the lengths come in
-        again = plan_windows(np.split(lengths, cuts), 1024, 64)
+        again = plan_blocks(np.split(lengths, cuts), 1024, 64)
         assert np.array_equal(again.starts, plan.starts)
         assert np.array_equal(again.rows, plan.rows)
 
@@ -185,7 +185,7 @@ def naive_best_fit(lengths: list[int], num_rows: int, context: int) -> list[tupl
 @given(st.lists(st.integers(1, 126), min_size=1, max_size=60), st.sampled_from([128, 200]))
 def test_best_fit_is_the_naive_one(lengths: list[int], context: int) -> None:
     lengths = sorted(lengths, reverse=True)
-    plan = plan_windows([np.array(lengths)], context, 10**6)
+    plan = plan_blocks([np.array(lengths)], context, 10**6)
     num_rows = int(plan.rows[0])
     found = best_fit(np.array(lengths), num_rows, context)
     assert list(zip(*(array.tolist() for array in found), strict=True)) == naive_best_fit(lengths, num_rows, context)
