@@ -1,18 +1,18 @@
-"""Equal work for the micro-batches of a step."""
+"""Equal cost for the micro-batches of a step."""
 
 import heapq
 from collections.abc import Sequence
 
 
-def deal(work: Sequence[int], num_hands: int) -> list[list[int]]:
-    """Deal items of the given work to hands of equal size: the heaviest left to the hand with the least work."""
-    size, left = divmod(len(work), num_hands)
+def balance(costs: Sequence[int], num_bins: int) -> list[list[int]]:
+    """Put items of the given costs into bins of equal size: the dearest left into the bin that has cost least so far."""
+    size, left = divmod(len(costs), num_bins)
     assert not left
-    hands: list[list[int]] = [[] for _ in range(num_hands)]
-    lightest = [(0, hand) for hand in range(num_hands)]  # a heap
-    for item in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-        load, hand = heapq.heappop(lightest)
-        hands[hand].append(item)
-        if len(hands[hand]) < size:
-            heapq.heappush(lightest, (load + work[item], hand))
-    return hands
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    lightest = [(0, bin_) for bin_ in range(num_bins)]  # a heap
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        load, bin_ = heapq.heappop(lightest)
+        bins[bin_].append(item)
+        if len(bins[bin_]) < size:
+            heapq.heappush(lightest, (load + costs[item], bin_))
+    return bins

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from cmbert.data.balance import deal
+from cmbert.data.balance import balance
 
 UNIT_LENGTH_BINS = 8  # the last one holds longer units, too
 
@@ -102,7 +102,7 @@ def data_row(row: int, left_out: LeftOut) -> int:
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """How the rows of a step are dealt to ranks and micro-batches."""
+    """How the rows of a step are balanced over ranks and micro-batches."""
 
     step_rows: Callable[[int], range]
     """Numbers of the rows of a step, as they would be if none were left out."""
@@ -119,13 +119,13 @@ class BatchGeometry:
             return range(first, last + 1)
         return [data_row(row, self.left_out) for row in rows]  # in a batch ramp a gap may fall into a step
 
-    def micro_batches(self, rows: Sequence[int], work: Sequence[int]) -> list[list[int]]:
-        """Return this rank's micro-batches of a step's `rows`; `work`: attention work of each row.
+    def micro_batches(self, rows: Sequence[int], costs: Sequence[int]) -> list[list[int]]:
+        """Return this rank's micro-batches of a step's `rows`; `costs`: attention cost of each row.
 
-        Rows are dealt to the ranks, then to each rank's micro-batches, so that none waits long for another; the loss
+        Rows are balanced over the ranks, then over each rank's micro-batches, so that none waits long for another; the loss
         does not depend on who has which row.
         """
-        mine = deal(work, self.world_size)[self.rank]
-        own_work = [work[index] for index in mine]
-        parts = deal(own_work, len(rows) // (self.micro_batch_rows * self.world_size))
+        mine = balance(costs, self.world_size)[self.rank]
+        own_costs = [costs[index] for index in mine]
+        parts = balance(own_costs, len(rows) // (self.micro_batch_rows * self.world_size))
         return [sorted(rows[mine[index]] for index in part) for part in parts]

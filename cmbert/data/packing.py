@@ -47,7 +47,7 @@ class SegmentTable:
     shards: np.ndarray  # (segments,) int64, number of the shard
     firsts: np.ndarray  # (segments,) int64, first token of the segment in its shard
     row_bounds: np.ndarray  # (rows + 1,) int64, into the arrays above
-    work: np.ndarray  # (rows,) int64, sum of the squared lengths of the segments, specials included
+    attention_cost: np.ndarray  # (rows,) int64, sum of the squared lengths of the segments, specials included
 
     def row(self, index: int) -> list[tuple[int, int, int]]:
         """Return (document, start, length) of every segment of one row."""
@@ -161,8 +161,10 @@ class SourceRows:
         documents, starts = documents[segments], starts[segments] + offsets[by_row]
         shards, firsts = self.shards.locate(documents)
         row_bounds = np.searchsorted(rows, np.arange(num_rows + 1))
-        work = np.bincount(rows, weights=(placed + SPECIALS_PER_SEGMENT) ** 2.0, minlength=num_rows).astype(np.int64)
-        return SegmentTable(documents, starts, placed, shards, firsts + starts, row_bounds, work)
+        attention_cost = np.bincount(rows, weights=(placed + SPECIALS_PER_SEGMENT) ** 2.0, minlength=num_rows).astype(
+            np.int64
+        )
+        return SegmentTable(documents, starts, placed, shards, firsts + starts, row_bounds, attention_cost)
 
     def _segments(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cut what is longer than a row; return document, first token and length of every segment, in order."""

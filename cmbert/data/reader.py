@@ -27,9 +27,9 @@ class FoundRow(NamedTuple):
     """Number of the row in `table`."""
 
     @property
-    def work(self) -> int:
-        """Attention work of the row: the sum of its segments' squared lengths, tokens^2."""
-        return int(self.table.work[self.place])
+    def attention_cost(self) -> int:
+        """Attention cost of the row: the sum of its segments' squared lengths, tokens^2."""
+        return int(self.table.attention_cost[self.place])
 
     @property
     def part(self) -> slice:
@@ -148,7 +148,7 @@ class StepBatches:
     def __getitem__(self, step: int) -> StepData:
         rate, rows, reader = self.mask_rate(step), self.geometry.rows(step), self.reader
         found = reader.find(rows)
-        parts = self.geometry.micro_batches(rows, [row.work for row in found])
+        parts = self.geometry.micro_batches(rows, [row.attention_cost for row in found])
         segments = reader.segments(found)
         assembled = [reader.assemble(part) for part in parts]
         num_sources = len(reader.blend.sources)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heldout:
-    """The first rows of evaluation.shards, dealt to the ranks in batches of the training step's own shape."""
+    """The first rows of evaluation.shards, given to the ranks in turn in batches of the training step's own shape."""
 
     def __init__(self, reader: RowReader, num_rows: int, micro_batch_rows: int, launch: Launch):
         self.reader, self.num_rows, self.micro_batch_rows, self.launch = reader, num_rows, micro_batch_rows, launch

@@ -68,7 +68,7 @@ def test_a_step_is_the_same_at_any_world_size(data: DataConfig, tokenizer: Token
         assert sorted(found) == expected
 
 
-def attention_work(batch: PackedBatch) -> int:
+def attention_cost(batch: PackedBatch) -> int:
     """Sum of the squared lengths of a batch's segments of documents."""
     bounds = batch.cu_seqlens.long()
     return int((bounds.diff()[batch.input_ids[bounds[:-1]] != PAD_ID] ** 2).sum())
@@ -79,10 +79,10 @@ def test_ranks_have_equal_attention_work(data: DataConfig, tokenizer: Tokenizer)
         datasets = [batches(data, tokenizer, rank, world, rows, rows_per_step=96) for rank in range(world)]
         uneven = []
         for step in range(5):
-            work = np.array([sum(map(attention_work, dataset[step].micro_batches)) for dataset in datasets])
+            work = np.array([sum(map(attention_cost, dataset[step].micro_batches)) for dataset in datasets])
             uneven.append(np.abs(work / work.mean() - 1).mean())
             reader = datasets[0].reader
-            assert work.sum() == sum(row.work for row in reader.find(datasets[0].geometry.rows(step)))
+            assert work.sum() == sum(row.attention_cost for row in reader.find(datasets[0].geometry.rows(step)))
         assert np.mean(uneven) < 0.05
 
 
