@@ -30,11 +30,11 @@ def prune(root: Path, retention: Retention, step: int, lease: int) -> None:
     stays. Raises the first OSError when all else is done.
     """
     states = {path: state for path, state in readable_states(list_checkpoints(root)).items() if state.step <= step}
-    lasting = [path for path, state in states.items() if not state.rolling]
-    keep = {*lasting[-retention.keep_newest :], *sorted(states, key=lambda path: states[path].step)[-1:]}
+    permanent = [path for path, state in states.items() if not state.ephemeral]
+    keep = {*permanent[-retention.keep_newest :], *sorted(states, key=lambda path: states[path].step)[-1:]}
     if retention.keep_every_tokens:
         first_of: dict[int, Path] = {}
-        for path in lasting:
+        for path in permanent:
             first_of.setdefault(states[path].tokens // retention.keep_every_tokens, path)
         keep |= {path for multiple, path in first_of.items() if multiple > 0}
     problems: list[OSError] = []

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from cmbert.errors import CheckpointError
-from cmbert.files.json_types import read_as
+from cmbert.files.json_types import misfit, read_as
 
 STATE_FILE = "state.json"
-PAIRS = {"left_out", "asked"}  # keys of it with pairs [first, last)
+RENAMED = {
+    "left_out": "skipped_rows",
+    "asked": "skipped_steps",
+    "ephemeral": "ephemeral",
+}  # keys of earlier checkpoints
+PAIRS = {"skipped_rows", "skipped_steps"}  # keys of it with pairs [first, last)
 
 
 class GuardMemory(TypedDict, total=False):
@@ -28,10 +33,10 @@ class Progress:
 
     step: int
     """Optimizer steps done; the next one has this number."""
-    left_out: tuple[tuple[int, int], ...] = ()
+    skipped_rows: tuple[tuple[int, int], ...] = ()
     """Rows [first, last) of the data that no step gets (--skip-steps, guards.spike_action = "rewind")."""
-    asked: tuple[tuple[int, int], ...] = ()
-    """Steps [first, last) of --skip-steps, as they were said: said again, they are left out already."""
+    skipped_steps: tuple[tuple[int, int], ...] = ()
+    """Steps [first, last) of --skip-steps, as they were said: said again, they are skipped already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ class TrainState(Progress):
     """At which of its rows each source of the data is (`Blend.consumed`); empty in checkpoints of older versions."""
     first_rows: list[int] = field(default_factory=list)
     """At which each began (`begin_reading`); empty = at 0."""
-    rolling: bool = False
+    ephemeral: bool = False
     """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
     guard: GuardMemory = field(default_factory=lambda: GuardMemory())
     """What the guards remember of the steps before."""
@@ -72,7 +77,9 @@ def read_part(path: Path, hint: Any) -> Any:
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = checkpoint / STATE_FILE
-    table = read_part(path, TrainState)
+    table = {RENAMED.get(key, key): value for key, value in read_part(path, dict[str, Any]).items()}
+    if fault := misfit(table, TrainState):
+        raise CheckpointError(f"{path}: {fault}; damaged")
     for key in PAIRS & table.keys():
         table[key] = tuple(map(tuple, table[key]))
     state = TrainState(**table)

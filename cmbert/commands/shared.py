@@ -30,7 +30,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
         "--skip-steps",
         type=step_range,
         metavar="A:B",
-        help="leave out the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
+        help="skip the data of steps A to B-1, still to do: bad batches; recorded in checkpoints and ledger",
     )
     train.add_argument(
         "--allow-unfinished", action="store_true", help="start although the run that train.init_from names is not done"

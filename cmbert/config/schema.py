@@ -177,7 +177,7 @@ class TrainConfig:
     keep_every_tokens: int = 0
     """Also keep, for good, the first checkpoint at or after each multiple of this; 0 = none; tokens."""
     rolling_every_steps: int = 0
-    """Steps between rolling checkpoints, each removed by the next of any kind; 0 = none (ours)."""
+    """Steps between ephemeral checkpoints, each removed by the next of any kind; 0 = none (ours)."""
     max_failed_saves: int = 3
     """Checkpoints in a row that may fail (a full disk) before the run ends (ours)."""
     log_every_steps: int = 10

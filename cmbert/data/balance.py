@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def balance(costs: Sequence[int], num_bins: int) -> list[list[int]]:
-    """Put items of the given costs into bins of equal size: the dearest left into the bin that has cost least so far."""
+    """Put items of the given costs into bins of equal size: the dearest left into the bin that has cost least."""
     size, left = divmod(len(costs), num_bins)
     assert not left
     bins: list[list[int]] = [[] for _ in range(num_bins)]

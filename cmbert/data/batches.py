@@ -43,7 +43,7 @@ class StepFacts(NamedTuple):
     """What is worth recording of a step's data, over all ranks unless it says otherwise."""
 
     first_row: int
-    """Number of its first row in the data; rows that were left out count."""
+    """Number of its first row in the data; skipped rows count."""
     source_tokens: list[int]
     """Tokens of each source, specials not counted."""
     num_segments: int
@@ -78,11 +78,11 @@ class StepData(NamedTuple):
         return StepData([batch.pin() for batch in self.micro_batches], row_sources, self.facts)
 
 
-LeftOut = tuple[tuple[int, int], ...]
+SkippedRows = tuple[tuple[int, int], ...]
 """Rows [first, last) of the data that no step gets: ascending, apart from each other."""
 
 
-def merge_ranges(ranges: Iterable[tuple[int, int]]) -> LeftOut:
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> SkippedRows:
     """Return ranges in ascending order, those that touch or overlap as one."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
@@ -93,9 +93,9 @@ def merge_ranges(ranges: Iterable[tuple[int, int]]) -> LeftOut:
     return tuple(merged)
 
 
-def data_row(row: int, left_out: LeftOut) -> int:
+def data_row(row: int, skipped_rows: SkippedRows) -> int:
     """Return which row of the data is the run's row number `row`."""
-    for first, last in left_out:
+    for first, last in skipped_rows:
         row += last - first if row >= first else 0
     return row
 
@@ -105,25 +105,25 @@ class BatchGeometry:
     """How the rows of a step are balanced over ranks and micro-batches."""
 
     step_rows: Callable[[int], range]
-    """Numbers of the rows of a step, as they would be if none were left out."""
+    """Numbers of the rows of a step, as they would be if none were skipped."""
     micro_batch_rows: int
     rank: int
     world_size: int
-    left_out: LeftOut = ()
+    skipped_rows: SkippedRows = ()
 
     def rows(self, step: int) -> Sequence[int]:
         """Return the numbers in the data of the rows of a step, over all ranks, ascending."""
         rows = self.step_rows(step)
-        first, last = data_row(rows[0], self.left_out), data_row(rows[-1], self.left_out)
+        first, last = data_row(rows[0], self.skipped_rows), data_row(rows[-1], self.skipped_rows)
         if last - first == len(rows) - 1:
             return range(first, last + 1)
-        return [data_row(row, self.left_out) for row in rows]  # in a batch ramp a gap may fall into a step
+        return [data_row(row, self.skipped_rows) for row in rows]  # in a batch ramp a gap may fall into a step
 
     def micro_batches(self, rows: Sequence[int], costs: Sequence[int]) -> list[list[int]]:
         """Return this rank's micro-batches of a step's `rows`; `costs`: attention cost of each row.
 
-        Rows are balanced over the ranks, then over each rank's micro-batches, so that none waits long for another; the loss
-        does not depend on who has which row.
+        Rows are balanced over the ranks, then over each rank's micro-batches, so that none waits long for another; the
+        loss does not depend on who has which row.
         """
         mine = balance(costs, self.world_size)[self.rank]
         own_costs = [costs[index] for index in mine]

@@ -44,7 +44,7 @@ class StepRecord(NamedTuple):
 
     step: int
     first_row: int
-    """Number of its first row in the data; rows that were left out count."""
+    """Number of its first row in the data; skipped rows count."""
     segments: Segments
 
 

@@ -16,7 +16,7 @@ from cmbert.runs.metrics import METRICS_FILE, read_events, read_metrics, source_
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")
 COLUMNS += ("realised_mask_rate", "grad_norm", "step_seconds", "data_wait_seconds", "tokens_per_second", "fill_rate")
-COLUMNS += ("time", "rows_left_out")
+COLUMNS += ("time", "skipped_rows")
 LISTS = ("source_tokens", "unit_lengths")
 OPTIONAL_COLUMNS = ("heldout_loss", "peak_memory_bytes", "flops_per_second", "mfu", *PHASE_COLUMNS)  # of newer runs
 REMEDY = "remove it or write it again"

@@ -219,7 +219,7 @@ def facts_table(stages: Sequence[Stage]) -> str:
         ("real tokens (no padding)", lambda s: f"{s['real_tokens'].sum():,.0f}"),
         ("fill rate, mean", lambda s: f"{100 * s['fill_rate'].mean():.2f} %"),
         ("waiting for data, mean", lambda s: f"{1000 * s['data_wait_seconds'].mean():.2f} ms a step"),
-        ("rows left out", lambda s: f"{s['rows_left_out'][-1]:,.0f}"),
+        ("skipped rows", lambda s: f"{s['skipped_rows'][-1]:,.0f}"),
         ("masked tokens", lambda s: f"{s['masked_tokens'].sum():,.0f}"),
         ("masked rate, mean of steps", lambda s: f"{100 * s['realised_mask_rate'].mean():.2f} %"),
     ]

@@ -24,12 +24,13 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 MEASURED = (  # numbers of a step that are always finite
     "tokens", "learning_rate", "mask_rate", "masked_tokens", "real_tokens", "realised_mask_rate", "step_seconds",
-    "data_wait_seconds", "tokens_per_second", "fill_rate", "time", "rows_left_out",
+    "data_wait_seconds", "tokens_per_second", "fill_rate", "time", "skipped_rows",
 )  # fmt: skip
 FIGURES = (  # that may be null, as are those that JSON has no number for: nan and infinite ones
     "loss", "accuracy", "grad_norm", "heldout_loss", "heldout_accuracy", "heldout_masked_tokens", "peak_memory_bytes",
     "flops_per_second", "mfu", "forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds",
 )  # fmt: skip
+RENAMED = {"rows_left_out": "skipped_rows"}  # fields of earlier runs
 SPENT = ("step_seconds", "data_wait_seconds")  # what a step took, in two parts
 WANDB_ID_FILE = "wandb_id"
 
@@ -60,7 +61,8 @@ def read_metrics(run: Path, needed: Sequence[str] = ()) -> list[dict]:
 
     needed: figures that every record must have. Raises CheckpointError naming the line.
     """
-    records = _read_lines(run / METRICS_FILE, partial(misfit, hint=RECORD))
+    lines = _read_lines(run / METRICS_FILE, partial(misfit, hint=RECORD))
+    records = [{RENAMED.get(name, name): value for name, value in line.items()} for line in lines]
     if missing := [name for name in needed if any(name not in record for record in records)]:
         raise CheckpointError(f"{run / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
     return records

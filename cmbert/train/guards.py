@@ -117,7 +117,7 @@ class Guard:
             raise TrainingError(
                 f"step {step}: loss {loss}, gradient norm {judgement.norm}, and {self.num_in_a_row} steps in a row not "
                 "applied; the last checkpoint is intact. Resume with a lower schedule.lr_max in a run of its own, or "
-                "leave the data out: --skip-steps"
+                "skip the data: --skip-steps"
             )
         return verdict
 

@@ -32,9 +32,9 @@ from cmbert.train.start import (
     check_start,
     choose_checkpoint,
     collective_timeout,
-    leave_out_once,
     open_engine,
     prove_data,
+    skip_once,
     take_lease,
 )
 from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_to_host, sum_step
@@ -58,7 +58,7 @@ def train(
     """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
 
     resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
-    max_steps: stop after this many steps of this call. stop: listens to signals and the clock. skip_steps: leave out
+    max_steps: stop after this many steps of this call. stop: listens to signals and the clock. skip_steps: skip
     the batches that steps [first, last) would get. allow_unfinished: train.init_from may name a run not at its end.
     Raises CmbertError.
     """
@@ -110,7 +110,7 @@ def set_up(
         resume = choose_checkpoint(candidates, launch)
         prove_data(recipe, start, resume, launch)
         begin_reading(recipe, start.reader, resume.state)
-        progress = leave_out_once(resume.progress, skip_steps, start.schedule)
+        progress = skip_once(resume.progress, skip_steps, start.schedule)
         from_first_rank(partial(open_run_directory, recipe, start.deepspeed_config, start.reader))
         engine = open_engine(recipe, start, resume, launch)
         train = recipe.train
@@ -208,7 +208,7 @@ def batches(run: Run) -> Iterator[StepData]:
         micro_batch_rows=taken_micro_batch(run.recipe.train, run.launch.world_size),
         rank=run.launch.rank,
         world_size=run.launch.world_size,
-        left_out=run.progress.left_out,
+        skipped_rows=run.progress.skipped_rows,
     )
     dataset = StepBatches(run.reader, geometry, run.schedule.mask_rate)
     steps = range(run.step, run.last_step)

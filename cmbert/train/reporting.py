@@ -57,7 +57,7 @@ class Reporter:
         record |= self.notes
         self.notes.clear()
         rows = self.schedule.rows(record["step"])
-        record["first_row"], record["rows_left_out"] = facts.first_row, facts.first_row - rows.start
+        record["first_row"], record["skipped_rows"] = facts.first_row, facts.first_row - rows.start
         record["source_tokens"] = facts.source_tokens
         record["unit_lengths"] = facts.unit_lengths
         record["straddle_rate"] = straddle_rate(self.reader, facts.source_tokens)

@@ -13,21 +13,21 @@ from cmbert.data.batches import data_row
 from cmbert.errors import CheckpointError, TransientError, advice
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.start import Resume, choose_checkpoint, leave_out, restore
+from cmbert.train.start import Resume, choose_checkpoint, restore, skip
 
 logger = logging.getLogger(__name__)
 
 
 def is_save_due(run: Run) -> bool:
     """Return whether a checkpoint follows the steps done so far."""
-    return _is_lasting_due(run) or _is_rolling_due(run)
+    return _is_permanent_due(run) or _is_ephemeral_due(run)
 
 
-def _is_lasting_due(run: Run) -> bool:
+def _is_permanent_due(run: Run) -> bool:
     return run.step == run.last_step or run.step % run.recipe.train.checkpoint_every_steps == 0
 
 
-def _is_rolling_due(run: Run) -> bool:
+def _is_ephemeral_due(run: Run) -> bool:
     every = run.recipe.train.rolling_every_steps
     return bool(every) and run.step % every == 0
 
@@ -35,11 +35,11 @@ def _is_rolling_due(run: Run) -> bool:
 def save_if_due(run: Run, stopping: bool) -> None:
     """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
     is_last = stopping or run.step == run.last_step
-    lasting = stopping or _is_lasting_due(run)
-    if lasting or _is_rolling_due(run):
+    permanent = stopping or _is_permanent_due(run)
+    if permanent or _is_ephemeral_due(run):
         if run.writer.state is not None:
             settle(run)
-        begin_save(run, rolling=not lasting)
+        begin_save(run, ephemeral=not permanent)
     if is_last:
         report = settle(run)
         if report.error is not None:
@@ -49,9 +49,9 @@ def save_if_due(run: Run, stopping: bool) -> None:
             )
 
 
-def begin_save(run: Run, *, rolling: bool) -> None:
+def begin_save(run: Run, *, ephemeral: bool) -> None:
     """Begin to write a checkpoint of the steps done so far."""
-    rows = data_row(run.schedule.rows_before(run.step), run.progress.left_out)
+    rows = data_row(run.schedule.rows_before(run.step), run.progress.skipped_rows)
     state = TrainState(
         **vars(run.progress),
         rows=rows,
@@ -62,7 +62,7 @@ def begin_save(run: Run, *, rolling: bool) -> None:
         zero_stage=run.engine.zero_optimization_stage(),
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
-        rolling=rolling,
+        ephemeral=ephemeral,
         guard=run.guard.memory(),
         job=os.environ.get("SLURM_JOB_ID", ""),
     )
@@ -146,7 +146,7 @@ def rewind(run: Run) -> None:
     restore(run.engine, resume, run.launch)
     run.guard = guard_of(run.engine, run.recipe, resume)
     run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
-    run.progress = leave_out(back, (first, spike + 1), run.schedule)
+    run.progress = skip(back, (first, spike + 1), run.schedule)
     if run.reporter is not None:
         run.reporter.close()
         run.reporter = open_reporter(run)

@@ -195,28 +195,28 @@ def _try_files(checkpoint: Path, launch: Launch) -> tuple[list[str], OSError | N
         return [], error.with_traceback(None)
 
 
-def leave_out_once(progress: Progress, skip_steps: tuple[int, int] | None, schedule: Schedule) -> Progress:
-    """Return `progress` with what --skip-steps says left out, and noted as said.
+def skip_once(progress: Progress, skip_steps: tuple[int, int] | None, schedule: Schedule) -> Progress:
+    """Return `progress` with the rows of --skip-steps skipped, and the steps noted as said.
 
     What was said before is done: a job that is requeued says it in each life. Raises ConfigError for steps done.
     """
     if skip_steps is None:
         return progress
-    if skip_steps in progress.asked:
+    if skip_steps in progress.skipped_steps:
         logger.info("--skip-steps %d:%d: asked before in this run, and done then", *skip_steps)
         return progress
-    return replace(leave_out(progress, skip_steps, schedule), asked=(*progress.asked, skip_steps))
+    return replace(skip(progress, skip_steps, schedule), skipped_steps=(*progress.skipped_steps, skip_steps))
 
 
-def leave_out(progress: Progress, steps: tuple[int, int], schedule: Schedule) -> Progress:
-    """Add the rows of steps [first, last) to those that were left out before. Raises ConfigError for steps done."""
+def skip(progress: Progress, steps: tuple[int, int], schedule: Schedule) -> Progress:
+    """Add the rows of steps [first, last) to those that were skipped before. Raises ConfigError for steps done."""
     first, last = steps
     if not progress.step <= first < last:
         raise ConfigError(
             f"--skip-steps {first}:{last}: must name steps still to do, {progress.step} or later, first:last"
         )
-    rows = tuple(data_row(schedule.rows_before(step), progress.left_out) for step in steps)
-    return replace(progress, left_out=merge_ranges([*progress.left_out, (rows[0], rows[1])]))
+    rows = tuple(data_row(schedule.rows_before(step), progress.skipped_rows) for step in steps)
+    return replace(progress, skipped_rows=merge_ranges([*progress.skipped_rows, (rows[0], rows[1])]))
 
 
 def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> Any:

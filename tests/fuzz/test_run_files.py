@@ -43,12 +43,12 @@ from tests.fuzz.doors import (
 GUARD = {"losses": [3.5, 3.25], "norms": [1.0, 2.0], "num_skipped": 1, "num_in_a_row": 0}
 STATE = TrainState(
     step=3, rows=24, tokens=12288, world_size=1, zero_stage=1, tokenizer_fingerprint="f", shard_fingerprints=["s"],
-    left_out=((2, 4),), source_rows=[24], first_rows=[0], guard=GUARD, asked=((0, 1),), job="17",  # type: ignore[arg-type]
+    skipped_rows=((2, 4),), source_rows=[24], first_rows=[0], guard=GUARD, asked=((0, 1),), job="17",  # type: ignore[arg-type]
 )  # fmt: skip
 RECORD = {
     "step": 0, "tokens": 1024, "loss": 9.5, "accuracy": 0.1, "learning_rate": 2e-3, "mask_rate": 0.3,
     "masked_tokens": 200.0, "real_tokens": 800, "realised_mask_rate": 0.25, "grad_norm": 1.0, "step_seconds": 0.4,
-    "data_wait_seconds": 0.1, "tokens_per_second": 1234.0, "fill_rate": 0.8, "time": 1.79e9, "rows_left_out": 3,
+    "data_wait_seconds": 0.1, "tokens_per_second": 1234.0, "fill_rate": 0.8, "time": 1.79e9, "skipped_rows": 3,
     "source_tokens": [700], "unit_lengths": [50, 30], "source_loss": [9.5], "heldout_loss": 9.0,
     "heldout_accuracy": 0.1, "heldout_masked_tokens": 55.0, "forward_seconds": 0.1, "backward_seconds": 0.2,
     "optimizer_seconds": 0.05, "communication_seconds": 0.01, "mfu": None, "peak_memory_bytes": 10**9,

@@ -112,7 +112,7 @@ def test_spikes_are_skipped_or_rewound(recipe_file: Path, tmp_path: Path) -> Non
     setting = settings(*long, "guards.spike_action=skip", f"run_directory={skipping}")
     train(recipe_file, *setting, "--max-steps", "24", ranks=2, fault=f"spike:{spike}:0")
     assert kinds(skipping) == ["spike"]
-    assert [r["rows_left_out"] for r in read_metrics(skipping)] == [0] * 24
+    assert [r["skipped_rows"] for r in read_metrics(skipping)] == [0] * 24
 
     setting = settings(*long, "guards.spike_action=rewind", "guards.rewind_steps=2", f"run_directory={rewinding}")
     output = train(recipe_file, *setting, "--max-steps", "24", ranks=2, fault=f"spike:{spike}:0")
@@ -201,7 +201,7 @@ def test_a_shard_damaged_in_mid_run(recipe_file: Path, tmp_path: Path, unbroken:
     assert trace(tmp_path / "run") == unbroken
 
 
-def test_rolling_and_lasting_checkpoints(recipe_file: Path, tmp_path: Path, unbroken: list[dict]) -> None:
+def test_ephemeral_and_permanent_checkpoints(recipe_file: Path, tmp_path: Path, unbroken: list[dict]) -> None:
     setting = settings("train.rolling_every_steps=1", "train.keep_checkpoints=1", "train.keep_every_tokens=2048")
     process = start(recipe_file, *setting, fault="kill:11:0")
     process.communicate(timeout=240)

@@ -130,7 +130,7 @@ def test_what_a_job_was_told_its_first_life_does(
     for life, begun, done in ((1, 4, 6), (2, 10, 3), (3, 13, 9)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(life))
         assert f"resuming at step {begun}" in train(*command, "--max-steps", str(done))
-    assert [record["rows_left_out"] for record in read_metrics(run)] == [0] * 5 + [16] * 11
+    assert [record["skipped_rows"] for record in read_metrics(run)] == [0] * 5 + [16] * 11
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert "resuming at step 4" in train(*command, "--max-steps", "1"), "another command goes back again"

@@ -36,13 +36,13 @@ from cmbert.errors import CheckpointError
 from cmbert.files import operations
 
 
-def make(run: Path, step: int, *, rolling: bool = False) -> Path:
+def make(run: Path, step: int, *, ephemeral: bool = False) -> Path:
     checkpoint = run / "checkpoints" / f"step_{step:09d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights.pt").write_bytes(bytes(range(200)))
     state = TrainState(
         step=step, rows=8 * step, tokens=512 * step, world_size=1, zero_stage=1,
-        tokenizer_fingerprint="tokenizer", shard_fingerprints=["shards"], rolling=rolling,
+        tokenizer_fingerprint="tokenizer", shard_fingerprints=["shards"], ephemeral=ephemeral,
     )  # fmt: skip
     (checkpoint / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     manifest = {name: describe_file(checkpoint / name) for name in ("weights.pt", "state.json")}
@@ -216,22 +216,22 @@ def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
 
 @settings(deadline=None, max_examples=30)
 @given(
-    rolling=st.lists(st.booleans(), min_size=1, max_size=12),
+    ephemeral=st.lists(st.booleans(), min_size=1, max_size=12),
     keep=st.integers(1, 3),
     every=st.sampled_from([0, 1024, 2000]),
 )
 def test_what_must_stay_stays(
-    tmp_path_factory: pytest.TempPathFactory, rolling: list[bool], keep: int, every: int
+    tmp_path_factory: pytest.TempPathFactory, ephemeral: list[bool], keep: int, every: int
 ) -> None:
     run = tmp_path_factory.mktemp("run")
-    root, lasting = run / "checkpoints", []
-    for step, is_rolling in enumerate(rolling, 1):
-        make(run, step, rolling=is_rolling)
-        lasting += [] if is_rolling else [step]
+    root, permanent = run / "checkpoints", []
+    for step, is_ephemeral in enumerate(ephemeral, 1):
+        make(run, step, ephemeral=is_ephemeral)
+        permanent += [] if is_ephemeral else [step]
         prune(root, Retention(keep, every), step, lease=1)
-        expected = {*lasting[-keep:], step}
+        expected = {*permanent[-keep:], step}
         for multiple in range(1, 512 * step // every + 1) if every else ():
-            first = next((s for s in lasting if 512 * s // every == multiple), None)
+            first = next((s for s in permanent if 512 * s // every == multiple), None)
             expected |= {first} if first is not None else set()
         assert {read_state(path).step for path in list_checkpoints(root)} == expected
 

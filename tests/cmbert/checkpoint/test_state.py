@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.checkpoint.state import Progress, read_state
+from cmbert.checkpoint.state import RENAMED, Progress, read_state
 from cmbert.errors import CheckpointError
 
-# As the version wrote it that had no Progress.
 TABLE = {
     "step": 3, "rows": 26, "tokens": 12288, "world_size": 2, "zero_stage": 1, "tokenizer_fingerprint": "f",
-    "shard_fingerprints": ["s"], "left_out": [[2, 4]], "source_rows": [26], "first_rows": [0], "rolling": True,
-    "guard": {"losses": [3.5], "norms": [1.0], "num_skipped": 1, "num_in_a_row": 0}, "asked": [[0, 1], [4, 6]],
+    "shard_fingerprints": ["s"], "skipped_rows": [[2, 4]], "source_rows": [26], "first_rows": [0], "ephemeral": True,
+    "guard": {"losses": [3.5], "norms": [1.0], "num_skipped": 1, "num_in_a_row": 0}, "skipped_steps": [[0, 1], [4, 6]],
     "job": "17",
 }  # fmt: skip
 
@@ -21,8 +20,16 @@ TABLE = {
 def test_a_state_is_written_as_it_was_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps(TABLE), encoding="utf-8")
     state = read_state(tmp_path)
-    assert state.progress == Progress(step=3, left_out=((2, 4),), asked=((0, 1), (4, 6)))
+    assert state.progress == Progress(step=3, skipped_rows=((2, 4),), skipped_steps=((0, 1), (4, 6)))
     assert json.loads(json.dumps(asdict(state))) == TABLE
+
+
+def test_names_of_earlier_checkpoints_are_read(tmp_path: Path) -> None:
+    earlier = {new: old for old, new in RENAMED.items()}
+    assert earlier.keys() < TABLE.keys()
+    written = {earlier.get(key, key): value for key, value in TABLE.items()}
+    (tmp_path / "state.json").write_text(json.dumps(written), encoding="utf-8")
+    assert json.loads(json.dumps(asdict(read_state(tmp_path)))) == TABLE
 
 
 def test_the_oldest_states_have_left_nothing_out(tmp_path: Path) -> None:
@@ -31,7 +38,7 @@ def test_the_oldest_states_have_left_nothing_out(tmp_path: Path) -> None:
     assert read_state(tmp_path).progress == Progress(step=3)
 
 
-@pytest.mark.parametrize("key", ["left_out", "asked"])
+@pytest.mark.parametrize("key", ["skipped_rows", "skipped_steps"])
 @pytest.mark.parametrize("value", [[[4, 2]], [[1, 2, 3]], [3], {"2": 4}, [["2", "4"]]], ids=str)
 def test_what_are_no_pairs_is_damage(key: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({**TABLE, key: value}), encoding="utf-8")

@@ -171,9 +171,9 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
     rate = partial(lambda step: 0.15)
 
-    def steps(rank: int, left_out: tuple[tuple[int, int], ...] = ()) -> StepBatches:
+    def steps(rank: int, skipped_rows: tuple[tuple[int, int], ...] = ()) -> StepBatches:
         return StepBatches(
-            reader, BatchGeometry(lambda step: range(12 * step, 12 * step + 12), 3, rank, 2, left_out), rate
+            reader, BatchGeometry(lambda step: range(12 * step, 12 * step + 12), 3, rank, 2, skipped_rows), rate
         )
 
     facts = steps(0)[5].facts
@@ -197,7 +197,7 @@ def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards
     assert facts.source_tokens == [sum(map(len, tokens))]
     assert sum(facts.unit_lengths) > 0
     later = steps(0, ((24, 48), (72, 84)))
-    assert [data_row(12 * step, later.geometry.left_out) // 12 for step in range(6)] == [0, 1, 4, 5, 7, 8]
+    assert [data_row(12 * step, later.geometry.skipped_rows) // 12 for step in range(6)] == [0, 1, 4, 5, 7, 8]
     assert later[3].facts.first_row == 60
     assert later[3].facts.source_tokens == facts.source_tokens
 

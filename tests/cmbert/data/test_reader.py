@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
-from cmbert.data.batches import BatchGeometry, LeftOut, PackedBatch, StepData, data_row, merge_ranges
+from cmbert.data.batches import BatchGeometry, PackedBatch, SkippedRows, StepData, data_row, merge_ranges
 from cmbert.data.loader_processes import iterate_steps
 from cmbert.data.reader import StepBatches, open_reader
 from cmbert.data.sources import check_epochs
@@ -204,13 +204,13 @@ def test_too_many_epochs_are_refused(data: DataConfig, tokenizer: Tokenizer, sha
 def test_every_row_is_left_out_or_seen_once(asked: list[tuple[int, int]], sizes: list[int]) -> None:
     """Steps of any sizes; ranges asked for in any order, as later resumes may."""
     starts = [sum(sizes[:step]) for step in range(41)]
-    left_out: LeftOut = ()
+    skipped_rows: SkippedRows = ()
     for step, count in asked:
-        first, last = (data_row(starts[s], left_out) for s in (step, step + count))
-        left_out = merge_ranges([*left_out, (first, last)])
-    geometry = BatchGeometry(lambda step: range(starts[step], starts[step + 1]), 1, 0, 1, left_out)
+        first, last = (data_row(starts[s], skipped_rows) for s in (step, step + count))
+        skipped_rows = merge_ranges([*skipped_rows, (first, last)])
+    geometry = BatchGeometry(lambda step: range(starts[step], starts[step + 1]), 1, 0, 1, skipped_rows)
     seen = [row for step in range(40) for row in geometry.rows(step)]
-    gone = {row for first, last in left_out for row in range(first, last)}
+    gone = {row for first, last in skipped_rows for row in range(first, last)}
     assert sorted({*seen, *(row for row in gone if row < seen[-1])}) == list(range(seen[-1] + 1))
     assert not gone & set(seen)
     assert len(seen) == len(set(seen)) == starts[-1]

@@ -93,10 +93,10 @@ def test_failures_of_large() -> None:
     found = make_failures(recipe, 56, 40.0, Assumptions())
     assert (found.num_nodes, found.job_mtbf_hours) == (7, NODE_MTBF_HOURS / 7)
     assert found.expected == pytest.approx(40 * 7 / NODE_MTBF_HOURS)
-    best, checkpoint, rolling = found.losses
+    best, checkpoint, ephemeral = found.losses
     assert [loss.name for loss in found.losses] == ["best", "checkpoint_every_steps", "rolling_every_steps"]
-    assert (checkpoint.interval_steps, rolling.interval_steps) == (1000, 200)
-    assert best.lost_share < checkpoint.lost_share < rolling.lost_share
+    assert (checkpoint.interval_steps, ephemeral.interval_steps) == (1000, 200)
+    assert best.lost_share < checkpoint.lost_share < ephemeral.lost_share
     for loss in found.losses:
         assert loss.lost_share == pytest.approx(loss.stall_share + loss.redone_share + loss.restart_share)
         assert loss.lost_hours == pytest.approx(40 * loss.lost_share)

@@ -49,7 +49,7 @@ def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
             "tokens_per_second": 1234.0,
             "fill_rate": 0.8,
             "time": 1.79e9 + step,
-            "rows_left_out": 3,
+            "skipped_rows": 3,
             "source_tokens": [700, 100],
             "unit_lengths": [50, 30, 10, 5, 2, 1, 1, 1],
         }

@@ -223,7 +223,7 @@ def test_what_it_saw(tmp_path: Path) -> None:
     assert "What it saw" in page
     assert "87.50 %" in page  # 700 of 800 tokens of a step
     assert "8 or more" in page
-    assert "<td>3</td>" in page  # rows left out
+    assert "<td>3</td>" in page  # skipped rows
 
 
 def test_what_happened_is_told(tmp_path: Path) -> None:

@@ -197,3 +197,8 @@ def test_tensorboard_gets_the_loss_of_each_source(tmp_path: Path) -> None:
 def test_sources_of_one_name_keep_their_paths() -> None:
     assert source_names(["a/news", "b/web"]) == ["news", "web"]
     assert source_names(["a/train", "b/train"]) == ["a/train", "b/train"]
+
+
+def test_fields_of_earlier_runs_have_their_names_of_today(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "rows_left_out": 4}\n', encoding="utf-8")
+    assert read_metrics(tmp_path, needed=["skipped_rows"]) == [{"step": 0, "skipped_rows": 4}]
