@@ -23,7 +23,7 @@ from cmbert.files.whole import write_text
 CHECKPOINTS = "checkpoints"
 LATEST_FILE = "latest"
 MANIFEST_FILE = "MANIFEST.json"
-DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume passed over
+DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume found damaged
 LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
@@ -92,7 +92,7 @@ def name_newest(run: Path) -> None:
         name_latest(newest)
 
 
-def set_aside(checkpoint: Path, suffix: str) -> Path:
+def quarantine(checkpoint: Path, suffix: str) -> Path:
     """Rename a checkpoint so that nothing takes it for one, and return its new path; nothing in it is lost.
 
     suffix: DAMAGED_SUFFIX or LEFT_SUFFIX; a number follows where that name is taken.
@@ -104,13 +104,13 @@ def set_aside(checkpoint: Path, suffix: str) -> Path:
 
 
 def leave_behind(root: Path, checkpoint: Path) -> list[Path]:
-    """Set aside what a run that goes on from `checkpoint` does not come from; return the new paths.
+    """Quarantine what a run that goes on from `checkpoint` does not come from; return the new paths.
 
     That is what is newer, or all if `checkpoint` lies elsewhere.
     """
     is_here = real(checkpoint.parent) == real(root)
     return [
-        set_aside(path, LEFT_SUFFIX) for path in list_checkpoints(root) if not is_here or path.name > checkpoint.name
+        quarantine(path, LEFT_SUFFIX) for path in list_checkpoints(root) if not is_here or path.name > checkpoint.name
     ]
 
 

@@ -26,7 +26,7 @@ from cmbert.checkpoint.files import (
     aside_of,
     describe_file,
     name_latest,
-    set_aside,
+    quarantine,
 )
 from cmbert.checkpoint.host_copy import HostCopy
 from cmbert.checkpoint.retention import Retention, prune
@@ -181,7 +181,7 @@ class CheckpointWriter:
             flush_directory(self.aside)  # which takes long
             self.lease.check()
             if self.final.exists():  # half removed by an older version, or put there by hand
-                set_aside(self.final, LEFT_SUFFIX)
+                quarantine(self.final, LEFT_SUFFIX)
             rename(self.aside, self.final)
         except OSError:
             shutil.rmtree(self.aside, ignore_errors=True)

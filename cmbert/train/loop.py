@@ -25,7 +25,7 @@ from cmbert.runs.directory import find_resume, open_run_directory
 from cmbert.runs.first_rows import begin_reading
 from cmbert.train.giving_up import give_up
 from cmbert.train.run import Run, guard_of, open_reporter
-from cmbert.train.saving import is_save_due, note_resume, rewind, save_if_due, settle
+from cmbert.train.saving import finish_save, is_save_due, maybe_save, note_resume, rewind
 from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
     Start,
@@ -161,7 +161,7 @@ def do_steps(run: Run, stop: StopRequest) -> str:
         is_first = False
         if outcome == "rewind":
             return outcome
-        save_if_due(run, outcome == "stop")
+        maybe_save(run, outcome == "stop")
         collect_garbage(run)
         if outcome == "stop":
             return outcome
@@ -189,7 +189,7 @@ def catch_up(run: Run, num_left: int) -> str:
         if run.reporter is not None:
             run.reporter.report({**record, "skipped_steps": run.guard.num_skipped}, launched.facts)
         if run.writer.state is not None and not state.writing:
-            settle(run)
+            finish_save(run)
         outcome = "stop" if state.stopping else outcome
     return outcome
 

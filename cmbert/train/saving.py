@@ -5,7 +5,14 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from cmbert.checkpoint.files import CHECKPOINTS, DAMAGED_SUFFIX, leave_behind, name_newest, resume_candidates, set_aside
+from cmbert.checkpoint.files import (
+    CHECKPOINTS,
+    DAMAGED_SUFFIX,
+    leave_behind,
+    name_newest,
+    quarantine,
+    resume_candidates,
+)
 from cmbert.checkpoint.state import TrainState
 from cmbert.checkpoint.writer import SaveReport
 from cmbert.cluster.distributed import from_first_rank
@@ -32,16 +39,16 @@ def _is_ephemeral_due(run: Run) -> bool:
     return bool(every) and run.step % every == 0
 
 
-def save_if_due(run: Run, stopping: bool) -> None:
+def maybe_save(run: Run, stopping: bool) -> None:
     """Begin a checkpoint when it is time; before the end of the call, wait until it is there. All ranks call this."""
     is_last = stopping or run.step == run.last_step
     permanent = stopping or _is_permanent_due(run)
     if permanent or _is_ephemeral_due(run):
         if run.writer.state is not None:
-            settle(run)
+            finish_save(run)
         begin_save(run, ephemeral=not permanent)
     if is_last:
-        report = settle(run)
+        report = finish_save(run)
         if report.error is not None:
             raise (TransientError if report.may_pass else CheckpointError)(
                 f"{run.directory}: the steps since the newest checkpoint are lost, the last one could not be written: "
@@ -69,7 +76,7 @@ def begin_save(run: Run, *, ephemeral: bool) -> None:
     run.writer.begin(state, run.reporter.sync if run.reporter else lambda: None)
 
 
-def settle(run: Run) -> SaveReport:
+def finish_save(run: Run) -> SaveReport:
     """Publish the checkpoint on its way and say what became of it. All ranks call this."""
     report = run.writer.finish()
     if report.error is not None:
@@ -101,22 +108,22 @@ def note_resume(run: Run, resume: Resume) -> None:
         run.directory, begins, run.launch.world_size, run.device.type, run.schedule.num_steps,
         run.recipe.train.total_tokens,
     )  # fmt: skip
-    put_aside(run, resume)
+    quarantine_others(run, resume)
     if resume.state and resume.state.world_size != run.launch.world_size:
         run.event(
             "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"
         )
 
 
-def put_aside(run: Run, resume: Resume) -> None:
+def quarantine_others(run: Run, resume: Resume) -> None:
     """Rename what the run does not go on from: damaged checkpoints, and those that it goes back from; name the newest.
 
     All ranks call this. Raises LeaseLostError.
     """
     from_first_rank(run.writer.lease.check)
     for path, lines in resume.passed_over.items():
-        aside = from_first_rank(partial(set_aside, path, DAMAGED_SUFFIX))
-        run.event("damaged checkpoint", f"passed over a damaged checkpoint, now {aside}: {'; '.join(lines)}")
+        aside = from_first_rank(partial(quarantine, path, DAMAGED_SUFFIX))
+        run.event("damaged checkpoint", f"damaged checkpoint, quarantined as {aside}: {'; '.join(lines)}")
     if resume.checkpoint:
         for path in from_first_rank(partial(leave_behind, run.directory / CHECKPOINTS, resume.checkpoint)):
             run.event("left behind", f"this run goes on from {resume.checkpoint}; what came after it is kept as {path}")
@@ -136,11 +143,11 @@ def rewind(run: Run) -> None:
             "look at the data (cmbert ledger)"
         )
     if run.writer.state is not None:
-        settle(run)
+        finish_save(run)
     resume = choose_checkpoint(from_first_rank(lambda: resume_candidates(run.directory)), run.launch)
     if resume.state is None:
         raise TrainingError(f"step {spike}: a spike, and no checkpoint yet to go back to; resume to start again")
-    put_aside(run, resume)
+    quarantine_others(run, resume)
     back = replace(run.progress, step=resume.progress.step)
     first = max(back.step, spike + 1 - guards.rewind_steps)
     restore(run.engine, resume, run.launch)

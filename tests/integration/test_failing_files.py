@@ -172,10 +172,10 @@ def test_calls_of_a_run(
         check_end(call, number, *world.fail(call, number, *arguments))
         output = train(world.recipe)
         assert trace(world.run) == expected, f"{call}:\n{output}"
-        set_aside = [
+        quarantined = [
             path.name for path in (world.run / "checkpoints").iterdir() if path.suffix in (".damaged", ".left")
         ]
-        assert not set_aside, call
+        assert not quarantined, call
 
 
 @pytest.mark.slow

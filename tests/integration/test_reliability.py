@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     raw[len(raw) // 2] ^= 4
     path.write_bytes(raw if damage == "flip" else raw[: len(raw) // 2])
     output = train(recipe_file)
-    assert f"passed over a damaged checkpoint, now {newest}.damaged" in output
+    assert f"damaged checkpoint, quarantined as {newest}.damaged" in output
     assert "resuming at step 8" in output
     assert kinds(run) == ["damaged checkpoint"]
     assert trace(run) == unbroken

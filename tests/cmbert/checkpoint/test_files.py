@@ -26,9 +26,9 @@ from cmbert.checkpoint.files import (
     leave_behind,
     list_checkpoints,
     name_newest,
+    quarantine,
     require_checkpoint,
     resume_candidates,
-    set_aside,
 )
 from cmbert.checkpoint.retention import Retention, prune
 from cmbert.checkpoint.state import TrainState, read_state
@@ -104,7 +104,7 @@ def test_what_is_set_aside_is_no_checkpoint_and_nothing_of_it_is_lost(run: Path)
     root = run / "checkpoints"
     for _ in range(3):
         make(run, 8)
-        set_aside(root / "step_000000008", DAMAGED_SUFFIX)
+        quarantine(root / "step_000000008", DAMAGED_SUFFIX)
     assert [path.name for path in list_checkpoints(root)] == ["step_000000004"]
     for suffix in ("", ".2", ".3"):
         assert (root / f"step_000000008.damaged{suffix}" / "weights.pt").is_file()
