@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from cmbert.files.names import fault_of_name
 
-MOST = 10**15  # ours: of whatever is counted; more than any corpus has bytes, and 64 bits still count its thousands
-MOST_NUMBER, LEAST_NUMBER = 1e15, 1e-15  # ours, likewise of what is measured
-MOST_TOKENS = 2**24  # ours: of a row or a batch, as of a recipe's data.context_tokens
-MOST_DOCUMENTS = 10**9  # ours: of a plan alone; their lengths are 8 GB
+MOST = 10**15  # of whatever is counted; more than any corpus has bytes, and 64 bits still count its thousands
+MOST_NUMBER, LEAST_NUMBER = 1e15, 1e-15  # likewise of what is measured
+MOST_TOKENS = 2**24  # of a row or a batch, as of a recipe's data.context_tokens
+MOST_DOCUMENTS = 10**9  # of a plan alone; their lengths are 8 GB
 MOST_SEED = 2**32 - 1  # NumPy's
 Value = TypeVar("Value")
 

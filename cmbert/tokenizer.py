@@ -20,7 +20,7 @@ SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE = "tokenizer.json"
 PANIC = "PanicException"  # what Rust's panics become; no Exception, and in no module from which it could be imported
 REFUSALS = ("ValueError", "Exception", PANIC)
-PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take (ours)
+PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take
 CONTINUATION_BYTES = frozenset(
     # UTF-8's bytes 0x80 to 0xBF as a byte-level vocabulary spells them (GPT-2's bytes_to_unicode): what can be printed
     # as itself, the others from U+0100 up; 34 bytes below 0x80 come before them there.

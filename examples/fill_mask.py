@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-SENTENCES = (  # ours
+SENTENCES = (
     "这家酒店的[MASK]很好，下次还会来住。",
     "这本书的内容非常[MASK]，值得一读。",
     "新华社[MASK]一月十日电",

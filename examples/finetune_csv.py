@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 NAME = "csv"  # of the task, in folders and tables
-LEAST_ROWS = 10  # ours: one is held back, nine are learnt
+LEAST_ROWS = 10  # one is held back, nine are learnt
 
 
 def read_rows(path: str, text: str, label: str) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ close together; `cmbert embed-train` teaches it which belong together.
 import sys
 from pathlib import Path
 
-PAIRS = (  # ours: the same said twice, the same topic, nothing in common
+PAIRS = (  # the same said twice, the same topic, nothing in common
     ("酒店的房间很干净。", "这家宾馆的客房非常整洁。"),
     ("酒店的房间很干净。", "酒店离地铁站有点远。"),
     ("酒店的房间很干净。", "明天股市可能会下跌。"),

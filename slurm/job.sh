@@ -13,9 +13,9 @@ if [[ -z ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]]; then
     export PYTORCH_ALLOC_CONF=expandable_segments:True
 fi
 
-MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself (ours)
-MAX_LIVES=${CMBERT_MAX_LIVES:-3}         # of a job in a row that may fail without getting on (ours)
-MAX_WAIT=3600 # seconds for Slurm to answer: a controller that restarts is back in minutes, and a job that waits holds nodes (ours)
+MAX_RESTARTS=${CMBERT_MAX_RESTARTS:-100} # times that a job requeues itself
+MAX_LIVES=${CMBERT_MAX_LIVES:-3}         # of a job in a row that may fail without getting on
+MAX_WAIT=3600 # seconds for Slurm to answer: a controller that restarts is back in minutes, and a job that waits holds nodes
 
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 # The number of an array's last job is the array's own, so that scontrol would take all of it.

@@ -4,7 +4,7 @@
 # One task per GPU: srun starts them, and cmbert reads rank and world size from Slurm's variables.
 source slurm/job.sh
 
-MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably not the nodes (ours)
+MAX_EXCLUDED=${CMBERT_MAX_EXCLUDED:-8} # unfit nodes; with more it is probably not the nodes
 
 train_stage() {
     local recipe=$1 run newest lives reach last found

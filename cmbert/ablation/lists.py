@@ -15,7 +15,7 @@ from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import LEAST_CONTEXT
 
 SHARE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
-MOST_SEEDS = 1_000  # ours: each is a training
+MOST_SEEDS = 1_000  # each is a training
 MOST_CONTEXT = 2**24  # tokens, as data.context_tokens
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

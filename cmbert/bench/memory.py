@@ -18,10 +18,10 @@ from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
 
 BF16_BYTES = 2
 HOST_BYTES = 500_000_000  # of a process on a CPU: libraries loaded late, and their scratch (measured)
-LEAST_BATCH_TOKENS = 512  # that a refusal names (ours)
+LEAST_BATCH_TOKENS = 512  # that a refusal names
 COMPILER_BYTES = 300_000_000  # of torch.compile in it (measured)
 PEER_LOGIT_BYTES = 14  # transformers' loss at every position: bf16, fp32, its logarithms and their gradient
-PEER_MASK_BYTES = 4  # per pair of positions: transformers' two masks of a batch (ours)
+PEER_MASK_BYTES = 4  # per pair of positions: transformers' two masks of a batch
 NORM_BYTES = 12  # per value that a CPU's RMSNorm reads: fp32 input, square, quotient (measured)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-ALIGNMENT = 64  # bytes; more than any dtype needs (ours)
+ALIGNMENT = 64  # bytes; more than any dtype needs
 
 
 class HostCopy:

@@ -12,7 +12,7 @@ from cmbert.cluster.launchers import variables_in
 from cmbert.environment import number_in
 from cmbert.errors import CmbertError, ConfigError
 
-FIRST_PORT, NUM_PORTS = 20_000, 12_000  # ours: below Linux's ephemeral range, which starts at 32,768
+FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below Linux's ephemeral range, which starts at 32,768
 
 
 @dataclass(frozen=True)

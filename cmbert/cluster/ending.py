@@ -20,8 +20,8 @@ from cmbert.cluster.preemption import EXIT_STOPPED, STOP_SIGNALS
 from cmbert.errors import run_command
 
 EXIT_FAILED = 1
-LAST_WORDS_SECONDS = 5.0  # ours: for a last line and what is in buffers; stdout may be a pipe that nobody reads
-CLAIMED_SECONDS = 60.0  # ours: more than the watchdog takes to end a process, with a store that does not answer
+LAST_WORDS_SECONDS = 5.0  # for a last line and what is in buffers; stdout may be a pipe that nobody reads
+CLAIMED_SECONDS = 60.0  # more than the watchdog takes to end a process, with a store that does not answer
 
 _claim = threading.Lock()
 

@@ -17,10 +17,10 @@ from torch.distributed import PrefixStore, Store
 from cmbert.cluster.distributed import Launch, select_device
 from cmbert.cluster.node_checks import Link, within
 
-LINK_SECONDS = 60  # all-reduces of a pair that take longer have failed (ours)
-LINK_VALUES = {"cuda": 16 << 20, "cpu": 1 << 18}  # of fp32 per all-reduce (ours)
+LINK_SECONDS = 60  # all-reduces of a pair that take longer have failed
+LINK_VALUES = {"cuda": 16 << 20, "cpu": 1 << 18}  # of fp32 per all-reduce
 LINK_BURST = {"cuda": 20, "cpu": 1}  # timed together: NCCL's blocking wait looks once in a millisecond
-LINK_REPEATS = {"cuda": 5, "cpu": 50}  # of bursts, the fastest counts (ours)
+LINK_REPEATS = {"cuda": 5, "cpu": 50}  # of bursts, the fastest counts
 
 Pair = tuple[str, str]
 

@@ -23,9 +23,9 @@ from cmbert.errors import first_line
 KEY = "cmbert_watchdog"
 STOP, ALARM, FAILED = "stop", "alarm", "failed: "  # what a rank's key may say
 LISTEN = timedelta(days=1)  # of one wait for the key; torch hands milliseconds to poll as a C int (24 days)
-TELL_SECONDS = 3.0  # ours: to set the keys of 448 ranks takes well below one
-PARTING_SECONDS = 1.0  # ours: for all to read the last key, so that nobody's peers or store leave much earlier
-STORE_GONE_SECONDS = 5.0  # ours: at a good end rank 0 may leave first; this rank then has so long to get there, too
+TELL_SECONDS = 3.0  # to set the keys of 448 ranks takes well below one
+PARTING_SECONDS = 1.0  # for all to read the last key, so that nobody's peers or store leave much earlier
+STORE_GONE_SECONDS = 5.0  # at a good end rank 0 may leave first; this rank then has so long to get there, too
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from cmbert.environment import number_in
 from cmbert.errors import first_line
 from cmbert.memory import free_host_bytes
 
-SLOW_FACTOR = 1.5  # times the median: a node that makes the others wait (ours)
-FREE_GPU_SHARE = 0.9  # less free: somebody else's process is left on the GPU (ours)
-FREE_MEMORY_SHARE = 0.5  # of the median node's free memory: somebody else's process is left on the node (ours)
-DISK_BYTES = 8 << 20  # written and read back per folder (ours)
-MATMUL_SIZES = {"cuda": 4096, "cpu": 512}  # a side of the square matrices (ours)
-MATMUL_REPEATS = 100  # the fastest counts (ours)
+SLOW_FACTOR = 1.5  # times the median: a node that makes the others wait
+FREE_GPU_SHARE = 0.9  # less free: somebody else's process is left on the GPU
+FREE_MEMORY_SHARE = 0.5  # of the median node's free memory: somebody else's process is left on the node
+DISK_BYTES = 8 << 20  # written and read back per folder
+MATMUL_SIZES = {"cuda": 4096, "cpu": 512}  # a side of the square matrices
+MATMUL_REPEATS = 100  # the fastest counts
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from cmbert.memory import free_host_bytes
 EXIT_UNFIT = 69  # EX_UNAVAILABLE of sysexits.h: these nodes, or the network between them, are not fit
 LIFE_FILE, BAD_NODES_FILE = "life", "bad_nodes"
 POLL_SECONDS = 0.05
-PARTING_SECONDS = 5  # for the others to report, or to read the verdict from rank 0's store (ours)
+PARTING_SECONDS = 5  # for the others to report, or to read the verdict from rank 0's store
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStor
 from cmbert.cluster.distributed import Launch
 from cmbert.errors import ConfigError, TransientError, first_line
 
-JOIN_SECONDS = 300.0  # ours: as the preflight; imports on a busy file system take minutes at worst
-SAY_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 80.0  # ours: the first word about who is missing; then after twice as long
-POLL_SECONDS = 0.2  # ours: 448 ranks ask 2,240 times a second then, which takes the store 2 % of a core
+JOIN_SECONDS = 300.0  # as the preflight; imports on a busy file system take minutes at worst
+SAY_SECONDS, LONGEST_SILENCE_SECONDS = 10.0, 80.0  # the first word about who is missing; then after twice as long
+POLL_SECONDS = 0.2  # 448 ranks ask 2,240 times a second then, which takes the store 2 % of a core
 CONNECT_SECONDS = 1.0  # of one attempt; a host that does not answer at all holds up a signal for so long
-ANSWER_SECONDS = 60.0  # ours: of one look into a store that is there
-NAMED_RANKS = 8  # ours: more make no line that one can read
-PARTING_SECONDS = 3.0  # ours: for the others to read that all are to stop
+ANSWER_SECONDS = 60.0  # of one look into a store that is there
+NAMED_RANKS = 8  # more make no line that one can read
+PARTING_SECONDS = 3.0  # for the others to read that all are to stop
 
 JOINED, STOP, OUTCOME, READ = "joined", "stop", "outcome", "read"  # keys
 MET, STOPPED = "met", "stopped"  # outcomes

@@ -29,8 +29,8 @@ STDERR = 2  # written to directly: a hung main thread may hold the lock of sys.s
 LOOKS_PER_LIMIT, LONGEST_LOOK_SECONDS = 20, 5.0
 # Ours. An answer takes milliseconds; 10 s also cover 1,000 ranks that connect at once and a machine that swaps.
 GRACE_SECONDS = 10.0
-WRITE_SECONDS = 5.0  # ours: for a stacks file (tens of kB) or a line; what takes longer does not come back
-HOSTS_NAMED = 4  # ours: a place with more hosts is not the fault of one
+WRITE_SECONDS = 5.0  # for a stacks file (tens of kB) or a line; what takes longer does not come back
+HOSTS_NAMED = 4  # a place with more hosts is not the fault of one
 
 logger = logging.getLogger(__name__)
 

@@ -99,7 +99,7 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": train.rows_per_step // (micro_batch_rows * world_size),
         "gradient_clipping": 0.0,  # the optimizer clips: DeepSpeed would wait for the norm
         "steps_per_print": 2**31 - 1,  # the loop prints its own lines
-        "zero_allow_untested_optimizer": True,  # ours: tests compare it with an undivided one at every stage
+        "zero_allow_untested_optimizer": True,  # tests compare it with an undivided one at every stage
         "zero_force_ds_cpu_optimizer": False,  # offload, too, uses ours
     }
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from cmbert.data.packing import SourceRows
 
-CHUNK_ROWS = 65_536  # ours: rows whose sources are worked out at a time: 0.8 MB, about a millisecond
-MOST_PERIOD_ROWS = 1 << 52  # ours: no run is as long, and twice that still fits 64 bits; longer periods are rounded
+CHUNK_ROWS = 65_536  # rows whose sources are worked out at a time: 0.8 MB, about a millisecond
+MOST_PERIOD_ROWS = 1 << 52  # no run is as long, and twice that still fits 64 bits; longer periods are rounded
 
 
 class RowAddress(NamedTuple):

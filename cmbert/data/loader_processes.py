@@ -25,7 +25,7 @@ from cmbert.errors import TransientError
 
 PREFETCH_STEPS = 2  # steps of each process that lie ready, beside the one that it has in hand
 TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-PARTING_SECONDS = 5.0  # ours: for a killed process to be gone; what the kernel holds longer is not waited for
+PARTING_SECONDS = 5.0  # for a killed process to be gone; what the kernel holds longer is not waited for
 SERVER_GONE = 255  # multiprocessing's exit code of a process whose server was killed; it may well live and work
 CAUSES = {  # of a process's death, by signal: what it most often means
     signal.SIGKILL: "most often the system does that when memory runs short: lower data.num_workers, or ask for more",

@@ -22,7 +22,7 @@ from cmbert.files.whole import write_bytes
 from cmbert.seeding import generator
 from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 
-CUT_SEARCH_SHARE = 8  # ours: a cut looks for a sentence end in the last 1/8 of the segment
+CUT_SEARCH_SHARE = 8  # a cut looks for a sentence end in the last 1/8 of the segment
 LOST_PER_ROW = 4  # positions: the specials of a filler segment, and a gap too small to hold one (< 3 positions)
 PLAN_VERSION = 1  # raise it when a plan or what is made of it changes: a cached plan of another version is not used
 PLAN_DOCUMENTS = 1 << 20  # lengths planned at a time

@@ -16,7 +16,7 @@ from cmbert.files.names import real
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer
 
-LEAST_CONTEXT = 16  # tokens (ours): less holds no text beside [CLS] and [SEP] worth a score
+LEAST_CONTEXT = 16  # tokens: less holds no text beside [CLS] and [SEP] worth a score
 ABSENT = "–"
 
 

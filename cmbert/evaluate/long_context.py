@@ -34,9 +34,9 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, Tokenizer
 
 SHORTEST_CONTEXT = 512  # tokens
-NUM_BUCKETS = 32  # of the position in the longest segment, equally wide (ours)
+NUM_BUCKETS = 32  # of the position in the longest segment, equally wide
 BREAK_ERRORS = 3.0  # standard errors
-BREAK_LOSS = 0.01  # nats (ours)
+BREAK_LOSS = 0.01  # nats
 LEAST_DOCUMENTS = 8  # for a verdict
 
 

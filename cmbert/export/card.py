@@ -19,7 +19,7 @@ from cmbert.progress import duration
 from cmbert.schedule import Schedule
 
 PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
-UNDERTRAINED_SHARE = 0.1  # below this share of the paper's tokens the card says so (ours)
+UNDERTRAINED_SHARE = 0.1  # below this share of the paper's tokens the card says so
 
 
 def render_card(lineage: Lineage, format: Format, measured: Comparison) -> str:

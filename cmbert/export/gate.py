@@ -21,28 +21,28 @@ from cmbert.export.onnx import open_onnx, write_onnx
 from cmbert.model.heads import MaskedLanguageModel
 
 ROUNDINGS = 16.0
-"""Largest accepted error of a program in fp32, in roundings: errors of our own fp32 program (ours). Right programs have
+"""Largest accepted error of a program in fp32, in roundings: errors of our own fp32 program. Right programs have
 0.9 to 1.1; another rotary base, window, norm, order of layers or of a GeGLU's halves 390 and more at large's depth
 (tests/cmbert/export/test_gate.py)."""
 
 ROUNDING_SHARE = 1e-2
-"""Largest accepted rounding, in standard deviations of the logits (ours): above it no comparison says anything."""
+"""Largest accepted rounding, in standard deviations of the logits: above it no comparison says anything."""
 
 GATE_TOKENS = 512
-"""The length of the one text that is read alone: four local windows, and eager attention fits in memory (ours)."""
+"""The length of the one text that is read alone: four local windows, and eager attention fits in memory."""
 
 PADDED_TOKENS = 256
 """The longest text of a padded batch: two local windows, so that of the shorter ones' padding some lies within a window
-and some outside (ours)."""
+and some outside."""
 
 SHORTENED = 4
-"""Into how many lengths the texts are cut, each half of the last: documents alone are longer than any (ours)."""
+"""Into how many lengths the texts are cut, each half of the last: documents alone are longer than any."""
 
 GATE_BATCH = 4
-"""Most texts compared at a time; bounds the logits to 4 x 256 x V (ours)."""
+"""Most texts compared at a time; bounds the logits to 4 x 256 x V."""
 
 TOKEN_CHARACTERS = 8
-"""More than a token's characters on average (ours): a text of so many for each token is long enough."""
+"""More than a token's characters on average: a text of so many for each token is long enough."""
 
 Program = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A masked language model as a function: input_ids (N, L), attention_mask (N, L) -> logits (N, L, V)."""

@@ -24,7 +24,7 @@ ONE_FILE_BYTES = 1_900_000_000
 """Weights above this go to a second file, model.onnx.data: protobuf ends at 2^31 bytes, graph included."""
 
 TRACED_LENGTH = 37
-"""Both sizes are symbols in the graph; the gate runs others (ours)."""
+"""Both sizes are symbols in the graph; the gate runs others."""
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

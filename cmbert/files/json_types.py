@@ -166,7 +166,7 @@ def _below(key: str, name: Any) -> str:
 
 
 def shown_key(name: str) -> str:
-    """Return a key as an error shows it: a line stays a line, and a short one (ours)."""
+    """Return a key as an error shows it: a line stays a line, and a short one."""
     return name if name.isprintable() and len(name) <= 100 else reprlib.repr(name)
 
 

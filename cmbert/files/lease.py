@@ -26,9 +26,9 @@ from cmbert.files.json_types import parse_as
 from cmbert.files.operations import doing, patiently, read_bytes
 from cmbert.files.whole import in_utf8, write_bytes, write_json
 
-RENEW_SECONDS = 5.0  # ours: one small request to the file system; 448 ranks have one owner
-WATCH_RENEWALS = 6  # ours: half a minute; compiling and importing hold up the thread that renews for some seconds
-LOOK_SECONDS = 0.5  # ours: between two looks at a lease that is watched
+RENEW_SECONDS = 5.0  # one small request to the file system; 448 ranks have one owner
+WATCH_RENEWALS = 6  # half a minute; compiling and importing hold up the thread that renews for some seconds
+LOOK_SECONDS = 0.5  # between two looks at a lease that is watched
 NAME = re.compile(r"lease\.(\d+)\.json")
 
 logger = logging.getLogger(__name__)

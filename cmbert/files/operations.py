@@ -18,7 +18,7 @@ from typing import TypeVar
 from cmbert.errors import describe, may_pass
 
 HASH_BLOCK_BYTES = 1 << 20
-RETRY_SECONDS = (1, 3, 8, 18)  # ours: half a minute, in which a file server or Lustre's client is back; then a new life
+RETRY_SECONDS = (1, 3, 8, 18)  # half a minute, in which a file server or Lustre's client is back; then a new life
 
 logger = logging.getLogger(__name__)
 

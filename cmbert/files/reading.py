@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from cmbert.errors import InputError
 from cmbert.files.operations import doing, read_bytes
 
-MAX_LINE_BYTES = 64_000_000  # ours: a line is held in memory; the longest books have some 30 MB
+MAX_LINE_BYTES = 64_000_000  # a line is held in memory; the longest books have some 30 MB
 HALF_PAIR = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )  # of surrogates, as JSON spells it
@@ -20,7 +20,7 @@ LONE_HALF = re.compile(  # likewise, without its other half
 NEW_LINE = b"\n"
 BOM = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-SHOWN_CHARACTERS = 60  # ours: of a value in a line of error
+SHOWN_CHARACTERS = 60  # of a value in a line of error
 
 
 def every_line(path: Path) -> Iterator[tuple[int, str]]:

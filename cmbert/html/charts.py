@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cmbert.html.page import figure
 
-MAX_POINTS = 1500  # of one drawn curve; a million steps still make a page of some hundred kB (ours)
+MAX_POINTS = 1500  # of one drawn curve; a million steps still make a page of some hundred kB
 TICK_STEPS = [1, 2, 2.5, 5, 10]
 WIDE, NARROW = (1054, 330), (516, 270)  # width and height of a drawing, CSS pixels; text is 12 in both
 # Matplotlib draws in these stand-ins; the style sheet says what they are in light and in dark.
@@ -92,7 +92,7 @@ def power_of_ten(highest: float) -> tuple[float, str]:
 
 
 def half_window(num_steps: int) -> int:
-    """Steps to either side that smoothing averages over: an eightieth of the stage, at least 2 (ours)."""
+    """Steps to either side that smoothing averages over: an eightieth of the stage, at least 2."""
     return max(2, num_steps // 80)
 
 

@@ -24,7 +24,7 @@ DENSE_TOKENS = 512
 QUERY_TOKENS = 256
 
 STORED_TOKENS = 2048
-"""Longest segment whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again (ours)."""
+"""Longest segment whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again."""
 
 
 class Tile(NamedTuple):

@@ -17,7 +17,7 @@ from cmbert.errors import ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 
 FRESH_SHARE = 0.1
-"""Of the fresh weight added to a tiled one (ours)."""
+"""Of the fresh weight added to a tiled one."""
 
 LAYERS = "model.layers."
 

@@ -17,7 +17,7 @@ class Assumptions:
     gpu_memory_gb: float = 80.0
     """Of one GPU, 1e9 bytes (H100, its data sheet)."""
     usable_share: float = 0.9
-    """Of it for tensors; the rest for CUDA, NCCL and fragments (ours)."""
+    """Of it for tensors; the rest for CUDA, NCCL and fragments."""
     peak_flops: float = H100_FLOPS
     """Dense bf16 operations per second of one GPU (H100 SXM, its data sheet)."""
     mfu: float = 0.33
@@ -27,7 +27,7 @@ class Assumptions:
     nvlink_gbytes: float = 450.0
     """Per GPU and direction inside a node, GB/s (NVLink 4, H100's data sheet: 900 in both)."""
     hop_microseconds: float = 10.0
-    """For each message of a ring from one GPU or node to the next (ours)."""
+    """For each message of a ring from one GPU or node to the next."""
     node_gpus: int = NODE_GPUS
     """GPUs of a node."""
     node_mtbf_hours: float = NODE_MTBF_HOURS
@@ -37,10 +37,10 @@ class Assumptions:
     write_seconds: float = 10.0
     """How long its files then take, training going on (ours; `checkpoint_write_seconds` of a run)."""
     restart_minutes: float = 10.0
-    """From a failure until training goes on: noticed, requeued, nodes checked, checkpoint loaded (ours)."""
+    """From a failure until training goes on: noticed, requeued, nodes checked, checkpoint loaded."""
     text_bytes_per_token: float = 4.5
     """UTF-8 bytes per token where no shard set says it (the paper's 5.66 TB for its 1.2T tokens, nearly)."""
     document_tokens: float = 500.0
-    """Tokens of a document where no shard set says it (ours)."""
+    """Tokens of a document where no shard set says it."""
     preprocess_mb_per_second: float = 7.4
     """Of UTF-8 text on one core: measured, docs/performance.md."""

@@ -14,8 +14,8 @@ from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
 from cmbert.schedule import Schedule
 
-HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each (ours)
-SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth (ours)
+HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each
+SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth
 CURVE_POINTS = 41  # of the drawn curve: from a twentieth of the best interval to 20 times it
 
 

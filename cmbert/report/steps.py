@@ -26,8 +26,8 @@ from cmbert.html.page import figure
 
 PHASE_COLUMNS = ("forward_seconds", "backward_seconds", "optimizer_seconds", "communication_seconds")
 BANDS = ("waiting for data", "forward", "backward", "optimizer", "the rest")
-MAX_SOURCES = 8  # drawn (ours); beyond the colours there are, dashed
-USUAL_SHARE = 95  # percent of the steps that the time axis must hold; the first ones compile (ours)
+MAX_SOURCES = 8  # drawn; beyond the colours there are, dashed
+USUAL_SHARE = 95  # percent of the steps that the time axis must hold; the first ones compile
 
 
 def steps_section(stages: Sequence[Stage]) -> str:

@@ -12,8 +12,8 @@ from cmbert.errors import CmbertError, first_line
 from cmbert.train.reporting import Reporter
 from cmbert.train.run import Run
 
-CLOSE_SECONDS = 3.0  # ours: for metrics and ledger to be on disk; they are cut back to a checkpoint anyway
-HEAR_SECONDS = 2.0  # ours: the word of a rank that failed comes in milliseconds, a busy machine's in more
+CLOSE_SECONDS = 3.0  # for metrics and ledger to be on disk; they are cut back to a checkpoint anyway
+HEAR_SECONDS = 2.0  # the word of a rank that failed comes in milliseconds, a busy machine's in more
 # What gloo, NCCL and the store say when the other end of a connection is gone.
 SIGNS_OF_PEERS = ("by peer", "ncclRemoteError", "remote process exited", "Broken pipe", "Socket Closed")
 

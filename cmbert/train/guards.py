@@ -17,7 +17,7 @@ from cmbert.zero.engine import global_gradient_norm
 from cmbert.zero.optim import StepDecision
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: standard deviation / median absolute deviation
-LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change (ours)
+LEAST_SPREAD = 0.01  # of the median: steps that hardly differ make no spike of a small change
 VERDICTS = ("ok", "not finite", "spike")
 
 

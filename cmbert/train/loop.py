@@ -41,7 +41,7 @@ from cmbert.train.step_figures import LaunchedStep, RankState, figures_of, send_
 from cmbert.zero.engine import set_accumulation, start_distributed, stop_distributed, time_steps
 
 LOGS_FOLDER = "logs"  # of the run directory: stacks of ranks that hung
-COLLECT_EVERY_STEPS = 100  # ours: a step leaves no cycles (measured at ZeRO 1, 2, 3), what happens now and then may
+COLLECT_EVERY_STEPS = 100  # a step leaves no cycles (measured at ZeRO 1, 2, 3), what happens now and then may
 
 logger = logging.getLogger(__name__)
 

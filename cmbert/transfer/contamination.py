@@ -19,7 +19,7 @@ from cmbert.files.whole import write_json
 
 DATA_FILE = "training_data.json"
 SENTENCES_FILE = "training_sentences.npy"
-SENTENCE_HASH_BYTES = 8  # ours: ten million sentences collide with a foreign one at odds of 1 in 10^12
+SENTENCE_HASH_BYTES = 8  # ten million sentences collide with a foreign one at odds of 1 in 10^12
 
 
 @dataclass(frozen=True)

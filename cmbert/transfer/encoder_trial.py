@@ -16,10 +16,10 @@ from cmbert.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 LEAST_TOKENS = 32
-"""Fewest tokens that an encoder must take (ours): a question, a window of its text, and what stands between."""
+"""Fewest tokens that an encoder must take: a question, a window of its text, and what stands between."""
 PROBE = ("今天天气很好，我们去公园散步。", "不喜欢")
-PROBE_TOKENS = 24  # of its longest text (ours)
-SAME_SHARE = 1e-6  # of the states' size by which rounding may change them (ours)
+PROBE_TOKENS = 24  # of its longest text
+SAME_SHARE = 1e-6  # of the states' size by which rounding may change them
 PADDING_SHARE = 1e-3  # of the states' size by which padding may change them (ours; rounding is 1e-6)
 
 

@@ -23,9 +23,9 @@ from cmbert.transfer.encoder_trial import PROBE_TOKENS, OutsideEncoder, probe, t
 MAX_LAYERS = 1024
 """Most layers, groups of them and the like that are built (ours; published encoders have up to 48): each takes time."""
 MAX_LABELS = 1_000_000
-"""Most labels that a config.json may name (ours): transformers makes a dictionary of them."""
+"""Most labels that a config.json may name: transformers makes a dictionary of them."""
 PACKED_WEIGHTS = 4
-"""Most parameters in a byte of a weights file (ours): of two bits each."""
+"""Most parameters in a byte of a weights file: of two bits each."""
 UNREADABLE = "transformers cannot read its config.json"
 UNKNOWN = "neither a run, a checkpoint nor a model of transformers"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")

@@ -18,7 +18,7 @@ RADICALS = """
 ⻎辶 ⻏邑 ⻐钅 ⻑長 ⻒镸 ⻓长 ⻔门 ⻕𨸏 ⻖阝 ⻗雨 ⻘青 ⻙韦 ⻚页 ⻛风 ⻜飞 ⻝食 ⻞𩙿 ⻟飠 ⻠饣
 ⻡𩠐 ⻢马 ⻣骨 ⻤鬼 ⻥鱼 ⻦鸟 ⻧卤 ⻨麦 ⻩黄 ⻪黾 ⻫斉 ⻬齐 ⻭歯 ⻮齿 ⻯竜 ⻰龙 ⻱龜 ⻲亀 ⻳龟
 """
-CONTEXT_CHARACTERS = 10  # ours: on each side of what the report quotes
+CONTEXT_CHARACTERS = 10  # on each side of what the report quotes
 CHINESE_WIDTH = str.maketrans(",:;!?()", "，：；！？（）")  # what small and vertical forms of these are in Chinese
 
 AS_TYPED = str.maketrans("\u2215ℓ", "/l")  # in units

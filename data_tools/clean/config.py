@@ -7,7 +7,7 @@ from typing import Literal
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 
-MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text (ours)
+MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ WINDOWS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œž
 RARE_HANZI = re.compile(f"[{RARE}]|锟斤拷|烫{{4,}}|屯{{4,}}")  # U+FFFD twice as GBK; memory that nobody has written to
 UTF8_AS_LATIN = re.compile(f"[\xe2-\xef][\x80-\xbf{WINDOWS}]{{2}}")  # the three bytes of a Hanzi
 GBK_AS_LATIN = re.compile("[\xa1-\xfe]{6,}")  # three Hanzi and more
-FEWEST_DIFFERENT = 4  # ours: characters of such a run; ······ and ×××××× are none
+FEWEST_DIFFERENT = 4  # characters of such a run; ······ and ×××××× are none
 SUSPICIOUS = re.compile(f"[{RARE}锟烫屯\xc0-\xd6\xd8-\xf6\xf8-\xff{MARKS}{BEYOND}]")
 
 

@@ -17,12 +17,12 @@ NFKC = normalizers.NFKC()  # not Python's, which takes quadratic time for thousa
 NO_LETTER, ASCII = re.compile(r"[\W_]+"), re.compile(r"[\x00-\x7f]+")
 CANONICAL = normalizer(NormalizeConfig(urls="remove", emails="remove"))
 STAND_IN = re.compile("<(?:url|email)>")  # what a corpus may have written for an address
-ENOUGH_LETTERS = 20  # ours: a text of fewer beyond ASCII is told by all its letters
-GRAM_LETTERS = 8  # ours: about five words, as in the search for near duplicates
-KEPT_GRAMS = 8  # ours: one in so many grams is compared, the same ones in every text
-NEAR_SHARE = 0.5  # ours: a text is near a held-out one if they share half of the shorter one's grams
-FEWEST_GRAMS = 3  # ours: but no fewer than this, some 24 letters
-MOST_OWNERS = 100  # ours: a gram of more held-out texts is a phrase of the trade, and tells none of them
+ENOUGH_LETTERS = 20  # a text of fewer beyond ASCII is told by all its letters
+GRAM_LETTERS = 8  # about five words, as in the search for near duplicates
+KEPT_GRAMS = 8  # one in so many grams is compared, the same ones in every text
+NEAR_SHARE = 0.5  # a text is near a held-out one if they share half of the shorter one's grams
+FEWEST_GRAMS = 3  # but no fewer than this, some 24 letters
+MOST_OWNERS = 100  # a gram of more held-out texts is a phrase of the trade, and tells none of them
 
 
 def canonical_letters(text: str) -> str:

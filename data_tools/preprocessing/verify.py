@@ -20,8 +20,8 @@ from data_tools.encoding.manifest import SEAL, Tally, seal, whole_fault
 from data_tools.input.document import Document
 from data_tools.input.readers import DocumentReader, input_files, whole_files
 
-SAMPLED_DOCUMENTS = 64  # ours: decoded and encoded again when the tokenizer is given
-FEWEST_TOKENS_TO_JUDGE = 1_000  # ours: in less text every token may be a unit honestly
+SAMPLED_DOCUMENTS = 64  # decoded and encoded again when the tokenizer is given
+FEWEST_TOKENS_TO_JUDGE = 1_000  # in less text every token may be a unit honestly
 EXIT_FAULTS = 1  # exit code of a shard set with faults
 
 logger = logging.getLogger(__name__)

@@ -27,15 +27,15 @@ from data_tools.tokenizer.report import measure, read_wordpiece, write_report_pa
 from data_tools.tokenizer.report import report as report_values
 
 RECORD_FILE = "training.json"
-VOCAB_MULTIPLE = 64  # ours: keeps the embedding's rows aligned for tensor cores and ZeRO shards
+VOCAB_MULTIPLE = 64  # keeps the embedding's rows aligned for tensor cores and ZeRO shards
 SMALLEST_VOCAB_SIZE = 320  # the next multiple of 64 after 256 bytes and the special tokens
-MIN_PAIR_COUNT = 2  # ours: a pair seen once is no pattern
-MOST_UNITS = 8_000_000  # ours: beyond, the rarest are forgotten while counting; some 1 GB
+MIN_PAIR_COUNT = 2  # a pair seen once is no pattern
+MOST_UNITS = 8_000_000  # beyond, the rarest are forgotten while counting; some 1 GB
 MODEL_MAX_LENGTH = 8_192  # tokens, the long stage of the paper
 READ_FACTOR = 16  # of a corpus larger than this many samples, evenly spread tasks are read instead of everything
-LONGEST_CHARACTERS = 1_000_000  # ours: a tenth of the letters in a row at which Oniguruma gives up
-MEASURED_SHARE = 0.02  # ours: of the sample's documents, kept from training to measure on
-MEASURED_BYTES = 8_000_000  # ours: enough for three digits
+LONGEST_CHARACTERS = 1_000_000  # a tenth of the letters in a row at which Oniguruma gives up
+MEASURED_SHARE = 0.02  # of the sample's documents, kept from training to measure on
+MEASURED_BYTES = 8_000_000  # enough for three digits
 
 Boundaries = Literal["clause", "word", "character"]
 WORD_BREAK = "\0"  # no document holds it

@@ -25,7 +25,7 @@ TESTS = "not flex"  # a peer that is compiled anew for every case, which takes l
 DRY_TESTS = "test_same_bits_twice and cpu-cpu-bfloat16"
 SHAPES = ((64, 256), (1000, 64), (256,))  # of the optimizers' parameters; the last without decay
 STEPS = 5
-SPARE_SECONDS = 2  # of the part's own, after its last measurement (ours)
+SPARE_SECONDS = 2  # of the part's own, after its last measurement
 COMPARED_LAYERS = 4  # of the large model, compiled beside eager: every kind of layer, little to compile
 
 

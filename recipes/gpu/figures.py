@@ -6,7 +6,7 @@ that the picture is wrong, and which part of it must be known before anything is
 
 from dataclasses import dataclass
 
-MISS_SHARE = 0.20  # of the prediction (ours)
+MISS_SHARE = 0.20  # of the prediction
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 NOT_MEASURED = "not measured"
 
@@ -18,7 +18,7 @@ class Part:
     name: str
     """Of the script, and of its JSON file."""
     seconds: int
-    """Its share of a run of nine minutes on an H100 (ours)."""
+    """Its share of a run of nine minutes on an H100."""
     what: str
 
 
@@ -54,7 +54,7 @@ FIGURES = (
     Figure("correctness", "conformance_failed", "attention conformance: tests that fail", "tests", goal="0"),
     Figure("correctness", "optimizer_difference", "a step of the optimizers, GPU beside CPU", "relative"),
     Figure("correctness", "compiled_difference", "losses, compiled beside eager", "relative"),
-    # Predictions for one H100, goals half of the peak on an H200 (all ours); docs/performance.md has the arithmetic.
+    # Predictions for one H100, goals half of the peak on an H200; docs/performance.md has the arithmetic.
     Figure("training", "train_compiled_1024", "train large, rows of 1,024, compiled", "tokens/s",
            160e3, "214,000 (H200)"),
     Figure("training", "train_eager_1024", "train large, rows of 1,024, not compiled", "tokens/s", 120e3),

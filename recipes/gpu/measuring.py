@@ -41,7 +41,7 @@ DRY_MODEL = {
     "model.vocab_size": 512, "model.local_window": 16, "model.max_length": 64,
     "data.context_tokens": 32, "data.window_rows": 32, "data.num_workers": 0,
 }  # fmt: skip
-DOCUMENTS, LONGEST_DOCUMENT, DRY_DOCUMENTS, DRY_LONGEST = 4000, 3000, 200, 100  # of the synthetic shards (ours)
+DOCUMENTS, LONGEST_DOCUMENT, DRY_DOCUMENTS, DRY_LONGEST = 4000, 3000, 200, 100  # of the synthetic shards
 
 
 class Measuring:

@@ -15,7 +15,7 @@ from cmbert.bench.throughput import bench_throughput, make_batch, our_runner, sy
 
 WARM_STEPS = 3  # before the profiled one
 TOP_KERNELS = 25
-LONG_GAP = 10e-6  # s; shorter ones lie between any two kernels (ours)
+LONG_GAP = 10e-6  # s; shorter ones lie between any two kernels
 
 
 class Span(NamedTuple):

@@ -19,7 +19,7 @@ from tests import forking
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-TEXTS = (  # ours: long and different enough that cleaning keeps them
+TEXTS = (  # long and different enough that cleaning keeps them
     "清晨的公园里有许多老人在打太极拳，湖边的柳树刚刚长出嫩绿的新芽，孩子们追着风筝跑来跑去。",
     "这座小城因为一条古老的运河而闻名，每年春天都有画家带着学生来这里写生，一住就是半个月。",
     "图书馆三楼新开了一间阅览室，里面收藏着近百年来的地方报纸，读者可以免费查阅和复印。",

@@ -21,8 +21,8 @@ from cmbert.files.operations import doing, new_digest, patiently
 from cmbert.files.whole import write_bytes
 
 BLOCK_BYTES = 1 << 22  # a block is checked in a millisecond; a shard of 2 GB has 500
-PROOF_THREADS = 8  # ours: of one process; checksums and reading hold no lock, and a file server likes several readers
-PROOF_SAID_BYTES = 10**10  # ours: reading less takes seconds and needs no word
+PROOF_THREADS = 8  # of one process; checksums and reading hold no lock, and a file server likes several readers
+PROOF_SAID_BYTES = 10**10  # reading less takes seconds and needs no word
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from cmbert.errors import ShardError
 from cmbert.files.operations import file_size, hash_file, patiently
 
 COUNT_BLOCK_TOKENS = 1 << 24
-OPEN_SHARDS = 32  # ours: three maps and file handles each, far below Linux's default of 1,024
+OPEN_SHARDS = 32  # three maps and file handles each, far below Linux's default of 1,024
 
 
 class ShardSet:

@@ -24,9 +24,9 @@ from cmbert.transfer.encoders import open_encoder, opening, runs_our_code, settl
 
 logger = logging.getLogger(__name__)
 
-ENCODE_TEXTS = 4096  # encoded between two signs of progress (ours)
-ENCODE_BATCH = 64  # texts of one forward (ours)
-MINING_ANCHORS = 256  # anchors compared with all candidates at a time: 3 GB of scores for 3 million candidates (ours)
+ENCODE_TEXTS = 4096  # encoded between two signs of progress
+ENCODE_BATCH = 64  # texts of one forward
+MINING_ANCHORS = 256  # anchors compared with all candidates at a time: 3 GB of scores for 3 million candidates
 MINING_MARGIN = 0.05  # a negative scores at least 5 % below its positive: NV-Retriever, arXiv 2407.15831, TopK-PercPos
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 

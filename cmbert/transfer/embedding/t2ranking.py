@@ -26,7 +26,7 @@ COLLECTION, QUERIES = "collection.tsv", "queries.train.tsv"
 NUMBER = re.compile(r"[0-9]{1,18}")
 JUDGED, RETRIEVAL = "qrels.train.tsv", "qrels.retrieval.train.tsv"
 POSITIVE_RELEVANCE = 2  # T2Ranking, section 3: 2 and 3 count as relevant in retrieval
-NEGATIVE_RELEVANCE = 0  # judged "completely irrelevant"; 1, on the topic, is left out (ours)
+NEGATIVE_RELEVANCE = 0  # judged "completely irrelevant"; 1, on the topic, is left out
 
 
 class Reference(NamedTuple):

@@ -38,7 +38,7 @@ from cmbert.transfer.embedding.scoring import quiet_libraries
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 300.0
-"""Between two checkpoints: what an interruption may cost (ours)."""
+"""Between two checkpoints: what an interruption may cost."""
 WARMUP_SHARE = 0.1  # of all steps, linear up; then linear to 0 (T2Ranking's dual encoder, script/train_dual_encoder.sh)
 WEIGHT_DECAY = 0.01  # the same script's optimizer
 SCALE = 20.0  # of cosines in either loss, a temperature of 0.05: sentence-transformers' default

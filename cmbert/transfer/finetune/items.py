@@ -10,7 +10,7 @@ from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.tasks import Task
 
 STRIDE_TOKENS = 128  # by which two windows of a text overlap, as in CLUE's baseline
-READ_TOGETHER = 1000  # examples encoded in one call (ours)
+READ_TOGETHER = 1000  # examples encoded in one call
 
 
 @dataclass(frozen=True)

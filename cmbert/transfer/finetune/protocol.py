@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
 IDENTITY_FILE = "identity.json"
 NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # an id that is one; a text such as "007" stays one
-MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance (ours)
+MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance
 
 
 def finetune(

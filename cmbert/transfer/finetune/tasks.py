@@ -33,7 +33,7 @@ GRID_LEARNING_RATES = (1e-5, 2e-5, 3e-5, 5e-5, 8e-5)
 """Every model of every task is tuned over the same rates and batches (ours; CLUE's baselines lie inside)."""
 GRID_BATCH_SIZES = (16, 32)
 NLI_LABELS = ("entailment", "neutral", "contradiction")
-LEAST_LENGTH = 16  # tokens (ours): a text's special tokens, a question and something of the text fit in no less
+LEAST_LENGTH = 16  # tokens: a text's special tokens, a question and something of the text fit in no less
 OLDER_TEST = "test1.0.json"  # CLUE's first test sets of tnews, cluewsc2020, c3 and chid, beside those of its 1.1
 TNEWS_LABELS = tuple(str(code) for code in range(100, 117) if code not in (105, 111))
 

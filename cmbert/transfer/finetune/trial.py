@@ -26,8 +26,8 @@ from cmbert.transfer.finetune.task_model import Found, TaskModel
 from cmbert.transfer.finetune.tasks import Task
 
 WARMUP_SHARE = 0.1  # of the steps, in which the rate rises; then it falls in a line to 0 (BERT's recipe)
-FORWARD_TOKENS = 16_384  # positions in one forward, padding among them; a batch may take several (ours)
-SAVE_SECONDS = 120.0  # an epoch that ends so long after the last save is saved (ours)
+FORWARD_TOKENS = 16_384  # positions in one forward, padding among them; a batch may take several
+SAVE_SECONDS = 120.0  # an epoch that ends so long after the last save is saved
 
 
 @dataclass(frozen=True, kw_only=True)
