@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cmbert.ablation.lists import AblationList, Run
+from cmbert.ablation.lists import AblationList, ArmRun
 from cmbert.ablation.results import ArmResult, read_results, verdict
 from cmbert.config.load import differing_keys
 from cmbert.config.schema import Recipe
@@ -47,7 +47,7 @@ NOTES = (
 )
 
 
-def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[Run]) -> Path:
+def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun]) -> Path:
     """Write index.html, results.md and results.json about the trainings that are scored; return the page.
 
     Raises CheckpointError when none is.
@@ -78,13 +78,13 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[Run]) 
     return folder / "index.html"
 
 
-def primary_measure(runs: Sequence[Run]) -> str:
+def primary_measure(runs: Sequence[ArmRun]) -> str:
     """Return what arms are compared by: nats per token, unless they have several tokenizers, whose tokens differ."""
     tokenizers = {run.stages[-1].data.tokenizer for run in runs}
     return "heldout_loss" if len(tokenizers) == 1 else "bits_per_character"
 
 
-def subtitle(arms: Sequence[ArmResult], runs: Sequence[Run]) -> str:
+def subtitle(arms: Sequence[ArmResult], runs: Sequence[ArmRun]) -> str:
     """Return the line under the title: how much was trained."""
     stages = runs[0].stages
     model, total = stages[0].model, sum(stage.train.total_tokens for stage in stages)
@@ -120,7 +120,7 @@ def score_table(arms: Sequence[ArmResult], measure: str) -> tuple[list[str], lis
     return head, rows
 
 
-def facts_table(arms: Sequence[ArmResult], runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+def facts_table(arms: Sequence[ArmResult], runs: Sequence[ArmRun]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of what each arm is: its keys that differ from the first arm's, and what it cost."""
     head = ["arm", "what", "differs in", "characters a token", "tokens/s", "minutes a training"]
     first = next(run for run in runs if run.arm == arms[0].arm.name)

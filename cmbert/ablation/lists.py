@@ -53,7 +53,7 @@ class AblationList:
 
 
 @dataclass(frozen=True)
-class Run:
+class ArmRun:
     """One training of one arm with one seed: one stage or two."""
 
     arm: str
@@ -94,7 +94,7 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
     return replace(found, contexts=(build_recipe(read_table(Path(found.base)), found.base).data.context_tokens,))
 
 
-def plan_runs(ablation: AblationList, where: Path, folder: Path, num_seeds: int) -> list[Run]:
+def plan_runs(ablation: AblationList, where: Path, folder: Path, num_seeds: int) -> list[ArmRun]:
     """Return every training, seed by seed, so that a sweep cut short has compared all arms; `where`: the list's file.
 
     Raises ConfigError for an arm that is no recipe, trains on another number of tokens or has no held-out set.
@@ -112,7 +112,7 @@ def plan_runs(ablation: AblationList, where: Path, folder: Path, num_seeds: int)
                     f"{where}: {arm.name}: trains on {total:,} tokens, the base recipe on {budget:,}; set its "
                     "train.total_tokens so that all arms have the same budget"
                 )
-            runs.append(Run(arm.name, seed, place, stages))
+            runs.append(ArmRun(arm.name, seed, place, stages))
     return runs
 
 

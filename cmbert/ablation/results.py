@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from cmbert.ablation.lists import AblationList, Arm, Run
+from cmbert.ablation.lists import AblationList, Arm, ArmRun
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.interval import interval
 from cmbert.files.json_types import misfit, read_as
@@ -18,7 +18,7 @@ NEEDED = ("tokens", "step_seconds", "data_wait_seconds", "tokens_per_second")  #
 MEASURES = ("heldout_loss", "bits_per_character", "masked_accuracy")
 
 
-class Score(TypedDict):
+class ArmScore(TypedDict):
     """One of the scores that `cmbert eval` writes, beside its MEASURES."""
 
     context_tokens: int
@@ -41,7 +41,7 @@ class ArmResult:
     """One arm: its trainings that are scored, oldest seed first."""
 
     arm: Arm
-    runs: tuple[Run, ...]
+    runs: tuple[ArmRun, ...]
     scores: dict[Question, dict[str, dict[str, Any]]]
     """By question and measure: mean, half_width, values; one value a seed."""
     differences: dict[Question, dict[str, dict[str, Any]]]
@@ -74,7 +74,7 @@ class ArmResult:
         }
 
 
-def read_results(ablation: AblationList, runs: Sequence[Run]) -> list[ArmResult]:
+def read_results(ablation: AblationList, runs: Sequence[ArmRun]) -> list[ArmResult]:
     """Return the arms that have a score, in the list's order. Raises CheckpointError for a malformed score."""
     found: list[ArmResult] = []
     for arm in ablation.arms:
@@ -85,7 +85,7 @@ def read_results(ablation: AblationList, runs: Sequence[Run]) -> list[ArmResult]
     return found
 
 
-def unscored(runs: Sequence[Run], ablation: AblationList) -> list[Run]:
+def unscored(runs: Sequence[ArmRun], ablation: AblationList) -> list[ArmRun]:
     """Return the runs that have no score yet, or not of all that the list asks. Raises as `read_results`."""
     return [run for run in runs if not _read_answers(run, ablation)]
 
@@ -101,7 +101,7 @@ def verdict(difference: dict[str, Any] | None, *, lower_is_better: bool) -> str:
     return "better" if (difference["mean"] < 0) is lower_is_better else "worse"
 
 
-def _read_answers(run: Run, ablation: AblationList) -> dict[Question, dict[str, Any]]:
+def _read_answers(run: ArmRun, ablation: AblationList) -> dict[Question, dict[str, Any]]:
     """Return a run's scores in what the list asks; empty where it has not been asked all of that."""
     if not run.score_file.is_file():
         return {}
@@ -117,13 +117,13 @@ def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
     fault = misfit(scores, list[dict[str, Any]], "scores")
     for number, score in enumerate(scores if fault is None else []):
         figures = {measure: score.get(measure) for measure in MEASURES}
-        fault = fault or misfit(score, Score, f"scores[{number}]") or misfit(figures, dict[str, float])
+        fault = fault or misfit(score, ArmScore, f"scores[{number}]") or misfit(figures, dict[str, float])
     if fault:
         raise CheckpointError(f"{path}: {fault}; {how['remedy']}")
     return {Question(score["context_tokens"], score["unit"]): score for score in scores}
 
 
-def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], first: ArmResult | None) -> ArmResult:
+def _summarise(arm: Arm, scored: dict[ArmRun, dict[Question, dict[str, Any]]], first: ArmResult | None) -> ArmResult:
     runs = tuple(scored)
     questions = list(scored[runs[0]])
     scores = {
@@ -147,7 +147,7 @@ def _summarise(arm: Arm, scored: dict[Run, dict[Question, dict[str, Any]]], firs
 
 
 def _subtract(
-    runs: Sequence[Run], scores: dict[str, dict[str, Any]], first: ArmResult, question: Question
+    runs: Sequence[ArmRun], scores: dict[str, dict[str, Any]], first: ArmResult, question: Question
 ) -> dict[str, dict[str, Any]]:
     """Return this arm minus the first: a seed's rows come in the same order in both, so seeds are paired."""
     seeds, theirs = [run.seed for run in runs], [run.seed for run in first.runs]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cmbert.ablation.comparison import write_comparison
-from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
+from cmbert.ablation.lists import AblationList, ArmRun, load_list, plan_runs
 from cmbert.ablation.results import unscored
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import CheckpointError, ConfigError, InputError
@@ -64,7 +64,7 @@ def ablate(
         )
 
 
-def _claim(run: Run) -> None:
+def _claim(run: ArmRun) -> None:
     """Write the run's recipes. Raises ConfigError when it was started with others."""
     for stage in run.stages:
         file = Path(stage.run_directory) / RECIPE_FILE
@@ -111,7 +111,7 @@ def places(num_jobs: int | None) -> list[dict[str, str]]:
 class Job:
     """A run in progress: its commands one after the other, in one place."""
 
-    run: Run
+    run: ArmRun
     commands: list[list[str]]
     place: dict[str, str]
     log: IO[bytes]
@@ -130,7 +130,7 @@ class Job:
         )
 
 
-def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
+def commands_of(run: ArmRun, ablation: AblationList) -> list[list[str]]:
     """Return the commands of a run: train each stage, score the last."""
     cmbert = [sys.executable, "-m", "cmbert"]
     last = run.stages[-1]
@@ -140,7 +140,7 @@ def commands_of(run: Run, ablation: AblationList) -> list[list[str]]:
     return [*train, [*score, "--output", str(run.score_file)]]
 
 
-def open_log(run: Run) -> IO[bytes]:
+def open_log(run: ArmRun) -> IO[bytes]:
     """Open the log that a run's processes write to, locked as long as any of them lives, also when this one is killed.
 
     Raises CheckpointError when it is locked already: two trainings in one directory would spoil each other's files.
@@ -157,9 +157,9 @@ def open_log(run: Run) -> IO[bytes]:
     return log
 
 
-def _train_all(runs: Sequence[Run], ablation: AblationList, free: list[dict[str, str]]) -> list[Run]:
+def _train_all(runs: Sequence[ArmRun], ablation: AblationList, free: list[dict[str, str]]) -> list[ArmRun]:
     """Train and score `runs`, as many at once as there are places; return those that failed."""
-    waiting, failed, active = list(runs), list[Run](), list[Job]()
+    waiting, failed, active = list(runs), list[ArmRun](), list[Job]()
     progress = Progress(f"{len(runs)} trainings", sum(map(_total_steps, runs)), "steps", done=sum(map(_steps, runs)))
     counted = progress.done
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -196,11 +196,11 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _total_steps(run: Run) -> int:
+def _total_steps(run: ArmRun) -> int:
     return sum(Schedule.of(stage).num_steps for stage in run.stages)
 
 
-def _steps(run: Run) -> int:
+def _steps(run: ArmRun) -> int:
     """Return the steps that a run has done so far, by the last whole line of its metrics."""
     steps = 0
     for stage in run.stages:

@@ -64,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
     from cmbert.transfer.embedding.data import DataPaths
     from cmbert.transfer.embedding.run import EmbeddingRun, embed_train, encoder_folder
-    from cmbert.transfer.embedding.train import Recipe
+    from cmbert.transfer.embedding.train import ContrastiveSettings
 
-    recipe = Recipe(
+    settings = ContrastiveSettings(
         epochs=options.epochs,
         batch_size=options.batch_size,
         mini_batch_size=options.mini_batch_size,
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             scaling=tuple(options.scaling),
             max_length=options.max_length,
             trust=options.trust_remote_code,
-            recipe=recipe,
+            settings=settings,
         )
         embed_train(embedding_run)
     return 0

@@ -30,7 +30,7 @@ GROUPS_KEPT = 2  # groups of blocks whose order is in memory
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """The shuffle blocks of a shard set: block w is documents [starts[w], starts[w + 1]) and makes rows[w] rows."""
 
     starts: np.ndarray  # (blocks + 1,) int64
@@ -195,7 +195,7 @@ def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) ->
     return folder / f"{hashlib.blake2b(described.encode(), digest_size=12).hexdigest()}.npz"
 
 
-def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> Plan:
+def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> PackingPlan:
     """Return the plan kept at `path`, or make it from the lengths of all documents.
 
     Raises ShardError if what is kept is damaged.
@@ -205,7 +205,7 @@ def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_
     kept = read_arrays(path, wanted, error=ShardError, remedy=remedy) if path else None
     if kept is None:
         return plan_blocks(document_chunks(shards), context, window_rows)
-    plan = Plan(kept["starts"], kept["rows"])
+    plan = PackingPlan(kept["starts"], kept["rows"])
     fits = len(plan.starts) == len(plan.rows) + 1 and [*plan.starts[[0, -1]]] == [0, shards.num_documents]
     if not (fits and (np.diff(plan.starts) > 0).all() and (plan.rows > 0).all()):
         raise ShardError(f"{path}: damaged: no plan of {shards.num_documents} documents; {remedy}")
@@ -218,7 +218,7 @@ def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:
         yield shards.document_lengths(first, min(first + PLAN_DOCUMENTS, shards.num_documents))
 
 
-def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> Plan:
+def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> PackingPlan:
     """Split documents into blocks and say how many rows each makes, from lengths alone, in one pass.
 
     chunks: document lengths, tokens, (documents,) int64 each. The row count leaves room for what `best_fit` may lose:
@@ -244,4 +244,4 @@ def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) ->
             total, block = int(ends[-1]), int(block_of_document[-1])
     block_cost = np.diff(np.concatenate([*costs_before, [total]]))
     rows = -(-block_cost // (context - LOST_PER_ROW))
-    return Plan(np.concatenate([*starts, [num_documents]]), rows.astype(np.int32))
+    return PackingPlan(np.concatenate([*starts, [num_documents]]), rows.astype(np.int32))

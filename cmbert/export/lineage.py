@@ -18,7 +18,7 @@ from cmbert.runs.metrics import SPENT, read_events, read_metrics, source_names
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedSource:
     """One shard set of a stage."""
 
     name: str
@@ -44,7 +44,7 @@ class StageFacts:
     events: list[dict[str, Any]]
     environment: dict[str, Any]
     precision: str | None
-    sources: list[Source]
+    sources: list[TrainedSource]
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def _is_on(deepspeed: Mapping[str, Any], kind: str) -> bool:
 
 def _read_source(
     index: int, name: str, source: SourceConfig, state: TrainState, records: list[dict[str, Any]], plan_folder: Path
-) -> Source:
+) -> TrainedSource:
     counts = [record.get("source_tokens", [])[index : index + 1] for record in records]
     tokens_read = sum(count[0] for count in counts) if counts and all(counts) else None
     try:
         shards = ShardSet(source.path)
         shards.recall_proof(plan_folder)
     except ShardError:
-        return Source(name, source.weight, None, None, tokens_read, {})
+        return TrainedSource(name, source.weight, None, None, tokens_read, {})
     if [shards.fingerprint] != state.shard_fingerprints[index : index + 1]:
-        return Source(name, source.weight, None, None, tokens_read, {})
+        return TrainedSource(name, source.weight, None, None, tokens_read, {})
     documents, tokens = sum(shards.shard_documents), sum(shards.shard_tokens)
-    return Source(name, source.weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))
+    return TrainedSource(name, source.weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))

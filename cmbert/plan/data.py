@@ -18,7 +18,7 @@ LEDGER_BYTES = (1.3, 3.3)  # per segment: measured on reviews and on statutes, d
 
 
 @dataclass(frozen=True)
-class Source:
+class PlannedSource:
     """One shard set; None = not known, because something is not there yet."""
 
     path: str
@@ -51,7 +51,7 @@ class DataCost:
     preprocess_core_hours: float
 
 
-def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+def look_at_data(recipe: Recipe) -> tuple[tuple[PlannedSource, ...], tuple[str, ...]]:
     """Return what is known about each source, and notes on what is not there yet.
 
     Raises ConfigError or ShardError for a tokenizer that is not the model's, shards of another tokenizer, torn ones and
@@ -89,7 +89,7 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             epochs = [*repeated]
         for number, rows, repeats in zip(there, blend.sources, epochs, strict=True):
             known[number] = dataclasses.replace(known[number], rows=rows.num_rows, epochs=repeats)
-    return tuple(known.get(n, Source(source.path)) for n, source in enumerate(data.sources)), tuple(notes)
+    return tuple(known.get(n, PlannedSource(source.path)) for n, source in enumerate(data.sources)), tuple(notes)
 
 
 def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
@@ -105,7 +105,7 @@ def _nearest_tokens(recipe: Recipe, epochs: list[float]) -> str:
     return f"; nearest that works: train.total_tokens = {steps * step_tokens:_}" if steps else ""
 
 
-def cost_of_data(recipe: Recipe, sources: tuple[Source, ...], assumptions: Assumptions) -> DataCost:
+def cost_of_data(recipe: Recipe, sources: tuple[PlannedSource, ...], assumptions: Assumptions) -> DataCost:
     """Return disk and core-hours: from `sources` where all of them are there, else from `assumptions`."""
     total, context = recipe.train.total_tokens, recipe.data.context_tokens
     tokens = sum(source.tokens or 0 for source in sources)
@@ -138,9 +138,9 @@ def _find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     return load_tokenizer(recipe.data.tokenizer, vocab_size=recipe.model.vocab_size)
 
 
-def _describe_shards(path: str) -> Source:
+def _describe_shards(path: str) -> PlannedSource:
     shards = ShardSet(path)
     files = [p.with_name(f"{p.name}.{suffix}") for p in shards.prefixes for suffix in SHARD_SUFFIXES]
     size = sum(file.stat().st_size for file in files if file.is_file())
     text_bytes = shards.manifest.get("totals", {}).get("text_bytes")
-    return Source(path, shards.num_tokens, bytes=size, documents=shards.num_documents, text_bytes=text_bytes)
+    return PlannedSource(path, shards.num_tokens, bytes=size, documents=shards.num_documents, text_bytes=text_bytes)

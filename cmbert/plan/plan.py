@@ -12,7 +12,7 @@ from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.model.cost import OPTIMIZER_BYTES, FlopsPerToken, count_flops
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.data import DataCost, Source, cost_of_data, look_at_data
+from cmbert.plan.data import DataCost, PlannedSource, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
 from cmbert.plan.memory import STAGES, Memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
@@ -57,7 +57,7 @@ class Plan:
     """Micro-batches of one GPU in a step."""
     batch_ramp: tuple[tuple[int, int, int], ...]
     """First step, tokens seen before it and rows of each size of a step; one entry without a ramp."""
-    sources: tuple[Source, ...]
+    sources: tuple[PlannedSource, ...]
     data: DataCost
     checkpoint_bytes: int
     checkpoints_bytes: int

@@ -33,7 +33,7 @@ class EncodedBatch:
     """Documents that no encoder takes, and why; they are in none of the above."""
 
 
-class Encoder:
+class DocumentEncoder:
     """Turn a batch of documents into tokens and units; each worker process makes its own."""
 
     def __init__(self, tokenizer_directory: Path, segmenter_name: str):

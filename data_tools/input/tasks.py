@@ -22,7 +22,7 @@ COMPRESSED_CUTS = 8  # every part of a compressed file decompresses all that lie
 
 
 @dataclass(frozen=True)
-class Task:
+class InputTask:
     """Byte ranges of input that one worker turns into one part of the output."""
 
     ranges: tuple[ByteRange, ...]
@@ -39,7 +39,7 @@ class Task:
         return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
 
 
-def plan_tasks(files: Sequence[Path]) -> list[Task]:
+def plan_tasks(files: Sequence[Path]) -> list[InputTask]:
     """Cut `files` into tasks, in order. Raises InputError for a damaged file that has to be looked into."""
     sizes = [path.stat().st_size for path in files]
     task_bytes = min(max(sum(sizes) // MOST_TASKS, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
@@ -52,7 +52,7 @@ def plan_tasks(files: Sequence[Path]) -> list[Task]:
     return list(_group(ranges, task_bytes))
 
 
-def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator[Task]:
+def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator[InputTask]:
     """Join neighbours until they reach `task_bytes`: a folder of tiny files makes few tasks."""
     group: list[ByteRange] = []
     total = 0
@@ -60,10 +60,10 @@ def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator
         group.append(span)
         total += size
         if total >= task_bytes:
-            yield Task(tuple(group), total)
+            yield InputTask(tuple(group), total)
             group, total = [], 0
     if group:
-        yield Task(tuple(group), total)
+        yield InputTask(tuple(group), total)
 
 
 def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[ByteRange, int]]:

@@ -28,12 +28,12 @@ from cmbert.files.operations import new_digest
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from data_tools.defaults import SHARD_TOKENS
-from data_tools.encoding.encode import NOT_ENCODABLE, Encoder, batches
+from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally, sealed, whole_manifest
 from data_tools.encoding.segment import Segmenter, segmenter
 from data_tools.input.document import Document
 from data_tools.input.readers import DocumentReader, input_files
-from data_tools.input.tasks import Task, plan_tasks
+from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
 from data_tools.runner import Workers
@@ -46,7 +46,7 @@ MADE_OF = "documents_blake2b"  # in a part's manifest
 class Work:
     """One task with all that a worker, perhaps on another machine, needs to do it."""
 
-    task: Task
+    task: InputTask
     part: Path
     tokenizer_directory: Path
     segmenter_name: str
@@ -124,7 +124,7 @@ def preprocess(
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
 
 
-def part_name(task: Task, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
+def part_name(task: InputTask, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
     """Return the name of a task's part, STEM.MARK: the mark is another one when one of its own files is."""
     inputs = [described[span.path] for span in task.ranges]
     return f"{task.identity(settings)}.{task.identity({**settings, 'inputs': inputs})}"
@@ -265,8 +265,8 @@ def not_encodable(work: Work, document: Document, said: str) -> InputError:
 
 
 @functools.lru_cache(maxsize=1)  # once per worker process: dictionaries take a second to load
-def _encoder(tokenizer_directory: Path, segmenter_name: str) -> Encoder:
-    return Encoder(tokenizer_directory, segmenter_name)
+def _encoder(tokenizer_directory: Path, segmenter_name: str) -> DocumentEncoder:
+    return DocumentEncoder(tokenizer_directory, segmenter_name)
 
 
 def sum_parts(parts: Sequence[Path]) -> tuple[Tally, list[str]]:

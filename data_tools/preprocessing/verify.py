@@ -14,7 +14,7 @@ from cmbert.data.shards.shard_set import COUNT_BLOCK_TOKENS, ShardSet
 from cmbert.errors import ConfigError, ShardError
 from cmbert.files.operations import hash_file
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
-from data_tools.encoding.encode import NOT_ENCODABLE, Encoder
+from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder
 from data_tools.encoding.encoders import normalize
 from data_tools.encoding.manifest import SEAL, Tally, seal, whole_fault
 from data_tools.input.document import Document
@@ -188,7 +188,7 @@ def document_faults(
     """Yield sampled documents whose tokens or units are not those of their text, or whose text is not the source's."""
     shards = ShardSet(directory)
     sampled = np.unique(np.linspace(0, shards.num_documents - 1, SAMPLED_DOCUMENTS, dtype=np.int64)).tolist()
-    encoder = Encoder(tokenizer.directory, "auto")
+    encoder = DocumentEncoder(tokenizer.directory, "auto")
     same_words = encoder.segmenter.describe()["dictionary_hash"] == manifest["segmenter"]["dictionary_hash"]
     if not same_words:
         logger.info("%s: its words come from another dictionary than the one installed: units not compared", directory)
@@ -208,7 +208,7 @@ def document_faults(
 
 
 def source_faults(
-    directory: Path, manifest: dict[str, Any], encoder: Encoder, source: Sequence[str], texts: dict[int, str]
+    directory: Path, manifest: dict[str, Any], encoder: DocumentEncoder, source: Sequence[str], texts: dict[int, str]
 ) -> Iterator[str]:
     """Yield documents (by number, in `texts`) that differ from the source's, and a difference in their number."""
     how = {key: manifest["settings"][key] for key in ("text_key", "on_bad_line") if key in manifest["settings"]}

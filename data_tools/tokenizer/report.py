@@ -15,7 +15,7 @@ from cmbert.files.reading import every_line
 from cmbert.html.page import bars, chips, section, table, write_page
 from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 from data_tools.clean.quality import code_points, is_hanzi
-from data_tools.encoding.encode import Encoder, batches
+from data_tools.encoding.encode import DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally
 from data_tools.input.document import Document
 
@@ -120,7 +120,7 @@ def _compression(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> Compres
 
 
 def _straddle_rate(tokenizer: Tokenizer, documents: Sequence[Document]) -> float:
-    encoder, tally = Encoder(tokenizer.directory, "auto"), Tally()
+    encoder, tally = DocumentEncoder(tokenizer.directory, "auto"), Tally()
     for batch in batches(documents):
         tally.add(encoder(batch).tally)
     return round(tally.lost_boundaries() / max(tally.word_boundaries, 1), 4)

@@ -26,7 +26,7 @@ from cmbert.transfer.contamination import (
     write_training_data,
 )
 from cmbert.transfer.embedding.data import DataPaths, Negatives, TrainingData, hash_files, read_data
-from cmbert.transfer.embedding.train import Recipe
+from cmbert.transfer.embedding.train import ContrastiveSettings
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class EmbeddingRun:
     num_pairs: int | None
     scaling: tuple[int, ...]
     max_length: int
-    recipe: Recipe
+    settings: ContrastiveSettings
     trust: bool = False
     """Whether code that came with the model is run."""
 
@@ -98,7 +98,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
         logger.info("%s is finished; remove it to train again", run.output)
         _print(results)
         return results
-    data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.recipe.seed)
+    data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.settings.seed)
     if not is_begun:
         # What cannot be opened leaves no folder behind.
         check_memory(open_embedder(run.model, run.max_length, trust=run.trust))
@@ -144,8 +144,8 @@ def _settings(run: EmbeddingRun, hashes: Mapping[Path, str]) -> dict[str, Any]:
     from cmbert.transfer.encoders import weight_files
 
     weights = weight_files(Path(run.model))
-    recipe = dataclasses.asdict(run.recipe)
-    del recipe["mini_batch_size"]
+    settings = dataclasses.asdict(run.settings)
+    del settings["mini_batch_size"]
     return {
         "model": {"name": Path(run.name).name, "blake2b": [hash_file(path) for path in weights]},
         "files": {
@@ -156,7 +156,7 @@ def _settings(run: EmbeddingRun, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "num_pairs": run.num_pairs,
         "scaling": list(run.scaling),
         "max_length": run.max_length,
-        **recipe,
+        **settings,
     }
 
 
@@ -220,7 +220,7 @@ def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) 
             f"{len(texts):,}",
             run.max_length,
         )
-    training = train_embedder(embedder, pairs, data, run.recipe, folder / "checkpoints")
+    training = train_embedder(embedder, pairs, data, run.settings, folder / "checkpoints")
     after = score_pairs(embedder, data.evaluation).as_dict()
     logger.info("%s pairs: Pearson %.4f, Spearman %.4f", f"{size:,}", after["pearson"], after["spearman"])
     start = Path(run.model)

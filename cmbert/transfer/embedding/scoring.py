@@ -32,7 +32,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece
 
 
 @dataclass(frozen=True)
-class Score:
+class SimilarityScore:
     """How well cosine similarity agrees with the labels of P pairs."""
 
     pearson: float
@@ -127,7 +127,7 @@ def encode(embedder: SentenceTransformer, texts: Sequence[str], label: str) -> n
     return embeddings
 
 
-def score_pairs(embedder: SentenceTransformer, rows: Sequence[Graded]) -> Score:
+def score_pairs(embedder: SentenceTransformer, rows: Sequence[Graded]) -> SimilarityScore:
     """Score cosine similarity against labels; figures are nan if all pairs are equally similar."""
     texts = list(dict.fromkeys(text for row in rows for text in (row.first, row.second)))
     index = {text: number for number, text in enumerate(texts)}
@@ -141,13 +141,13 @@ def score_pairs(embedder: SentenceTransformer, rows: Sequence[Graded]) -> Score:
     return score_cosines(cosine, np.array([row.grade for row in rows]), truncated)
 
 
-def score_cosines(cosine: np.ndarray, labels: np.ndarray, truncated_texts: int = 0) -> Score:
+def score_cosines(cosine: np.ndarray, labels: np.ndarray, truncated_texts: int = 0) -> SimilarityScore:
     """Return the figures of cosines and labels (0 or 1), both of shape (P,)."""
     from scipy import stats
 
     like, unlike = cosine[labels == 1], cosine[labels == 0]
     constant = np.ptp(cosine) == 0
-    return Score(
+    return SimilarityScore(
         pearson=math.nan if constant else float(stats.pearsonr(cosine, labels).statistic),
         spearman=math.nan if constant else float(stats.spearmanr(cosine, labels).statistic),
         alignment=float(np.mean(2 - 2 * like)),

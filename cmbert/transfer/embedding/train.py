@@ -46,7 +46,7 @@ TRAINER_STATE = "trainer_state.json"  # the trainer writes it last, so a checkpo
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ContrastiveSettings:
     """The settings of a training that a user may choose."""
 
     epochs: int
@@ -79,7 +79,11 @@ def build_datasets(
 
 
 def train_embedder(
-    embedder: SentenceTransformer, pairs: Sequence[Pair], data: TrainingData, recipe: Recipe, folder: Path
+    embedder: SentenceTransformer,
+    pairs: Sequence[Pair],
+    data: TrainingData,
+    settings: ContrastiveSettings,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train `embedder` in place on `pairs` and the other sets of `data`; return steps, seconds and the last loss.
 
@@ -90,9 +94,9 @@ def train_embedder(
         raise ConfigError("more than one GPU in sight, embed-train uses one; set CUDA_VISIBLE_DEVICES=0")
     if not torch.cuda.is_available():  # else DeepSpeed, which accelerate imports, warns that it looked for one
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    seed_everything(recipe.seed)
+    seed_everything(settings.seed)
     sets = build_datasets(pairs, data.inference, data.similarity)
-    ranking = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=recipe.mini_batch_size)
+    ranking = CachedMultipleNegativesRankingLoss(embedder, scale=SCALE, mini_batch_size=settings.mini_batch_size)
     graded = CoSENTLoss(embedder, scale=SCALE)
     losses: dict[str, torch.nn.Module] = {name: graded if name == "similarity" else ranking for name in sets}
     logger.info("training on %s", ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items()))
@@ -100,7 +104,7 @@ def train_embedder(
     with quiet_libraries():
         trainer = _Trainer(
             model=embedder,
-            args=_arguments(recipe, folder),
+            args=_arguments(settings, folder),
             train_dataset=DatasetDict(sets),
             loss=losses,
             callbacks=[watch],
@@ -129,19 +133,19 @@ def check_memory(embedder: SentenceTransformer) -> None:
     require_memory(what, total * 3 * FP32_BYTES, embedder.device, "take a smaller model")
 
 
-def _arguments(recipe: Recipe, folder: Path) -> SentenceTransformerTrainingArguments:
+def _arguments(settings: ContrastiveSettings, folder: Path) -> SentenceTransformerTrainingArguments:
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
         weight_decay=WEIGHT_DECAY,
         warmup_steps=WARMUP_SHARE,
         lr_scheduler_type="linear",
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         multi_dataset_batch_sampler="proportional",
-        seed=recipe.seed,
-        data_seed=recipe.seed,
+        seed=settings.seed,
+        data_seed=settings.seed,
         save_strategy="no",
         save_total_limit=1,
         logging_steps=1,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmbert.ablation.comparison import differences_of, primary_measure, write_comparison
-from cmbert.ablation.lists import AblationList, Run, load_list, plan_runs
+from cmbert.ablation.lists import AblationList, ArmRun, load_list, plan_runs
 from cmbert.ablation.results import Question, read_results, unscored, verdict
 from cmbert.errors import CheckpointError
 
@@ -17,7 +17,7 @@ LOSSES = {("a", 0): 5.0, ("a", 1): 6.0, ("a", 2): 7.0, ("b", 0): 4.5, ("b", 1): 
 
 
 @pytest.fixture
-def swept(recipe_file: Path, tmp_path: Path) -> tuple[AblationList, list[Run]]:
+def swept(recipe_file: Path, tmp_path: Path) -> tuple[AblationList, list[ArmRun]]:
     """A sweep of two arms and three seeds as it lies on disk, with made-up losses."""
     recipe = recipe_file.read_text(encoding="utf-8") + '\n[evaluation]\nshards = "heldout"\n'
     (tmp_path / "base.toml").write_text(recipe, encoding="utf-8")
@@ -34,7 +34,7 @@ def swept(recipe_file: Path, tmp_path: Path) -> tuple[AblationList, list[Run]]:
     return ablation, runs
 
 
-def write_run(run: Run, loss: float) -> None:
+def write_run(run: ArmRun, loss: float) -> None:
     stage = Path(run.stages[0].run_directory)
     stage.mkdir(parents=True)
     records = [
@@ -48,7 +48,7 @@ def write_run(run: Run, loss: float) -> None:
     run.score_file.write_text(json.dumps(score), encoding="utf-8")
 
 
-def test_differences_are_paired_by_seed(swept: tuple[AblationList, list[Run]]) -> None:
+def test_differences_are_paired_by_seed(swept: tuple[AblationList, list[ArmRun]]) -> None:
     first, second = read_results(*swept)
     question = Question(64, "word")
     assert first.scores[question]["heldout_loss"]["mean"] == 6.0
@@ -69,7 +69,7 @@ def test_verdicts() -> None:
     assert verdict({"mean": 0.1, "half_width": None}, lower_is_better=True) == "one seed: no interval"
 
 
-def test_curves_hold_what_all_seeds_have(swept: tuple[AblationList, list[Run]]) -> None:
+def test_curves_hold_what_all_seeds_have(swept: tuple[AblationList, list[ArmRun]]) -> None:
     ablation, runs = swept
     tokens, losses = read_results(ablation, runs)[0].curve
     assert tokens.tolist() == [1024, 2048]
@@ -77,7 +77,7 @@ def test_curves_hold_what_all_seeds_have(swept: tuple[AblationList, list[Run]]) 
     assert read_results(ablation, runs)[0].minutes == pytest.approx(4 * 3 / 60)
 
 
-def test_a_sweep_cut_short_compares_what_there_is(swept: tuple[AblationList, list[Run]]) -> None:
+def test_a_sweep_cut_short_compares_what_there_is(swept: tuple[AblationList, list[ArmRun]]) -> None:
     ablation, runs = swept
     for run in runs:
         if run.seed == 2 or (run.arm, run.seed) == ("a", 1):
@@ -89,7 +89,7 @@ def test_a_sweep_cut_short_compares_what_there_is(swept: tuple[AblationList, lis
     assert verdict(difference, lower_is_better=True) == "one seed: no interval"
 
 
-def test_the_page(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None:
+def test_the_page(swept: tuple[AblationList, list[ArmRun]], tmp_path: Path) -> None:
     ablation, runs = swept
     page = write_comparison(tmp_path / "out", ablation, runs).read_text(encoding="utf-8")
     assert "掩码：整词还是单字？" in page
@@ -104,7 +104,7 @@ def test_the_page(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None
     assert json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["measure"] == "heldout_loss"
 
 
-def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, list[Run]]) -> None:
+def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, list[ArmRun]]) -> None:
     _, runs = swept
     assert primary_measure(runs) == "heldout_loss"
     stage = runs[1].stages[0]
@@ -113,7 +113,7 @@ def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, l
     assert "data.tokenizer = other" in differences_of(other.stages, runs[0].stages)
 
 
-def test_nothing_scored_and_a_score_that_is_none(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None:
+def test_nothing_scored_and_a_score_that_is_none(swept: tuple[AblationList, list[ArmRun]], tmp_path: Path) -> None:
     ablation, runs = swept
     runs[0].score_file.write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"score\.json: .*not what `cmbert eval` writes"):
@@ -124,7 +124,7 @@ def test_nothing_scored_and_a_score_that_is_none(swept: tuple[AblationList, list
         write_comparison(tmp_path / "out", ablation, runs)
 
 
-def test_a_score_of_other_questions_is_none(swept: tuple[AblationList, list[Run]], tmp_path: Path) -> None:
+def test_a_score_of_other_questions_is_none(swept: tuple[AblationList, list[ArmRun]], tmp_path: Path) -> None:
     """The list's contexts or units changed: what was asked before says nothing, the trainings need not be repeated."""
     ablation, runs = swept
     assert not unscored(runs, ablation)
@@ -150,7 +150,7 @@ NO_MEASURE = '{"scores": [{"context_tokens": 64, "unit": "word"}]}'
 
 
 @pytest.mark.parametrize("written", ["[]", "5", '{"scores": [5]}', '{"scores": 5}', "{", "\udcff", NO_MEASURE])
-def test_a_file_that_is_no_score_is_named(swept: tuple[AblationList, list[Run]], written: str) -> None:
+def test_a_file_that_is_no_score_is_named(swept: tuple[AblationList, list[ArmRun]], written: str) -> None:
     ablation, runs = swept
     runs[0].score_file.write_bytes(written.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"score\.json: .*not what `cmbert eval` writes"):

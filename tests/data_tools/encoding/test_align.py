@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cmbert.errors import ConfigError
 from data_tools.encoding.align import align
-from data_tools.encoding.encode import Encoder
+from data_tools.encoding.encode import DocumentEncoder
 from data_tools.input.document import Document
 
 # (units, words inside a token: boundaries lost). The tokens are bytes and conftest's CHARACTERS and PAIRS.
@@ -33,12 +33,12 @@ BY_HAND = (
 
 
 @pytest.fixture(scope="module")
-def encoder(known_tokenizer_directory: Path) -> Encoder:
+def encoder(known_tokenizer_directory: Path) -> DocumentEncoder:
     pytest.importorskip("rjieba")
-    return Encoder(known_tokenizer_directory, "rjieba")
+    return DocumentEncoder(known_tokenizer_directory, "rjieba")
 
 
-def units(encoder: Encoder, text: str) -> list[bytes]:
+def units(encoder: DocumentEncoder, text: str) -> list[bytes]:
     """The bytes of each unit of one document."""
     batch = encoder([Document("", "", text)])
     assert batch.lengths.tolist() == [len(batch.tokens)]
@@ -49,13 +49,13 @@ def units(encoder: Encoder, text: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("marked", "lost"), BY_HAND)
-def test_units_by_hand(encoder: Encoder, marked: str, lost: int) -> None:
+def test_units_by_hand(encoder: DocumentEncoder, marked: str, lost: int) -> None:
     text = marked.replace("|", "")
     assert [unit.decode() for unit in units(encoder, text)] == marked.split("|")
     assert encoder([Document("", "", text)]).tally.lost_boundaries() == lost
 
 
-def test_a_batch_is_its_documents(encoder: Encoder) -> None:
+def test_a_batch_is_its_documents(encoder: DocumentEncoder) -> None:
     texts = [marked.replace("|", "") for marked, _ in BY_HAND]
     whole = encoder([Document("", "s", text) for text in [*texts, ""]])
     parts = [encoder([Document("", "s", text)]) for text in texts]
@@ -83,7 +83,7 @@ def test_a_batch_is_its_documents(encoder: Encoder) -> None:
         min_size=1,
     ).map("".join)
 )
-def test_units_are_the_common_cut(encoder: Encoder, text: str) -> None:
+def test_units_are_the_common_cut(encoder: DocumentEncoder, text: str) -> None:
     text = encoder.tokenizer.normalize(text)
     if not text:
         return

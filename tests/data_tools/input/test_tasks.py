@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import data_tools.input.tasks
 from cmbert.errors import InputError
 from data_tools.input.readers import ByteRange, DocumentReader, whole_files
-from data_tools.input.tasks import Task, plan_tasks
+from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
@@ -103,11 +103,11 @@ def test_an_error_names_the_line_in_the_whole_file(tmp_path: Path) -> None:
 
 def test_identity_follows_range_and_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus.jsonl", ["今天"] * 50)
-    task = Task((ByteRange(path),), 1)
+    task = InputTask((ByteRange(path),), 1)
     before = task.identity({"inputs": describe_inputs([path])})
     assert before == task.identity({"inputs": describe_inputs([path])})
     assert before != task.identity({"inputs": []})
-    assert before != Task((ByteRange(path, 0, 9),), 1).identity({"inputs": describe_inputs([path])})
+    assert before != InputTask((ByteRange(path, 0, 9),), 1).identity({"inputs": describe_inputs([path])})
     path.write_bytes(path.read_bytes().replace("今".encode(), "明".encode()))
     assert before != task.identity({"inputs": describe_inputs([path])})
 

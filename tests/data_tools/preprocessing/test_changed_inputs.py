@@ -12,7 +12,7 @@ import data_tools.preprocessing.preprocess
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import load_tokenizer
-from data_tools.encoding.encode import EncodedBatch, Encoder
+from data_tools.encoding.encode import DocumentEncoder, EncodedBatch
 from data_tools.input.document import Document
 from data_tools.preprocessing.preprocess import Share, preprocess
 from data_tools.preprocessing.verify import find_faults
@@ -81,12 +81,12 @@ def test_a_touch_loses_no_work(
     """By their time touched files are others; their documents are read again, and the parts made of them are kept."""
     encoded: list[str] = []
 
-    def note(self: Encoder, documents: Sequence[Document]) -> EncodedBatch:
+    def note(self: DocumentEncoder, documents: Sequence[Document]) -> EncodedBatch:
         encoded.extend(document.text for document in documents)
         return encode(self, documents)
 
-    encode = Encoder.__call__
-    monkeypatch.setattr(Encoder, "__call__", note)
+    encode = DocumentEncoder.__call__
+    monkeypatch.setattr(DocumentEncoder, "__call__", note)
     preprocess([str(corpus)], tokenizer_directory, tmp_path / "alone")
     everything = sorted(encoded)
     encoded.clear()

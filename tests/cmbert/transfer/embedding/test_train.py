@@ -15,7 +15,7 @@ from cmbert.transfer.embedding import train as embed_train
 from cmbert.transfer.embedding.data import TrainingData
 from cmbert.transfer.embedding.pairs import Graded, Pair
 from cmbert.transfer.embedding.scoring import open_embedder
-from cmbert.transfer.embedding.train import SCALE, Recipe, build_datasets, last_checkpoint, train_embedder
+from cmbert.transfer.embedding.train import SCALE, ContrastiveSettings, build_datasets, last_checkpoint, train_embedder
 from tests.cmbert.transfer.embedding.topics import text, write
 
 
@@ -190,9 +190,9 @@ def test_rows_that_no_batch_has_room_for_are_counted(model, tmp_path, caplog):
     """Rows that share a text are in no batch together, and a pass ends before all have had one of their own."""
     pairs = [Pair("天气", f"天气很好{i}") for i in range(20)] + [Pair(text(i, 0), text(i, 1)) for i in range(10)]
     data = TrainingData(pairs, [0] * 30, [], [], [], [], [])
-    recipe = Recipe(epochs=1, batch_size=10, mini_batch_size=10, learning_rate=1e-4, seed=0)
+    settings = ContrastiveSettings(epochs=1, batch_size=10, mini_batch_size=10, learning_rate=1e-4, seed=0)
     with caplog.at_level("INFO"):
-        found = train_embedder(open_embedder(str(model), 32), pairs, data, recipe, tmp_path)
+        found = train_embedder(open_embedder(str(model), 32), pairs, data, settings, tmp_path)
     assert found["steps"] == 3
     assert 30 - 3 - 10 <= found["rows_left_out_of_a_pass"] < 20  # of the twenty no more than one a batch
     assert f"{found['rows_left_out_of_a_pass']} of 30 rows were in no batch of the last pass" in caplog.text
