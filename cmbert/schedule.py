@@ -112,5 +112,5 @@ def damped_cosine(progress: float, rates: ScheduleConfig) -> float:
     """
     peak = rates.lr_max * (1 - (1 - rates.gamma) * progress)
     valley = rates.lr_max / 2 * (1 - progress) + rates.lr_min * progress
-    swing = math.cos(math.pi * (2 * rates.num_swings - 1) * progress)
+    swing = math.cos(math.pi * (2 * rates.num_cycles - 1) * progress)
     return (peak + valley) / 2 + (peak - valley) / 2 * swing

@@ -162,7 +162,7 @@ local_window = 16
 [data]
 tokenizer = "{tokenizer_directory}"
 context_tokens = 64
-window_rows = 32
+shuffle_block_rows = 32
 [[data.sources]]
 path = "{shards}"
 [schedule]

@@ -74,7 +74,7 @@ def _reader(data: Path, tokenizer: Tokenizer, context: int) -> RowReader:
         tokenizer=str(tokenizer.directory),
         sources=(SourceConfig(path=str(data)),),
         context_tokens=context,
-        window_rows=SHUFFLE_BLOCK_ROWS,
+        shuffle_block_rows=SHUFFLE_BLOCK_ROWS,
     )
     return open_reader(config, MaskConfig(), tokenizer, seed=0)
 

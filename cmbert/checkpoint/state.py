@@ -56,7 +56,7 @@ class TrainState(Progress):
     first_rows: list[int] = field(default_factory=list)
     """At which each began (`begin_reading`); empty = at 0."""
     ephemeral: bool = False
-    """Whether it goes as soon as there is a newer one (train.rolling_every_steps)."""
+    """Whether it goes as soon as there is a newer one (train.ephemeral_every_steps)."""
     guard: GuardMemory = field(default_factory=lambda: GuardMemory())
     """What the guards remember of the steps before."""
     job: str = ""

@@ -88,7 +88,7 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             f"{data.context_tokens} exceeds model.max_length {recipe.model.max_length}, which RoPE is planned for; "
             f"nearest that works: {recipe.model.max_length}, or raise model.max_length (and rope_base_global)",
         ),
-        (mask.mask_share + mask.random_share > 1, "mask.mask_share", "mask_share + random_share must be at most 1"),
+        (mask.mask_prob + mask.random_prob > 1, "mask.mask_prob", "mask_prob + random_prob must be at most 1"),
         (
             mask.warmup_tokens >= recipe.train.total_tokens,
             "mask.warmup_tokens",
@@ -103,9 +103,9 @@ def _schedule_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
     return [
         (schedule.lr_min > schedule.lr_max, "schedule.lr_min", "must lie between 0 and lr_max"),
         (
-            schedule.kind != "damped_cosine" and (schedule.num_swings, schedule.gamma) != (1, 0.0),
+            schedule.kind != "damped_cosine" and (schedule.num_cycles, schedule.gamma) != (1, 0.0),
             "schedule.kind",
-            f"num_swings and gamma belong to damped_cosine, not to {schedule.kind}; leave them out",
+            f"num_cycles and gamma belong to damped_cosine, not to {schedule.kind}; leave them out",
         ),
         (
             schedule.kind == "warmup_stable_decay"
@@ -119,9 +119,9 @@ def _schedule_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             f"belongs to kind warmup_stable_decay, not to {schedule.kind}; leave it out",
         ),
         (
-            schedule.num_swings >= 2 and schedule.gamma < lowest_gamma,
+            schedule.num_cycles >= 2 and schedule.gamma < lowest_gamma,
             "schedule.gamma",
-            f"must be at least lr_min / lr_max = {lowest_gamma:.3g} when num_swings >= 2: peaks stay above valleys",
+            f"must be at least lr_min / lr_max = {lowest_gamma:.3g} when num_cycles >= 2: peaks stay above valleys",
         ),
         (
             schedule.warmup_tokens >= train.total_tokens,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
-from cmbert.config.schema import ModelConfig, Recipe
+from cmbert.config.schema import RENAMED, ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files.names import real
 from cmbert.files.operations import read_input
@@ -132,6 +132,8 @@ def build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in hints:
+            if new := RENAMED.get(f"{prefix}{key}"):
+                raise ConfigError(f"{where}: {prefix}{key}: is called {new!r} now; rename it")
             near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"{where}: {prefix}{key}: unknown key; {remedy}")

@@ -6,6 +6,16 @@ P = stated by the paper (arXiv 2510.12285), R = read off its released checkpoint
 from dataclasses import dataclass, field
 from typing import Literal
 
+RENAMED = {  # dotted key of a recipe -> its name today
+    "data.window_rows": "shuffle_block_rows",
+    "data.group_windows": "shuffle_blocks",
+    "mask.mask_share": "mask_prob",
+    "mask.random_share": "random_prob",
+    "schedule.num_swings": "num_cycles",
+    "train.rolling_every_steps": "ephemeral_every_steps",
+    "kernels.checkpointed_share": "activation_checkpoint_fraction",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -73,10 +83,10 @@ class DataConfig:
     """Later weights, as [[data.changes]] tables in order of at_tokens."""
     context_tokens: int
     """Length of a row (P: 1,024 in stage 1, 8,192 in stage 2); tokens."""
-    window_rows: int = 512
-    """Documents are packed within windows of about this many rows (ours)."""
-    group_windows: int = 16
-    """Rows are shuffled across this many windows at a time (ours)."""
+    shuffle_block_rows: int = 512
+    """Documents are packed within shuffle blocks of about this many rows (ours)."""
+    shuffle_blocks: int = 16
+    """Rows are shuffled across this many shuffle blocks at a time (ours)."""
     num_workers: int = 0
     """Loader processes per rank; 0 = in the training process."""
 
@@ -95,9 +105,9 @@ class MaskConfig:
     """Where the peak lies; 0 = start at the peak (a plain 30 % -> 15 %). Ours: the learning rate's warm-up; tokens."""
     unit: Literal["word", "token"] = "word"
     """Mask whole words (P) or single tokens."""
-    mask_share: float = 0.8
+    mask_prob: float = 0.8
     """Share of the chosen units replaced by [MASK] (F); decided once per unit."""
-    random_share: float = 0.1
+    random_prob: float = 0.1
     """Share of the chosen units replaced by random ordinary tokens (F); the rest stay as they are."""
 
     @property
@@ -140,7 +150,7 @@ class ScheduleConfig:
     """Length of the linear warm-up; tokens (ours)."""
     decay_tokens: int = 0
     """Length of the decay at the end, of warmup_stable_decay alone (arXiv 2405.18392); tokens."""
-    num_swings: int = 1
+    num_cycles: int = 1
     """N of Eq. 1: the cosine runs 2N-1 half periods; 1 falls without a swing (ours)."""
     gamma: float = 0.0
     """Damping of Eq. 1: the peak line ends at gamma * lr_max (ours)."""
@@ -176,7 +186,7 @@ class TrainConfig:
     """Newest checkpoints kept (ours)."""
     keep_every_tokens: int = 0
     """Also keep, for good, the first checkpoint at or after each multiple of this; 0 = none; tokens."""
-    rolling_every_steps: int = 0
+    ephemeral_every_steps: int = 0
     """Steps between ephemeral checkpoints, each removed by the next of any kind; 0 = none (ours)."""
     max_failed_saves: int = 3
     """Checkpoints in a row that may fail (a full disk) before the run ends (ours)."""
@@ -198,12 +208,12 @@ class KernelConfig:
     """Fuse norms, rotations, GeGLU and loss by torch.compile. Needs ZeRO 1 or 2 and a C++ compiler (on GPU: Triton)."""
     deterministic: bool = False
     """The same bits in every run of the same steps on GPUs, too, at a cost in time (docs/reliability.md)."""
-    checkpointed_share: float = 0.0
+    activation_checkpoint_fraction: float = 0.0
     """Share of the layers, from the first, whose activations are computed again in the backward pass; 0 to 1."""
 
     def num_checkpointed(self, num_layers: int) -> int:
         """Return how many of `num_layers` layers that are."""
-        return round(self.checkpointed_share * num_layers)
+        return round(self.activation_checkpoint_fraction * num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)

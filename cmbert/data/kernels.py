@@ -190,7 +190,7 @@ def frame_segments(
 @compiled
 def mask_rows(
     ids: np.ndarray, unit_starts: np.ndarray, row_bounds: np.ndarray, key: np.ndarray, index: np.ndarray,
-    rate: float, mask_share: float, random_share: float, vocab_size: int,
+    rate: float, mask_prob: float, random_prob: float, vocab_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mask whole units of every row of a batch; return (positions, targets), int64, positions ascending.
 
@@ -227,7 +227,7 @@ def mask_rows(
                 continue
             left -= last - first
             share = _uniform(stream)
-            kind = MASKED if share < mask_share else (REPLACED if share < mask_share + random_share else KEPT)
+            kind = MASKED if share < mask_prob else (REPLACED if share < mask_prob + random_prob else KEPT)
             for place in range(first, last):
                 fate[place] = kind
                 if kind == REPLACED:

@@ -37,7 +37,7 @@ def mask_batch(
         np.array([key & (2**64 - 1), key >> 64], dtype=np.uint64),
         np.array(indexes, dtype=np.uint64).reshape(-1, 3),
         rate,
-        config.mask_share,
-        config.random_share,
+        config.mask_prob,
+        config.random_prob,
         vocab_size,
     )

@@ -1,8 +1,8 @@
 """Documents -> rows: a pure function of (shard set, context, block, seed, epoch); any row is found in O(log n).
 
-Documents are grouped, in shard order, into shuffle blocks of about `window_rows` rows. How many rows a block makes
-follows from document lengths alone, so the plan needs only the .idx files; which segments share a row is found, by best
-fit, when a block is first read. An epoch shuffles the blocks, and the rows across a group of them.
+Documents are grouped, in shard order, into shuffle blocks of about `shuffle_block_rows` rows. How many rows a block
+makes follows from document lengths alone, so the plan needs only the .idx files; which segments share a row is found,
+by best fit, when a block is first read. An epoch shuffles the blocks, and the rows across a group of them.
 """
 
 import hashlib
@@ -70,16 +70,16 @@ class SourceRows:
         *,
         context: int,
         sentence_ends: np.ndarray,
-        window_rows: int,
-        group_windows: int,
+        shuffle_block_rows: int,
+        shuffle_blocks: int,
         seed: int,
         source: int = 0,
         plan_folder: Path | None = None,
     ):
         self.shards, self.context, self.sentence_ends = shards, context, sentence_ends
-        self.group_windows, self.seed, self.source = group_windows, seed, source
-        self.plan_path = plan_path(plan_folder, shards, context, window_rows) if plan_folder else None
-        self.plan = read_or_make_plan(self.plan_path, shards, context, window_rows)
+        self.shuffle_blocks, self.seed, self.source = shuffle_blocks, seed, source
+        self.plan_path = plan_path(plan_folder, shards, context, shuffle_block_rows) if plan_folder else None
+        self.plan = read_or_make_plan(self.plan_path, shards, context, shuffle_block_rows)
         self.num_rows = int(self.plan.rows.sum(dtype=np.int64))  # the same in every epoch
         self._tables: OrderedDict[tuple[int, int], SegmentTable] = OrderedDict()
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -119,7 +119,7 @@ class SourceRows:
         """Return the shuffled blocks of an epoch, and the number of rows up to the end of each group of them."""
         if self._epoch is None or self._epoch[0] != epoch:
             order = generator(self.seed, "windows", self.source, epoch).permutation(len(self.plan.rows))
-            firsts = np.arange(0, len(order), self.group_windows)
+            firsts = np.arange(0, len(order), self.shuffle_blocks)
             rows = np.add.reduceat(self.plan.rows[order], firsts, dtype=np.int64)
             self._epoch = (epoch, order, np.cumsum(rows))
         return self._epoch[1], self._epoch[2]
@@ -128,7 +128,7 @@ class SourceRows:
         """Return the blocks of a group, where the rows of each end, and the shuffled rows of the group."""
         key = (epoch, group)
         if key not in self._groups:
-            blocks = order[group * self.group_windows : (group + 1) * self.group_windows]
+            blocks = order[group * self.shuffle_blocks : (group + 1) * self.shuffle_blocks]
             ends = np.cumsum(self.plan.rows[blocks], dtype=np.int64)
             shuffled = generator(self.seed, "rows", self.source, epoch, group).permutation(int(ends[-1]))
             self._groups[key] = (blocks, ends, shuffled)
@@ -140,7 +140,7 @@ class SourceRows:
         key = (epoch, block)
         if key not in self._tables:
             self._tables[key] = self._pack_block(epoch, block)
-            if len(self._tables) > GROUPS_KEPT * self.group_windows:
+            if len(self._tables) > GROUPS_KEPT * self.shuffle_blocks:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return self._tables[key]
@@ -189,13 +189,13 @@ class SourceRows:
         return np.repeat(documents, counts), segment_starts, segment_lengths
 
 
-def plan_path(folder: Path, shards: ShardSet, context: int, window_rows: int) -> Path:
+def plan_path(folder: Path, shards: ShardSet, context: int, shuffle_block_rows: int) -> Path:
     """Return where the plan of a shard set is kept; another name as soon as anything that it follows from changes."""
-    described = f"{PLAN_VERSION} {shards.layout} {context} {window_rows} {CUT_SEARCH_SHARE} {LOST_PER_ROW}"
+    described = f"{PLAN_VERSION} {shards.layout} {context} {shuffle_block_rows} {CUT_SEARCH_SHARE} {LOST_PER_ROW}"
     return folder / f"{hashlib.blake2b(described.encode(), digest_size=12).hexdigest()}.npz"
 
 
-def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_rows: int) -> PackingPlan:
+def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, shuffle_block_rows: int) -> PackingPlan:
     """Return the plan kept at `path`, or make it from the lengths of all documents.
 
     Raises ShardError if what is kept is damaged.
@@ -204,7 +204,7 @@ def read_or_make_plan(path: Path | None, shards: ShardSet, context: int, window_
     wanted = {"starts": np.int64, "rows": np.int32}
     kept = read_arrays(path, wanted, error=ShardError, remedy=remedy) if path else None
     if kept is None:
-        return plan_blocks(document_chunks(shards), context, window_rows)
+        return plan_blocks(document_chunks(shards), context, shuffle_block_rows)
     plan = PackingPlan(kept["starts"], kept["rows"])
     fits = len(plan.starts) == len(plan.rows) + 1 and [*plan.starts[[0, -1]]] == [0, shards.num_documents]
     if not (fits and (np.diff(plan.starts) > 0).all() and (plan.rows > 0).all()):
@@ -218,7 +218,7 @@ def document_chunks(shards: ShardSet) -> Iterator[np.ndarray]:
         yield shards.document_lengths(first, min(first + PLAN_DOCUMENTS, shards.num_documents))
 
 
-def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) -> PackingPlan:
+def plan_blocks(chunks: Iterable[np.ndarray], context: int, shuffle_block_rows: int) -> PackingPlan:
     """Split documents into blocks and say how many rows each makes, from lengths alone, in one pass.
 
     chunks: document lengths, tokens, (documents,) int64 each. The row count leaves room for what `best_fit` may lose:
@@ -235,7 +235,7 @@ def plan_blocks(chunks: Iterable[np.ndarray], context: int, window_rows: int) ->
             cost[long] = lengths[long] + SPECIALS_PER_SEGMENT * -(-lengths[long] // shortest_cut)
         ends = total + np.cumsum(cost)
         before = ends - cost
-        block_of_document = before // (window_rows * context)
+        block_of_document = before // (shuffle_block_rows * context)
         opens = np.flatnonzero(np.diff(block_of_document, prepend=block))
         starts.append(num_documents + opens)
         costs_before.append(before[opens])

@@ -28,7 +28,7 @@ from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
 logger = logging.getLogger(__name__)
 
 MASK_RATE = 0.15  # fixed, so that figures of different runs compare
-HIDE_ALL = MaskConfig(mask_share=1.0, random_share=0.0)  # every chosen unit is shown as [MASK]
+HIDE_ALL = MaskConfig(mask_prob=1.0, random_prob=0.0)  # every chosen unit is shown as [MASK]
 SEED = 0  # of rows and masks: every model is asked the same questions
 BATCH_TOKENS = 8192  # positions in one forward
 FIRST_POSITION_BUCKET = 64  # tokens; each further bucket ends at twice the position

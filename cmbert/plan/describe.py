@@ -88,8 +88,8 @@ def _memory(plan: Plan) -> list[str]:
         f"({plan.assumptions.usable_share:.0%} of {plan.assumptions.gpu_memory_gb:g})",
         "  stage  checkpointed" + "".join(f"{count_rows(rows):>10}" for rows in sizes_of),
     ]
-    by_setting = {(m.zero_stage, m.checkpointed_share, m.micro_batch_rows): m for m in table}
-    for stage, share in dict.fromkeys((m.zero_stage, m.checkpointed_share) for m in table):
+    by_setting = {(m.zero_stage, m.activation_checkpoint_fraction, m.micro_batch_rows): m for m in table}
+    for stage, share in dict.fromkeys((m.zero_stage, m.activation_checkpoint_fraction) for m in table):
         cells = "".join(_memory_cell(by_setting[stage, share, rows], usable, plan) for rows in sizes_of)
         lines.append(f"  {stage:<7}{share:<12g}{cells}")
     return [
@@ -100,9 +100,9 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _memory_cell(memory: Memory, usable: float, plan: Plan) -> str:
-    own = (plan.zero_stage, plan.checkpointed_share, plan.micro_batch_rows)
+    own = (plan.zero_stage, plan.activation_checkpoint_fraction, plan.micro_batch_rows)
     text = f"{memory.total_bytes / 1e9:.1f}" if memory.total_bytes <= usable else "-"
-    if (memory.zero_stage, memory.checkpointed_share, memory.micro_batch_rows) == own:
+    if (memory.zero_stage, memory.activation_checkpoint_fraction, memory.micro_batch_rows) == own:
         text = f"[{text}]"
     return f"{text:>10}"
 

@@ -126,8 +126,8 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
     best = best_interval(times[0], times[3])
     train = recipe.train
     named = {"best": max(round(best / step_seconds), 1), "checkpoint_every_steps": train.checkpoint_every_steps}
-    if train.rolling_every_steps:
-        named["rolling_every_steps"] = min(train.rolling_every_steps, train.checkpoint_every_steps)
+    if train.ephemeral_every_steps:
+        named["ephemeral_every_steps"] = min(train.ephemeral_every_steps, train.checkpoint_every_steps)
     losses = []
     for name, steps in named.items():
         if steps * step_seconds + times[0] + times[1] > HOPELESS * times[3]:

@@ -29,7 +29,7 @@ class Memory:
 
     zero_stage: int
     micro_batch_rows: int
-    checkpointed_share: float
+    activation_checkpoint_fraction: float
     moment: str
     """When: in the loss, the backward pass, the embedding's, the reduction of gradients or the optimizer's step."""
     weights_bytes: int
@@ -62,7 +62,7 @@ def memory_by_moment(
     if zero_stage == 3:
         recipe = dataclasses.replace(recipe, kernels=dataclasses.replace(recipe.kernels, compile=False))
     moments = _Step(recipe, deepspeed, zero_stage, num_gpus, loss_chunk_bytes).moments()
-    setting = (zero_stage, taken_micro_batch(recipe.train, num_gpus), recipe.kernels.checkpointed_share)
+    setting = (zero_stage, taken_micro_batch(recipe.train, num_gpus), recipe.kernels.activation_checkpoint_fraction)
     found = []
     for name, parts in moments.items():
         weights, gradients, optimizer, activations, buffers = map(round, parts)
@@ -178,17 +178,17 @@ class _Step:
         return (weights, gradients, optimizer, 0.0, max(self.gradient_bytes * self.part, clipped) + beside)
 
 
-def with_setting(recipe: Recipe, micro_batch_rows: int, checkpointed_share: float) -> Recipe:
+def with_setting(recipe: Recipe, micro_batch_rows: int, activation_checkpoint_fraction: float) -> Recipe:
     """Return `recipe` with another micro-batch and another share of checkpointed layers."""
     return dataclasses.replace(
         recipe,
         train=dataclasses.replace(recipe.train, micro_batch_rows=micro_batch_rows),
-        kernels=dataclasses.replace(recipe.kernels, checkpointed_share=checkpointed_share),
+        kernels=dataclasses.replace(recipe.kernels, activation_checkpoint_fraction=activation_checkpoint_fraction),
     )
 
 
 def largest_micro_batch(
-    recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, checkpointed_share: float, usable: float
+    recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, activation_checkpoint_fraction: float, usable: float
 ) -> int:
     """Return the largest micro-batch, rows, that divides and fits, no larger than the recipe's; 0 if there is none.
 
@@ -197,7 +197,7 @@ def largest_micro_batch(
     stage = deepspeed["zero_optimization"]["stage"]
     for rows in reversed(possible_micro_batches(recipe.train, num_gpus)):
         if rows <= recipe.train.micro_batch_rows:
-            setting = with_setting(recipe, rows, checkpointed_share)
+            setting = with_setting(recipe, rows, activation_checkpoint_fraction)
             if peak_memory(setting, deepspeed, stage, num_gpus).total_bytes <= usable:
                 return rows
     return 0
@@ -208,7 +208,7 @@ def memory_table(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int) -> tu
     sizes = possible_micro_batches(recipe.train, num_gpus)
     own = sizes.index(taken_micro_batch(recipe.train, num_gpus))
     near = sizes[max(own - SMALLER, 0) : own + LARGER + 1]
-    shares = sorted({*SHARES, recipe.kernels.checkpointed_share})
+    shares = sorted({*SHARES, recipe.kernels.activation_checkpoint_fraction})
     return tuple(
         peak_memory(with_setting(recipe, rows, share), deepspeed, stage, num_gpus)
         for stage in STAGES

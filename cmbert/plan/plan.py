@@ -52,7 +52,7 @@ class Plan:
     num_steps: int
     rows_per_step: int
     micro_batch_rows: int
-    checkpointed_share: float
+    activation_checkpoint_fraction: float
     accumulation: int
     """Micro-batches of one GPU in a step."""
     batch_ramp: tuple[tuple[int, int, int], ...]
@@ -112,7 +112,7 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         num_steps=schedule.num_steps,
         rows_per_step=train.rows_per_step,
         micro_batch_rows=micro,
-        checkpointed_share=recipe.kernels.checkpointed_share,
+        activation_checkpoint_fraction=recipe.kernels.activation_checkpoint_fraction,
         accumulation=deepspeed["gradient_accumulation_steps"],
         batch_ramp=_list_ramp(schedule),
         sources=sources,

@@ -26,7 +26,7 @@ def check_memory(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, assum
 
 def _nearest(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, usable: float) -> str:
     """Name the first that fits: a smaller micro-batch, checkpointed layers, another ZeRO stage, more GPUs."""
-    stage, share = deepspeed["zero_optimization"]["stage"], recipe.kernels.checkpointed_share
+    stage, share = deepspeed["zero_optimization"]["stage"], recipe.kernels.activation_checkpoint_fraction
     taken = taken_micro_batch(recipe.train, num_gpus)
 
     def fits(zero_stage: int, gpus: int) -> bool:
@@ -34,11 +34,11 @@ def _nearest(recipe: Recipe, deepspeed: dict[str, Any], num_gpus: int, usable: f
 
     for checkpointed in (share, *(tried for tried in TRIED_SHARES if tried > share)):
         rows = largest_micro_batch(recipe, deepspeed, num_gpus, checkpointed, usable)
-        settings = [f"kernels.checkpointed_share = {checkpointed:g}"] if checkpointed > share else []
+        settings = [f"kernels.activation_checkpoint_fraction = {checkpointed:g}"] if checkpointed > share else []
         settings += [f"train.micro_batch_rows = {rows}"] if rows < taken else []
         if rows:
             return f"nearest that fits: {' and '.join(settings)}"
-    smallest = "train.micro_batch_rows = 1, kernels.checkpointed_share = 1"
+    smallest = "train.micro_batch_rows = 1, kernels.activation_checkpoint_fraction = 1"
     for zero_stage in range(stage + 1, 4):
         if fits(zero_stage, num_gpus):
             compiled = ", kernels.compile = false" if zero_stage == 3 and recipe.kernels.compile else ""

@@ -92,7 +92,7 @@ def make_scaling(recipe: Recipe, deepspeed: dict[str, Any], training_flops: floa
     With the recipe's micro-batch, or the next smaller one that divides and fits.
     """
     node, rows = assumptions.node_gpus, recipe.train.rows_per_step
-    share, usable = recipe.kernels.checkpointed_share, usable_bytes(assumptions)
+    share, usable = recipe.kernels.activation_checkpoint_fraction, usable_bytes(assumptions)
     points = []
     for count in range(node, rows + 1, node):
         micro = largest_micro_batch(recipe, deepspeed, count, share, usable)

@@ -30,7 +30,7 @@ FREE_KEYS = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.keep_every_tokens",
-    "train.rolling_every_steps",
+    "train.ephemeral_every_steps",
     "train.max_failed_saves",
     "train.log_every_steps",
     "train.wandb_project",
@@ -49,7 +49,7 @@ FREE_KEYS = (
     "kernels.norm",
     "kernels.compile",
     "kernels.deterministic",
-    "kernels.checkpointed_share",
+    "kernels.activation_checkpoint_fraction",
 )
 RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")
 

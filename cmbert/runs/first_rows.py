@@ -46,4 +46,4 @@ def rows_after_stage_before(recipe: Recipe, reader: RowReader) -> list[int]:
 def _order(recipe: Recipe) -> tuple[int, int, int, int]:
     """What decides which rows there are and in which order they come."""
     data = recipe.data
-    return data.context_tokens, data.window_rows, data.group_windows, recipe.train.seed
+    return data.context_tokens, data.shuffle_block_rows, data.shuffle_blocks, recipe.train.seed

@@ -35,7 +35,7 @@ def _is_permanent_due(run: Run) -> bool:
 
 
 def _is_ephemeral_due(run: Run) -> bool:
-    every = run.recipe.train.rolling_every_steps
+    every = run.recipe.train.ephemeral_every_steps
     return bool(every) and run.step % every == 0
 
 

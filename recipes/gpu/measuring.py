@@ -39,7 +39,7 @@ DRY_LEAST_SECONDS = 0.01  # of a round of the benchmarks
 DRY_MODEL = {
     "model.num_layers": 3, "model.hidden_size": 64, "model.num_heads": 2, "model.intermediate_size": 64,
     "model.vocab_size": 512, "model.local_window": 16, "model.max_length": 64,
-    "data.context_tokens": 32, "data.window_rows": 32, "data.num_workers": 0,
+    "data.context_tokens": 32, "data.shuffle_block_rows": 32, "data.num_workers": 0,
 }  # fmt: skip
 DOCUMENTS, LONGEST_DOCUMENT, DRY_DOCUMENTS, DRY_LONGEST = 4000, 3000, 200, 100  # of the synthetic shards
 

@@ -18,9 +18,9 @@ ONE_FALL = [1, 0.889, 0.764, 0.634, 0.51, 0.4, 0.308, 0.236, 0.182, 0.139, 0.1]
 SWINGS = [1, 0.705, 0.42, 0.615, 0.8, 0.525, 0.26, 0.435, 0.6, 0.345, 0.1]
 
 
-@pytest.mark.parametrize(("num_swings", "gamma", "expected"), [(1, 0.0, ONE_FALL), (3, 0.5, SWINGS)])
-def test_damped_cosine_check_values(num_swings: int, gamma: float, expected: list[float]) -> None:
-    rates = ScheduleConfig(lr_max=1.0, lr_min=0.1, num_swings=num_swings, gamma=gamma)
+@pytest.mark.parametrize(("num_cycles", "gamma", "expected"), [(1, 0.0, ONE_FALL), (3, 0.5, SWINGS)])
+def test_damped_cosine_check_values(num_cycles: int, gamma: float, expected: list[float]) -> None:
+    rates = ScheduleConfig(lr_max=1.0, lr_min=0.1, num_cycles=num_cycles, gamma=gamma)
     found = [damped_cosine(index / 10, rates) for index in range(11)]
     assert found == pytest.approx(expected, abs=6e-4)
     assert found[0] == pytest.approx(1.0, abs=1e-12)

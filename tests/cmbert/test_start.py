@@ -71,7 +71,7 @@ def test_only_rank_0_imports_tensorboard() -> None:
 
 
 def test_every_call_names_its_first_step_before_the_second(recipe_file: Path) -> None:
-    seldom = settings("train.log_every_steps=1000", "train.rolling_every_steps=2")
+    seldom = settings("train.log_every_steps=1000", "train.ephemeral_every_steps=2")
     output, _ = start(recipe_file, *seldom, fault="kill:1:0").communicate(timeout=240)
     assert re.findall(r" step (\d+)/16  loss", output) == ["1"], output
     train(recipe_file, *seldom, "--max-steps", "2")

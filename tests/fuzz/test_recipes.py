@@ -133,7 +133,7 @@ def test_every_number_at_the_edge_works_or_is_named(
 @inputs_at_this_door(share=0.1)
 def test_accepted_data_can_be_read(tmp_path: Path, recipe_file: Path, data: st.DataObject) -> None:
     table = tomllib.loads(recipe_file.read_text(encoding="utf-8"))
-    for key, least, most in (("context_tokens", 8, 64), ("window_rows", 1, 999), ("group_windows", 1, 99)):
+    for key, least, most in (("context_tokens", 8, 64), ("shuffle_block_rows", 1, 999), ("shuffle_blocks", 1, 99)):
         table["data"][key] = data.draw(st.sampled_from([least, most]) | st.integers(least, most))
     path = tmp_path / "changed.toml"
     path.write_bytes(toml_bytes(table))

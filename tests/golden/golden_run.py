@@ -46,8 +46,8 @@ init_std = 0.08
 [data]
 tokenizer = "tokenizer"
 context_tokens = 64
-window_rows = 16
-group_windows = 2
+shuffle_block_rows = 16
+shuffle_blocks = 2
 [[data.sources]]
 path = "shards"
 [mask]
@@ -56,7 +56,7 @@ warmup_tokens = 2048
 lr_max = 3e-3
 lr_min = 3e-4
 warmup_tokens = 2048
-num_swings = 2
+num_cycles = 2
 gamma = 0.3
 [train]
 total_tokens = 12288

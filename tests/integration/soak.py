@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.integration.launching import children, deepspeed_file, settings, start, trace, train
 
 KINDS = ("kill -9 of one rank", "kill -9 of all ranks", "SIGTERM to one rank")
-LONG = ("train.total_tokens=102400", "train.checkpoint_every_steps=7", "train.rolling_every_steps=3")  # 200 steps
+LONG = ("train.total_tokens=102400", "train.checkpoint_every_steps=7", "train.ephemeral_every_steps=3")  # 200 steps
 
 
 def make_recipe(folder: Path) -> Path:

@@ -26,7 +26,7 @@ max_length = 128
 [data]
 tokenizer = "runs/tokenizer"
 context_tokens = 64
-window_rows = 32
+shuffle_block_rows = 32
 [[data.sources]]
 path = "runs/shards"
 [schedule]

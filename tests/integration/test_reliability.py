@@ -202,7 +202,7 @@ def test_a_shard_damaged_in_mid_run(recipe_file: Path, tmp_path: Path, unbroken:
 
 
 def test_ephemeral_and_permanent_checkpoints(recipe_file: Path, tmp_path: Path, unbroken: list[dict]) -> None:
-    setting = settings("train.rolling_every_steps=1", "train.keep_checkpoints=1", "train.keep_every_tokens=2048")
+    setting = settings("train.ephemeral_every_steps=1", "train.keep_checkpoints=1", "train.keep_every_tokens=2048")
     process = start(recipe_file, *setting, fault="kill:11:0")
     process.communicate(timeout=240)
     run = tmp_path / "run"

@@ -85,8 +85,8 @@ def test_the_numbers_of_a_step(recipe_file: Path, other_shards: Path, tmp_path: 
         assert work[0] == pytest.approx(2 * work[1]), "a rank of two does half of the step"
 
 
-RECOMPUTED = ("kernels.checkpointed_share=0.7", "kernels.deterministic=true")
-COMPILED = ("kernels.compile=true", "kernels.checkpointed_share=0.4", "kernels.deterministic=true")
+RECOMPUTED = ("kernels.activation_checkpoint_fraction=0.7", "kernels.deterministic=true")
+COMPILED = ("kernels.compile=true", "kernels.activation_checkpoint_fraction=0.4", "kernels.deterministic=true")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ HANG_SECONDS = 20  # a busy machine takes ten to start loader processes
 SETTINGS = (
     "train.total_tokens=307200",  # 600 steps: so long that a stray life is not done before the next one begins
     "train.checkpoint_every_steps=50",
-    "train.rolling_every_steps=10",
+    "train.ephemeral_every_steps=10",
     "data.num_workers=2",
     f"guards.hang_seconds={HANG_SECONDS}",
 )

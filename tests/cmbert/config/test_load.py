@@ -1,6 +1,8 @@
 """Recipes: strict keys with the nearest name, types, extends, overrides, rules, and DeepSpeed files."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from cmbert.config.deepspeed import load_deepspeed_file, resolve_deepspeed
 from cmbert.config.deepspeed_sections import SECTIONS
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
+from cmbert.config.schema import RENAMED, Recipe
 from cmbert.errors import ConfigError
 
 
@@ -31,7 +34,7 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ("vocab_size = 384", "vocab_size = 390", "390 is not a multiple of 64 .* nearest: 384 or 448"),
         ("context_tokens = 64", "context_tokens = 9000", "9000 exceeds model.max_length 8192"),
         ("micro_batch_rows = 2", "micro_batch_rows = 0", "train.micro_batch_rows: 0 must be at least 1"),
-        ("lr_max = 1e-3", "lr_max = 1e-3\nnum_swings = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
+        ("lr_max = 1e-3", "lr_max = 1e-3\nnum_cycles = 3", "schedule.gamma: must be at least lr_min / lr_max = 0.1"),
         (
             "lr_max = 1e-3",
             'lr_max = 1e-3\nkind = "linear"\ngamma = 0.5',
@@ -47,8 +50,8 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ),
         (
             "[schedule]",
-            "[kernels]\ncheckpointed_share = 28.0\n[schedule]",
-            r"share: 28\.0 must be at least 0 and at most 1",
+            "[kernels]\nactivation_checkpoint_fraction = 28.0\n[schedule]",
+            r"fraction: 28\.0 must be at least 0 and at most 1",
         ),
         ("[schedule]", '[kernels]\nnorm = "apex"\ncompile = true\n[schedule]', "kernels.norm: apex cannot be compiled"),
         ("[schedule]", "[[data.changes]]\nat_tokens = 512\nweights = [0.5, 0.5]\n[schedule]", "one weight for each"),
@@ -210,3 +213,11 @@ def test_the_blend_may_change(recipe_file: Path) -> None:
     )
     recipe = load_recipe(changed(recipe_file, "[schedule]", f"{changes}[schedule]"))
     assert [(change.at_tokens, change.weights) for change in recipe.data.changes] == [(512, (1.0,)), (1024, (2.0,))]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_name_today(old: str, new: str, recipe_file: Path) -> None:
+    section = old.partition(".")[0]
+    with pytest.raises(ConfigError, match=rf"recipe\.toml: {re.escape(old)}: is called {new!r} now; rename it"):
+        load_recipe(recipe_file, [f"{old}=1"])
+    assert new in {item.name for item in fields(next(f.type for f in fields(Recipe) if f.name == section))}

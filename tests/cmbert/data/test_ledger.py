@@ -167,7 +167,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_what_a_step_saw(tokenizer_directory: Path, tokenizer: Tokenizer, shards: Path, tmp_path: Path) -> None:
     source = SourceConfig(path=str(shards))
-    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, shuffle_block_rows=32)
     reader = open_reader(data, MaskConfig(), tokenizer, seed=3)
     rate = partial(lambda step: 0.15)
 

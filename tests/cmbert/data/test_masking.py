@@ -87,16 +87,16 @@ def naive(index: int, rate: float, config: MaskConfig) -> tuple[list[int], dict[
         share = uniform()
         for place in unit:
             asked[place] = tokens[place]
-            if share < config.mask_share:
+            if share < config.mask_prob:
                 ids[place] = MASK_ID
-            elif share < config.mask_share + config.random_share:
+            elif share < config.mask_prob + config.random_prob:
                 ids[place] = NUM_SPECIAL_TOKENS + below(VOCAB_SIZE - NUM_SPECIAL_TOKENS)
     return ids, asked
 
 
 @pytest.mark.parametrize("unit", ["word", "token"])
 def test_masks_are_the_naive_ones(unit: str) -> None:
-    config = MaskConfig(unit=unit, mask_share=0.5, random_share=0.3)  # type: ignore[arg-type]
+    config = MaskConfig(unit=unit, mask_prob=0.5, random_prob=0.3)  # type: ignore[arg-type]
     for index in range(30):
         expected_ids, asked = naive(index, 0.25, config)
         ids, positions, targets = masked(index, 0.25, config)
@@ -148,7 +148,7 @@ def test_eighty_ten_ten_once_per_unit() -> None:
 def test_random_tokens_come_from_the_whole_ordinary_vocabulary() -> None:
     seen = []
     for index in range(200):
-        ids, positions, _ = masked(index, 0.3, MaskConfig(mask_share=0.0, random_share=1.0))
+        ids, positions, _ = masked(index, 0.3, MaskConfig(mask_prob=0.0, random_prob=1.0))
         seen.append(ids[positions])
     seen = np.concatenate(seen)
     assert seen.min() == NUM_SPECIAL_TOKENS

@@ -36,10 +36,15 @@ class Documents:
         return np.zeros(len(documents), np.int64), (np.cumsum(self.lengths) - self.lengths)[documents]
 
 
-def make_rows(documents: Documents, context: int, seed: int = 0, window_rows: int = 512) -> SourceRows:
+def make_rows(documents: Documents, context: int, seed: int = 0, shuffle_block_rows: int = 512) -> SourceRows:
     ends = np.array([False, True])
     return SourceRows(
-        documents, context=context, sentence_ends=ends, window_rows=window_rows, group_windows=4, seed=seed
+        documents,
+        context=context,
+        sentence_ends=ends,
+        shuffle_block_rows=shuffle_block_rows,
+        shuffle_blocks=4,
+        seed=seed,
     )
 
 
@@ -88,11 +93,11 @@ def test_rows_are_99_percent_full(corpus: str, context: int) -> None:
 
 def test_rows_are_a_pure_function_of_seed_and_epoch() -> None:
     documents = Documents(CORPORA["news"](np.random.default_rng(1)))
-    first, second = make_rows(documents, 1024, window_rows=64), make_rows(documents, 1024, window_rows=64)
+    first, second = make_rows(documents, 1024, shuffle_block_rows=64), make_rows(documents, 1024, shuffle_block_rows=64)
     backwards = [second.row(1, index) for index in reversed(range(second.num_rows))][::-1]
     assert [first.row(1, index) for index in range(first.num_rows)] == backwards
     assert first.row(0, 7) != first.row(1, 7)
-    assert first.row(0, 7) != make_rows(documents, 1024, seed=1, window_rows=64).row(0, 7)
+    assert first.row(0, 7) != make_rows(documents, 1024, seed=1, shuffle_block_rows=64).row(0, 7)
     everything = sorted(segment for index in range(first.num_rows) for segment in first.row(0, index))
     assert sum(length for _, _, length in everything) == documents.lengths.sum()
 
@@ -103,7 +108,7 @@ def test_row_counts_follow_from_lengths_alone() -> None:
     assert plan.starts[0] == 0
     assert plan.starts[-1] == len(lengths)
     assert (np.diff(plan.starts) > 0).all()
-    assert make_rows(Documents(lengths, seed=9), 1024, window_rows=64).num_rows == plan.rows.sum()
+    assert make_rows(Documents(lengths, seed=9), 1024, shuffle_block_rows=64).num_rows == plan.rows.sum()
     for cuts in ([1], [100, 100, 2000], [3999]):  # however the lengths come in
         again = plan_blocks(np.split(lengths, cuts), 1024, 64)
         assert np.array_equal(again.starts, plan.starts)
@@ -119,8 +124,8 @@ def test_a_plan_is_kept_and_read(tmp_path: Path) -> None:
             documents,
             context=context,
             sentence_ends=ends,
-            window_rows=64,
-            group_windows=4,
+            shuffle_block_rows=64,
+            shuffle_blocks=4,
             seed=0,
             plan_folder=tmp_path,
         )
@@ -194,7 +199,12 @@ def test_best_fit_is_the_naive_one(lengths: list[int], context: int) -> None:
 def test_real_shards_make_rows(shards: Path, tokenizer: Tokenizer) -> None:
     opened = ShardSet(shards)
     rows = SourceRows(
-        opened, context=64, sentence_ends=tokenizer.sentence_end_tokens(), window_rows=32, group_windows=4, seed=0
+        opened,
+        context=64,
+        sentence_ends=tokenizer.sentence_end_tokens(),
+        shuffle_block_rows=32,
+        shuffle_blocks=4,
+        seed=0,
     )
     tokens = sum(length for index in range(rows.num_rows) for _, _, length in rows.row(0, index))
     assert tokens == opened.num_tokens

@@ -28,7 +28,7 @@ def rate_of(step: int, start: float) -> float:
 @pytest.fixture
 def data(tokenizer_directory: Path, shards: Path) -> DataConfig:
     source = SourceConfig(path=str(shards))
-    return DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=32)
+    return DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, shuffle_block_rows=32)
 
 
 def rows_of(step: int, size: int) -> range:

@@ -51,7 +51,7 @@ def step(model, pack, lengths, num_masked):
     ],
 )
 def test_equals_eager(make_model, pack, norm, share, attention):
-    kernels = KernelConfig(compile=True, checkpointed_share=share)
+    kernels = KernelConfig(compile=True, activation_checkpoint_fraction=share)
     eager = step(make_model(norm=norm), pack, STEPS[0], 20)
     ours = step(make_model(kernels, norm=norm), pack, STEPS[0], 20)
     for got, wanted in zip(ours, eager, strict=True):
@@ -61,7 +61,7 @@ def test_equals_eager(make_model, pack, norm, share, attention):
 @needs_compiler
 @pytest.mark.parametrize("share", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_nothing_is_compiled_after_the_first_steps(make_model, pack, share, attention):
-    model = make_model(KernelConfig(compile=True, checkpointed_share=share)).bfloat16()
+    model = make_model(KernelConfig(compile=True, activation_checkpoint_fraction=share)).bfloat16()
     step(model, pack, STEPS[0], 20)
     step(model, pack, STEPS[1], 21)  # the number of masked positions becomes a variable
     with torch._dynamo.config.patch(error_on_recompile=True):

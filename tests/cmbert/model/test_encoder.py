@@ -30,7 +30,7 @@ def test_recomputed_layers_change_no_bit(make_model, pack, share):
     input_ids, cu_seqlens = pack(LENGTHS)
     positions = torch.arange(0, 280, 7)
     results = []
-    for kernels in (KernelConfig(), KernelConfig(checkpointed_share=share)):
+    for kernels in (KernelConfig(), KernelConfig(activation_checkpoint_fraction=share)):
         model = make_model(kernels).bfloat16()
         calls = []
         for layer in model.model.layers:
@@ -38,5 +38,5 @@ def test_recomputed_layers_change_no_bit(make_model, pack, share):
         loss, *_ = model(input_ids, cu_seqlens, positions, input_ids[positions])
         loss.backward()
         results.append((loss, *(parameter.grad for parameter in model.parameters())))
-        assert len(calls) == 4 + round(4 * kernels.checkpointed_share)  # once more for each
+        assert len(calls) == 4 + round(4 * kernels.activation_checkpoint_fraction)  # once more for each
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))

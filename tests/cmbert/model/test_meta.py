@@ -95,7 +95,7 @@ def train(model, micro_batch):
 @pytest.mark.parametrize(("name", "norm"), SHAPES)
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_micro_batch_never_meets_the_host(name, norm, share):
-    model = build(shape(name, norm), checkpointed_share=share)
+    model = build(shape(name, norm), activation_checkpoint_fraction=share)
     micro_batch = batch(*STEPS[0])
     with Dispatched() as seen:
         made = train(model, micro_batch)
@@ -147,7 +147,7 @@ def test_launches_of_a_layer_in_compiled_code(graphs, name, norm):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_one_compilation_for_the_run(graphs, share):
-    model = build(shape("large", "rmsnorm", num_layers=7), compile=True, checkpointed_share=share)
+    model = build(shape("large", "rmsnorm", num_layers=7), compile=True, activation_checkpoint_fraction=share)
     train(model, batch(*STEPS[0]))
     kinds = 4  # the first layer, which has no norm; local and global layers; the loss
     assert counters["stats"]["unique_graphs"] == kinds

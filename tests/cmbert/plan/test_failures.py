@@ -94,7 +94,7 @@ def test_failures_of_large() -> None:
     assert (found.num_nodes, found.job_mtbf_hours) == (7, NODE_MTBF_HOURS / 7)
     assert found.expected == pytest.approx(40 * 7 / NODE_MTBF_HOURS)
     best, checkpoint, ephemeral = found.losses
-    assert [loss.name for loss in found.losses] == ["best", "checkpoint_every_steps", "rolling_every_steps"]
+    assert [loss.name for loss in found.losses] == ["best", "checkpoint_every_steps", "ephemeral_every_steps"]
     assert (checkpoint.interval_steps, ephemeral.interval_steps) == (1000, 200)
     assert best.lost_share < checkpoint.lost_share < ephemeral.lost_share
     for loss in found.losses:
@@ -104,5 +104,5 @@ def test_failures_of_large() -> None:
     many = make_failures(recipe, 1232, 3.0, Assumptions())
     assert many.best_interval_seconds < found.best_interval_seconds
     assert min(share for _, share in many.curve) > min(share for _, share in found.curve)
-    without = load_recipe(LARGE, ["train.rolling_every_steps=0"])
+    without = load_recipe(LARGE, ["train.ephemeral_every_steps=0"])
     assert len(make_failures(without, 56, 40.0, Assumptions()).losses) == 2

@@ -53,7 +53,7 @@ def test_loss_chunk_is_the_losss() -> None:
         (1, ["1:train.micro_batch_rows=8:data.context_tokens=256"]),
         pytest.param(  # 3 comes last: it leaves torch changed
             2,
-            ["1", "1:train.micro_batch_rows=4:kernels.checkpointed_share=1", "2", "3"],
+            ["1", "1:train.micro_batch_rows=4:kernels.activation_checkpoint_fraction=1", "2", "3"],
             marks=pytest.mark.slow,
         ),
     ],
@@ -95,7 +95,7 @@ def compare(recipe_file: Path, case: str, ranks: int, held: dict[str, int]) -> l
 def test_memory_by_hand(tmp_path: Path) -> None:
     """Large on 4 GPUs, ZeRO 2, accumulating: 2 + 2/4 + 12/4 bytes a parameter, a bucket, the embedding's gradient."""
     recipe_file = Path(__file__).parents[3] / "recipes" / "large" / "stage1.toml"
-    recipe = load_recipe(recipe_file, ["kernels.checkpointed_share=1", "train.micro_batch_rows=1"])
+    recipe = load_recipe(recipe_file, ["kernels.activation_checkpoint_fraction=1", "train.micro_batch_rows=1"])
     table = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2, "reduce_bucket_size": 1_000}}
     backward = next(m for m in memory_by_moment(recipe, table, 2, 4) if m.moment == "backward")
     parameters, embedding = 377_841_664, 32_768 * 1024

@@ -118,7 +118,7 @@ def test_the_activation_estimate_is_what_autograd_keeps(
     if compile and shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     sizes = ["model.hidden_size=128", "model.intermediate_size=320", "model.num_layers=8"]
-    kernels = [f"kernels.compile={str(compile).lower()}", f"kernels.checkpointed_share={share}"]
+    kernels = [f"kernels.compile={str(compile).lower()}", f"kernels.activation_checkpoint_fraction={share}"]
     recipe = load_recipe(recipe_file, [*sizes, *kernels])
     # LayerNorm keeps on a CPU what both norms keep on a GPU; the CPU's RMSNorm is not fused.
     model = MaskedLanguageModel(dataclasses.replace(recipe.model, norm="layernorm"), recipe.kernels).bfloat16()

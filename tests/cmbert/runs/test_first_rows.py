@@ -63,7 +63,7 @@ def test_the_same_rows_are_read_on_and_others_from_the_beginning(two_sources: Pa
     stage = next_stage(two_sources)
     assert rows_after_stage_before(stage, reader_of(stage, tokenizer)) == ended
     assert rows_after_stage_before(first, reader) == [0, 0]  # no stage before it
-    for other in ("data.context_tokens=128", "data.window_rows=16", "data.group_windows=3", "train.seed=1"):
+    for other in ("data.context_tokens=128", "data.shuffle_block_rows=16", "data.shuffle_blocks=3", "train.seed=1"):
         stage = next_stage(two_sources, other)
         assert rows_after_stage_before(stage, reader_of(stage, tokenizer)) == [0, 0]
     first_source, _ = stage.data.sources

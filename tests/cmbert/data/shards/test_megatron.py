@@ -65,7 +65,10 @@ def change(path: Path, place: int, value: bytes) -> None:
 
 def open_rows(prefix: Path, tokenizer: Tokenizer, folder: Path | None = None) -> RowReader:
     data = DataConfig(
-        tokenizer=str(tokenizer.directory), sources=(SourceConfig(path=str(prefix)),), context_tokens=32, window_rows=8
+        tokenizer=str(tokenizer.directory),
+        sources=(SourceConfig(path=str(prefix)),),
+        context_tokens=32,
+        shuffle_block_rows=8,
     )
     return open_reader(data, MaskConfig(), tokenizer, seed=0, plan_folder=folder)
 

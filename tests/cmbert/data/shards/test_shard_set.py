@@ -229,7 +229,7 @@ def test_damage_is_found_before_a_token_is_used(
     raw[-40] ^= 1
     second.write_bytes(raw)
     source = SourceConfig(path=str(directory))
-    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=16)
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, shuffle_block_rows=16)
 
     def read_all() -> None:
         reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
@@ -262,7 +262,12 @@ def test_rows_beyond_two_gigabytes(tokenizer_directory: Path, tokenizer: Tokeniz
     _, firsts = shards.locate(np.array([2, 0, 1]))
     assert firsts.tolist() == [2**31, 0, 2**30]
     rows = SourceRows(
-        shards, context=8192, sentence_ends=tokenizer.sentence_end_tokens(), window_rows=10**6, group_windows=4, seed=0
+        shards,
+        context=8192,
+        sentence_ends=tokenizer.sentence_end_tokens(),
+        shuffle_block_rows=10**6,
+        shuffle_blocks=4,
+        seed=0,
     )
     assert rows.num_rows > 2**31 // 8192
     places = np.zeros(1, np.int64)
@@ -282,7 +287,7 @@ def test_a_megatron_set_trains_on_single_tokens(
         builder.add_document(np.array(tokenizer.encode("今天天气很好。" * (number % 7 + 1))), [7 * (number % 7 + 1)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     source = SourceConfig(path=str(tmp_path / "theirs"))
-    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, window_rows=8)
+    data = DataConfig(tokenizer=str(tokenizer_directory), sources=(source,), context_tokens=64, shuffle_block_rows=8)
     with pytest.warns(UserWarning, match="without word units: masking single tokens"):
         reader = open_reader(data, MaskConfig(), tokenizer, seed=0)
     rows = range(reader.blend.sources[0].num_rows)
