@@ -139,7 +139,7 @@ class _Meeting:
             raise TransientError(f"{self.me}: waited {self.seconds():.0f} s {what()}")
         if self.seconds() > self.next_word:
             self.next_word += min(self.next_word, LONGEST_SILENCE_SECONDS)
-            if self.launch.local_rank == 0:  # one voice a node; its level is heard on every rank
+            if self.launch.local_rank == 0:  # one rank of a node says it, at a level that every rank lets through
                 logger.error("%s: waiting %s", self.me, what())
 
     def _missing(self, store: Store) -> str:

@@ -151,7 +151,7 @@ class ScheduleConfig:
     decay_tokens: int = 0
     """Length of the decay at the end, of warmup_stable_decay alone (arXiv 2405.18392); tokens."""
     num_cycles: int = 1
-    """N of Eq. 1: the cosine runs 2N-1 half periods; 1 falls without a swing (ours)."""
+    """N of Eq. 1: the cosine runs 2N-1 half periods; 1 never rises (ours)."""
     gamma: float = 0.0
     """Damping of Eq. 1: the peak line ends at gamma * lr_max (ours)."""
 

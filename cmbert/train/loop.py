@@ -64,7 +64,7 @@ def train(
     """
     launch = read_launch(os.environ)
     if launch.rank > 0:
-        logging.getLogger("cmbert").setLevel(logging.ERROR)  # one voice: every rank knows the same
+        logging.getLogger("cmbert").setLevel(logging.ERROR)  # every rank knows the same, and rank 0 says it
     start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished)
     if start.is_finished:
         logger.info("%s: already finished, %d steps", recipe.run_directory, start.schedule.num_steps)

@@ -93,7 +93,7 @@ def guard_of(engine: Any, recipe: Recipe, resume: Resume) -> Guard:
 
 
 def open_reporter(run: Run) -> Reporter | None:
-    """Rewind metrics and ledger to the run's step and return who continues them; None but on rank 0."""
+    """Rewind metrics and ledger to the run's step and return what writes them from there on; None but on rank 0."""
     if run.launch.rank > 0:
         return None
     lease = run.writer.lease

@@ -1,4 +1,4 @@
-"""What embedding training leaves to read: a table in Markdown and, over the number of pairs, a picture."""
+"""The report of embedding training: a table in Markdown and, over the number of pairs, a picture."""
 
 import io
 from collections.abc import Mapping, Sequence
