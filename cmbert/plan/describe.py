@@ -165,14 +165,14 @@ def _failures(plan: Plan) -> list[str]:
         f"{failures.expected:.2g} in the stage (a node fails every {assumed.node_mtbf_hours:,.0f} hours; a checkpoint",
         f"  stops training for {assumed.stall_seconds:g} s and is there {assumed.write_seconds:g} s later, a restart "
         f"takes {assumed.restart_minutes:g} min: assumed)",
-        "  checkpoints                    every     standing    redone   restarts      lost   simulated",
+        "  checkpoints                    every     standing    redone   restarts      lost",
     ]
-    for loss in failures.losses:
-        every = f"{loss.interval_steps:,} steps = {' '.join(duration(loss.interval_seconds))}"
-        shares = (loss.stall_share, loss.redone_share, loss.restart_share, loss.lost_share, loss.simulated_share)
-        cells = "".join(f"{share:>{width}.2%}" for share, width in zip(shares, (9, 9, 10, 10, 10), strict=True))
-        lines.append(f"  {loss.name:<24}{every:>22}{cells}")
-    best = failures.losses[0]
+    for lost in failures.lost_times:
+        every = f"{lost.interval_steps:,} steps = {' '.join(duration(lost.interval_seconds))}"
+        shares = (lost.stall_share, lost.redone_share, lost.restart_share, lost.lost_share)
+        cells = "".join(f"{share:>{width}.2%}" for share, width in zip(shares, (9, 9, 10, 10), strict=True))
+        lines.append(f"  {lost.name:<24}{every:>22}{cells}")
+    best = failures.lost_times[0]
     return [
         *lines,
         f"  best: {short(best.lost_hours)} hours lost beside {short(plan.hours)} (Daly's estimate)",

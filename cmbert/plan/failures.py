@@ -1,4 +1,4 @@
-"""How often to write checkpoints when nodes fail: the best interval in closed form, and the same by simulation.
+"""How often to write checkpoints when nodes fail: the best interval, in closed form (tests simulate it).
 
 Failures come independently, at a constant rate. A checkpoint stops training for `stall_seconds`; its files then take
 `write_seconds` beside training, and until they are there a failure falls back to the checkpoint before.
@@ -7,20 +7,17 @@ Failures come independently, at a constant rate. A checkpoint stops training for
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
 from cmbert.schedule import Schedule
 
 HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each
-SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth
 CURVE_POINTS = 41  # of the drawn curve: from a twentieth of the best interval to 20 times it
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostTime:
     """What checkpoints and failures cost at one interval."""
 
     name: str
@@ -35,8 +32,6 @@ class Loss:
     lost_share: float
     """The three together."""
     lost_hours: float
-    simulated_share: float
-    """`lost_share` by simulation."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Failures:
     expected: float
     """Failures in the stage."""
     best_interval_seconds: float
-    losses: tuple[Loss, ...]
+    lost_times: tuple[LostTime, ...]
     """The best interval, and those of the recipe."""
     curve: tuple[tuple[float, float], ...]
     """Interval, seconds, and share lost, in closed form."""
@@ -65,9 +60,7 @@ def best_interval(stall_seconds: float, mtbf_seconds: float) -> float:
     return math.sqrt(2 * stall_seconds * mtbf_seconds) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - stall_seconds
 
 
-def expected_loss(
-    interval: float, stall: float, write: float, restart: float, mtbf: float
-) -> tuple[float, float, float]:
+def lost_shares(interval: float, stall: float, write: float, restart: float, mtbf: float) -> tuple[float, float, float]:
     """Return the shares of productive time that stalls, redone work and restarts add; all arguments in seconds.
 
     Daly's complete model for a checkpoint that is there at once (write = 0): from one to the next pass
@@ -79,34 +72,6 @@ def expected_loss(
     wasted = mtbf * failures - cycle + failures * write  # work that failures undo, and the wait for files
     away = failures * mtbf * math.expm1(restart / mtbf)  # restarts may fail, too
     return stall / interval, wasted / interval, away / interval
-
-
-def simulate(
-    interval: float,
-    stall: float,
-    write: float,
-    restart: float,
-    mtbf: float,
-    *,
-    num_failures: int = SIMULATED_FAILURES,
-    seed: int = 0,
-) -> float:
-    """Return the share of productive time that is lost, from `num_failures` drawn failures; seconds.
-
-    Plays the run from failure to failure: restart, then whole cycles of work and stall until the next; what counts is
-    the newest checkpoint whose files were there.
-    """
-    random = np.random.default_rng(seed)
-    cycle, clock, saved = interval + stall, 0.0, 0.0
-    pending = restart  # of the restart that is still to do
-    for gap in random.exponential(mtbf, num_failures).tolist():
-        clock += gap
-        up = gap - pending
-        pending = restart
-        if up < cycle + write:
-            continue
-        saved += interval * math.floor((up - write) / cycle)
-    return clock / saved - 1 if saved else math.inf
 
 
 def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assumptions) -> Failures:
@@ -128,7 +93,7 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
     named = {"best": max(round(best / step_seconds), 1), "checkpoint_every_steps": train.checkpoint_every_steps}
     if train.ephemeral_every_steps:
         named["ephemeral_every_steps"] = min(train.ephemeral_every_steps, train.checkpoint_every_steps)
-    losses = []
+    lost_times = []
     for name, steps in named.items():
         if steps * step_seconds + times[0] + times[1] > HOPELESS * times[3]:
             raise ConfigError(
@@ -136,16 +101,15 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
                 f"of {num_nodes} nodes fails every {mtbf_hours:,.2g} (--node-mtbf-hours): the stage would not end; "
                 f"best: train.checkpoint_every_steps = {named['best']}"
             )
-        parts = expected_loss(steps * step_seconds, *times)
-        simulated = simulate(steps * step_seconds, *times)
+        parts = lost_shares(steps * step_seconds, *times)
         total = sum(parts)
-        losses.append(Loss(name, steps, steps * step_seconds, *parts, total, total * hours, simulated))
+        lost_times.append(LostTime(name, steps, steps * step_seconds, *parts, total, total * hours))
     curve = [best * 20 ** (2 * place / (CURVE_POINTS - 1) - 1) for place in range(CURVE_POINTS)]
     return Failures(
         num_nodes,
         mtbf_hours,
         hours / mtbf_hours,
         best,
-        tuple(losses),
-        tuple((interval, sum(expected_loss(interval, *times))) for interval in curve),
+        tuple(lost_times),
+        tuple((interval, sum(lost_shares(interval, *times))) for interval in curve),
     )

@@ -44,7 +44,7 @@ def write_plan_page(plan: Plan, output: Path) -> None:
         if plan.scaling.points
         else "",
         f'<h2>Failures</h2>\n<div class="pair">{_failure_figure(plan)}'
-        f'<div class="card">{_loss_table(plan)}</div></div>',
+        f'<div class="card">{_lost_time_table(plan)}</div></div>',
         f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe(plan))}</pre></div>',
     ]
     write_page(
@@ -59,7 +59,7 @@ def write_plan_page(plan: Plan, output: Path) -> None:
 
 def _headline(plan: Plan) -> str:
     assumed, own = plan.assumptions, plan.memory[plan.zero_stage - 1]
-    best = plan.failures.losses[0]
+    best = plan.failures.lost_times[0]
     found = [
         ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
         ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
@@ -196,30 +196,28 @@ def _failure_figure(plan: Plan) -> str:
     def paint(axes: Axes) -> None:
         intervals, shares = np.array(failures.curve).T
         axes.plot(intervals / 60, 100 * shares, color=STAGE_COLOURS[0], linewidth=2)
-        for loss, colour in zip(failures.losses, STAGE_COLOURS, strict=False):
-            place = (loss.interval_seconds / 60, 100 * loss.lost_share)
+        for lost, colour in zip(failures.lost_times, STAGE_COLOURS, strict=False):
+            place = (lost.interval_seconds / 60, 100 * lost.lost_share)
             axes.plot(*place, "o", color=colour, markersize=9, mec=CARD, mew=2, zorder=5)
-            simulated = (place[0], 100 * loss.simulated_share)
-            axes.plot(*simulated, "_", color=INK, markersize=13, zorder=6)
         axes.axvline(failures.best_interval_seconds / 60, color=AXIS, linewidth=1, linestyle=DASHED)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("minutes of training between checkpoints", loc="right")
 
-    names = [loss.name.replace("_", " ") for loss in failures.losses]
-    note = f"% of the stage's time; one failure in {short(failures.job_mtbf_hours)} hours; strokes: simulated"
+    names = [lost.name.replace("_", " ") for lost in failures.lost_times]
+    note = f"% of the stage's time; one failure in {short(failures.job_mtbf_hours)} hours"
     return _figure("Time lost by checkpoint interval", note, paint, _keys(names, STAGE_COLOURS[: len(names)]))
 
 
-def _loss_table(plan: Plan) -> str:
+def _lost_time_table(plan: Plan) -> str:
     rows = [
         [
-            loss.name.replace("_", " "),
-            f"{loss.interval_steps:,} steps, {' '.join(duration(loss.interval_seconds))}",
-            f"{loss.lost_share:.2%}",
-            f"{short(loss.lost_hours)}",
+            lost.name.replace("_", " "),
+            f"{lost.interval_steps:,} steps, {' '.join(duration(lost.interval_seconds))}",
+            f"{lost.lost_share:.2%}",
+            f"{short(lost.lost_hours)}",
         ]
-        for loss in plan.failures.losses
+        for lost in plan.failures.lost_times
     ]
     return table(["checkpoints", "every", "lost", "hours"], rows)
