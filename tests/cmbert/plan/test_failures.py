@@ -11,7 +11,7 @@ from cmbert.plan.failures import best_interval, lost_shares, make_failures
 from tests.cmbert.plan.test_refusals import LARGE
 
 HOUR = 3600.0
-SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth (ours)
+SIMULATED_FAILURES = 20_000  # of one simulation: its share of lost time is then known to about a hundredth
 
 
 def simulate(
