@@ -19,7 +19,7 @@ PAIRS = {"skipped_rows", "skipped_steps"}  # keys of it with pairs [first, last)
 
 
 class GuardMemory(TypedDict, total=False):
-    """What the guards remember (guards.py)."""
+    """What the guards remember (cmbert/train/guards.py)."""
 
     losses: list[float]
     norms: list[float]
