@@ -1,9 +1,9 @@
 """Train a model of ours further on your own text: python examples/continue_pretraining.py RUN TEXT_FOLDER OUTPUT
 
 RUN is a finished run directory of `cmbert train`; TEXT_FOLDER has .jsonl, .parquet or .txt files. It is one pass over
-the text with the run's batch and last mask rate, at a tenth of its learning rate. What follows goes to `cmbert train`,
-for example --set train.rows_per_step=64; for several GPUs, start OUTPUT/recipe.toml with a launcher. The weights of
-other models, and exported folders, cannot be continued yet.
+the text with the run's last mask rate, at a tenth of its learning rate, in steps of the run's rows or as many fewer as
+make 200 steps of the text. What follows goes to `cmbert train`, for example --set train.rows_per_step=64; for several
+GPUs, start OUTPUT/recipe.toml with a launcher. The weights of other models, and exports, cannot be continued yet.
 """
 
 import json
@@ -12,12 +12,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+NO_RAMP = "ramp_start_rows = 0, ramp_increment_rows = 0, ramp_tokens = 0"
+LEAST_STEPS = 200  # fewer do not carry a schedule
 RECIPE = """extends = {parent}
 run_directory = {run}
 data.sources = [{{ path = {shards} }}]
 mask = {{ start_rate = {mask_rate}, peak_rate = {mask_rate}, end_rate = {mask_rate}, warmup_tokens = 0 }}
 schedule = {{ kind = "linear", lr_max = {lr_max}, lr_min = {lr_min}, warmup_tokens = 0, decay_tokens = 0 }}
-train = {{ total_tokens = {tokens}, init_from = {init_from} }}
+train = {{ total_tokens = {tokens}, rows_per_step = {rows}, init_from = {init_from}, {no_ramp} }}
 """
 
 
@@ -40,11 +42,14 @@ def main(run: str = "", text: str = "", output: str = "", *more: str) -> int:
     call("data_tools", "preprocess", "--input", out / "text", "--tokenizer", tokenizer, "--output", out / "shards")
     manifest = json.loads((out / "shards" / "manifest.json").read_text(encoding="utf-8"))
     paths = {"parent": parent.absolute(), "run": out / "run", "shards": out / "shards", "init_from": run}
+    tokens = sum(shard["tokens"] for shard in manifest["shards"])
     numbers = {
         "mask_rate": before["mask"]["end_rate"],
         "lr_max": before["schedule"]["lr_max"] / 10,
         "lr_min": before["schedule"]["lr_max"] / 100,
-        "tokens": sum(shard["tokens"] for shard in manifest["shards"]),
+        "tokens": tokens,
+        "no_ramp": NO_RAMP,
+        "rows": min(before["train"]["rows_per_step"], 1 + tokens // before["data"]["context_tokens"] // LEAST_STEPS),
     }
     quoted = {name: json.dumps(str(path), ensure_ascii=False) for name, path in paths.items()}
     (out / "recipe.toml").write_text(RECIPE.format(**quoted, **numbers), encoding="utf-8")

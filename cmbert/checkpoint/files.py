@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, proved before they are used, and how many stay. writer.py writes.
+"""Checkpoints on disk: whole or absent, proved before use. writer.py writes, retention.py says which stay.
 
 checkpoints/step_000001000/   ZeRO files of every rank, state.json, MANIFEST.json (size and BLAKE2b of every file)
 checkpoints/latest            name of the newest, for people and other programs: nothing here reads it

@@ -60,3 +60,10 @@ def test_fields_of_a_step_are_written_by_the_trainer() -> None:
     assert len(fields) > 10
     timed = {f"{name}_seconds" for name in re.findall(r'"(\w+)"', code)}
     assert not [name for name in fields if name not in timed and f'"{name}"' not in code]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_tree_has_every_room(name: str) -> None:
+    tree = (ROOT / name).read_text(encoding="utf-8").partition("├──")[2].partition("```")[0]
+    rooms = [path.name for package in ("cmbert", "data_tools") for path in (ROOT / package).iterdir() if path.is_dir()]
+    assert not [room for room in rooms if not room.startswith("_") and f"{room}/" not in tree]
