@@ -105,7 +105,7 @@ def spell(found: dict[str, Any], sign: str = "") -> str:
 
 def score_table(arms: Sequence[ArmResult], measure: str) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the final scores: a row per arm and question."""
-    head = ["arm", "asked", NAMES[measure][0], "minus the first arm", "that is", "masked accuracy, %"]
+    head = ["arm", "scored on", NAMES[measure][0], "minus the first arm", "verdict", "masked accuracy, %"]
     rows = []
     for question in arms[0].scores:
         for arm in arms:
