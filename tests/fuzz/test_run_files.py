@@ -43,7 +43,7 @@ from tests.fuzz.doors import (
 GUARD = {"losses": [3.5, 3.25], "norms": [1.0, 2.0], "num_skipped": 1, "num_in_a_row": 0}
 STATE = TrainState(
     step=3, rows=24, tokens=12288, world_size=1, zero_stage=1, tokenizer_fingerprint="f", shard_fingerprints=["s"],
-    skipped_rows=((2, 4),), source_rows=[24], first_rows=[0], guard=GUARD, asked=((0, 1),), job="17",  # type: ignore[arg-type]
+    skipped_rows=((2, 4),), source_rows=[24], first_rows=[0], guard=GUARD, skipped_steps=((0, 1),), job="17",  # type: ignore[arg-type]
 )  # fmt: skip
 RECORD = {
     "step": 0, "tokens": 1024, "loss": 9.5, "accuracy": 0.1, "learning_rate": 2e-3, "mask_rate": 0.3,

@@ -9,7 +9,7 @@ import pytest
 
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.kernels import frame_segments
-from cmbert.data.packing import SourceRows, document_chunks, plan_windows
+from cmbert.data.packing import SourceRows, document_chunks, plan_blocks
 from cmbert.data.reader import open_reader
 from cmbert.data.shards.integrity import hash_blocks
 from cmbert.data.shards.layout import token_dtype
@@ -155,7 +155,7 @@ def test_an_index_that_makes_no_sense_is_refused_though_the_manifest_vouches_for
         lambda: shards.document_lengths(),
         lambda: shards.read(0),
         lambda: shards.check_documents(0, 1),
-        lambda: plan_windows(document_chunks(shards), 32, 8),
+        lambda: plan_blocks(document_chunks(shards), 32, 8),
     ):
         with pytest.raises(ShardError, match=r"00000\.idx: [^\n]*\Z"):
             use()
