@@ -122,10 +122,11 @@ def _stages(arm: Arm, base: dict, budget: int, place: Path, seed: int, where: st
     table = base
     for number, change in enumerate(changes, start=1):
         table = merge(table, change)
+        if stages:
+            table = merge(table, {"train": {"init_from": str(place / "stage1")}})
         run = place / f"stage{number}"
         own = build_recipe(table, where).train
-        start = str(place / "stage1") if stages else own.init_from
-        train = {"seed": own.seed + seed, "init_from": start}
+        train = {"seed": own.seed + seed}
         recipe = build_recipe(merge(table, {"run_directory": str(run), "train": train}), where)
         if not recipe.evaluation.shards:
             raise ConfigError(f"{where}: evaluation.shards: name the held-out set that the arms are scored on")
