@@ -17,9 +17,10 @@ LEAST_STEPS = 200  # fewer do not carry a schedule
 RECIPE = """extends = {parent}
 run_directory = {run}
 data.sources = [{{ path = {shards} }}]
+data.changes = []
 mask = {{ start_rate = {mask_rate}, peak_rate = {mask_rate}, end_rate = {mask_rate}, warmup_tokens = 0 }}
 schedule = {{ kind = "linear", lr_max = {lr_max}, lr_min = {lr_min}, warmup_tokens = 0, decay_tokens = 0 }}
-train = {{ total_tokens = {tokens}, rows_per_step = {rows}, init_from = {init_from}, {no_ramp} }}
+train = {{ total_tokens = {tokens}, rows_per_step = {rows}, init_from = {init_from}, init_tiling = false, {no_ramp} }}
 """
 
 

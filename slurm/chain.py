@@ -40,7 +40,9 @@ def describe_chain(recipes: Path, texts: Path) -> None:
     for folder, text in folders.items():
         is_there = is_shard_set(folder)
         if not is_there and not text.exists():
-            raise InputError(f"{text}: missing, {folder} is made from it; clean it into there, or name another --text")
+            raise InputError(
+                f"{text}: missing, {folder} is made from it; clean it into there, or name another folder of texts"
+            )
         if is_there and ShardSet(folder).tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise ConfigError(
                 f"{folder}: made with another tokenizer than {first.data.tokenizer}; move it away, and it is made again"

@@ -151,10 +151,12 @@ requeue() {
     exit "$code"
 }
 
-# Run one task and end the job as it ends; one that was killed is tried again.
+# Run one task and end the job as it ends; one that was killed, or met an error that may pass, is tried again.
 run_one() {
     start "--nodes=1 --ntasks=1" "$@"
-    if ((code > 128 && RESTARTS < MAX_LIVES)); then
+    if ((code == 74 && RESTARTS < MAX_LIVES)); then
+        requeue "an input/output error, see above, that may pass"
+    elif ((code > 128 && RESTARTS < MAX_LIVES)); then
         requeue "killed, code $code"
     fi
     say "ended with code $code"

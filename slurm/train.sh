@@ -113,7 +113,7 @@ preflight() {
             exit "$code"
         fi
         requeue "unfit nodes" "$bad"
-    elif ((code == 69)) || stopped >/dev/null; then
+    elif ((code == 69 || code == 74)) || stopped >/dev/null; then
         go_on "the preflight ended with code $code"
     fi
     say "the preflight ended with code $code, see above; not requeued"

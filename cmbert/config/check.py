@@ -70,7 +70,7 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         (
             len({s.weight > 0 for s in data.sources}) > 1,
             "data.sources",
-            "give every source a weight or none (0 = in proportion to its tokens)",
+            "give every source a weight or none (0 = in proportion to its rows)",
         ),
         (
             any(len(c.weights) != len(data.sources) or not any(c.weights) for c in data.changes),

@@ -56,7 +56,7 @@ class SourceConfig:
     path: str
     """Shard-set directory (made by `data_tools preprocess`)."""
     weight: float = 0.0
-    """Share of the rows relative to the other sources; 0 = in proportion to the source's tokens."""
+    """Share of the rows relative to the other sources; 0 = in proportion to the source's rows."""
     max_epochs: float = 1_000.0
     """Refuse a plan that repeats this source more often; epochs."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.stand_ins import MINE, STAGES, run_in_job
+from tests.slurm.stand_ins import MINE, ROOT, STAGES, run_in_job
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ from tests.slurm.stand_ins import MINE, STAGES, run_in_job
         ({"FAKE_TRAIN": "75", "FAKE_REQUEUE": "0"}, 75, "not requeued: the job has Requeue=0", False),
         ({"FAKE_PREFLIGHT": "2"}, 2, "the preflight ended with code 2, see above; not requeued", False),
         ({"FAKE_PREFLIGHT": "127"}, 127, "the preflight ended with code 127, see above; not requeued", False),
+        ({"FAKE_PREFLIGHT": "74"}, 74, "the preflight ended with code 74; requeued", True),
         ({"FAKE_PREFLIGHT": "143"}, 143, "the preflight ended with code 143; requeued", True),
         ({"FAKE_PREFLIGHT": "69"}, 69, "the preflight ended with code 69; requeued", True),  # no node to blame
         ({"FAKE_PREFLIGHT": "69", "FAKE_LIFE": "run\t-\t3"}, 69, "3 lives in a row", False),
@@ -54,6 +55,23 @@ def test_what_follows_a_life(variables: dict, code: int, said: str, requeued: bo
     is_trained = "FAKE_PREFLIGHT" not in variables and variables.get("FAKE_LIFE") != "none"
     assert (" -m cmbert train " in done.stdout) == is_trained
     assert not list(tmp_path.rglob("*.preflight"))
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "said", "requeued"),
+    [
+        (74, 0, "an input/output error, see above, that may pass; requeued\n", True),
+        (74, 3, "ended with code 74\n", False),
+        (137, 0, "killed, code 137; requeued\n", True),
+        (2, 0, "ended with code 2\n", False),
+    ],
+)
+def test_what_follows_one_command(code: int, restarts: int, said: str, requeued: bool, tmp_path: Path) -> None:
+    variables = {"FAKE_TRAIN": str(code), "SLURM_RESTART_COUNT": str(restarts)}
+    done = run_in_job(ROOT / "slurm" / "run.sh", tmp_path, "cmbert", "plan", **variables)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert said in done.stdout
+    assert (MINE in done.stdout) == requeued
 
 
 STOPPED = ({"FAKE_TRAIN": "75"}, "the ranks were asked to stop; requeued\n")
