@@ -1,20 +1,16 @@
 """What a checkpoint says of the run beside its ZeRO files: state.json, proved when it is read."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
 from cmbert.errors import CheckpointError
-from cmbert.files.json_types import misfit, read_as
+from cmbert.files.json_types import read_as
 
 STATE_FILE = "state.json"
-RENAMED = {
-    "left_out": "skipped_rows",
-    "asked": "skipped_steps",
-    "ephemeral": "ephemeral",
-}  # keys of earlier checkpoints
+RENAMED = {"left_out": "skipped_rows", "asked": "skipped_steps", "rolling": "ephemeral"}  # keys of earlier checkpoints
 PAIRS = {"skipped_rows", "skipped_steps"}  # keys of it with pairs [first, last)
 
 
@@ -67,8 +63,9 @@ class TrainState(Progress):
         return Progress(**{part.name: getattr(self, part.name) for part in fields(Progress)})
 
 
-def read_part(path: Path, hint: Any) -> Any:
-    value = read_as(path, hint, error=CheckpointError, remedy="damaged")
+def read_part(path: Path, hint: Any, renamed: Mapping[str, str] | None = None) -> Any:
+    """Return a JSON file of a checkpoint, as `read_as` does. Raises CheckpointError if it is missing or damaged."""
+    value = read_as(path, hint, error=CheckpointError, remedy="damaged", renamed=renamed)
     if value is None:
         raise CheckpointError(f"{path}: missing")
     return value
@@ -77,9 +74,7 @@ def read_part(path: Path, hint: Any) -> Any:
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = checkpoint / STATE_FILE
-    table = {RENAMED.get(key, key): value for key, value in read_part(path, dict[str, Any]).items()}
-    if fault := misfit(table, TrainState):
-        raise CheckpointError(f"{path}: {fault}; damaged")
+    table = read_part(path, TrainState, RENAMED)
     for key in PAIRS & table.keys():
         table[key] = tuple(map(tuple, table[key]))
     state = TrainState(**table)

@@ -6,7 +6,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,16 @@ from cmbert.files.reading import parse_json
 MOST = 2**63 - 1  # numpy's and everybody's signed 64 bits
 
 
-def read_as(path: Path, hint: Any, *, error: type[CmbertError], remedy: str) -> Any:
+def read_as(
+    path: Path, hint: Any, *, error: type[CmbertError], remedy: str, renamed: Mapping[str, str] | None = None
+) -> Any:
     """Return the JSON value of a file, which `hint` describes (see `misfit`), or None if there is no file.
 
-    Raises `error`, one line that ends in `remedy`, for what is not JSON or no such value.
+    renamed: names of today for keys that earlier versions wrote. Raises `error`, one line that ends in `remedy`, for
+    what is not JSON or no such value.
     """
     raw = read_input(path)
-    return None if raw is None else parse_as(raw, hint, str(path), error=error, remedy=remedy)
+    return None if raw is None else parse_as(raw, hint, str(path), error=error, remedy=remedy, renamed=renamed)
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any]:
@@ -37,15 +40,31 @@ def read_record(path: Path, *keys: str) -> dict[str, Any]:
     return value
 
 
-def parse_as(raw: str | bytes, hint: Any, where: str, *, error: type[CmbertError], remedy: str) -> Any:
+def parse_as(
+    raw: str | bytes,
+    hint: Any,
+    where: str,
+    *,
+    error: type[CmbertError],
+    remedy: str,
+    renamed: Mapping[str, str] | None = None,
+) -> Any:
     """Return the value of a JSON text, as `read_as` does. where: names it in the error."""
     try:
         value = parse_json(raw)
     except ValueError as fault:
         raise error(f"{where}: not valid JSON: {fault}; {remedy}") from fault
+    rename_keys(value, renamed or {})
     if wrong := misfit(value, hint):
         raise error(f"{where}: {wrong}; {remedy}")
     return value
+
+
+def rename_keys(value: Any, renamed: Mapping[str, str]) -> None:
+    """Give keys of an object their names of today, in place; anything but an object stays as it is."""
+    if isinstance(value, dict):
+        for old in renamed.keys() & value.keys():
+            value[renamed[old]] = value.pop(old)
 
 
 def misfit(value: Any, hint: Any, key: str = "") -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from cmbert.config.schema import Recipe
 from cmbert.environment import is_installed
 from cmbert.errors import CheckpointError, ConfigError
-from cmbert.files.json_types import misfit
+from cmbert.files.json_types import misfit, rename_keys
 from cmbert.files.names import real
 from cmbert.files.operations import doing, read_bytes, read_input
 from cmbert.files.patient import PatientFile
@@ -61,8 +61,7 @@ def read_metrics(run: Path, needed: Sequence[str] = ()) -> list[dict]:
 
     needed: figures that every record must have. Raises CheckpointError naming the line.
     """
-    lines = _read_lines(run / METRICS_FILE, partial(misfit, hint=RECORD))
-    records = [{RENAMED.get(name, name): value for name, value in line.items()} for line in lines]
+    records = _read_lines(run / METRICS_FILE, partial(misfit, hint=RECORD))
     if missing := [name for name in needed if any(name not in record for record in records)]:
         raise CheckpointError(f"{run / METRICS_FILE}: a record lacks {missing[0]!r}; train this run again")
     return records
@@ -96,6 +95,7 @@ def _read_lines(path: Path, fault_of: Callable[[Any], str | None]) -> list[dict]
                 record = finite(record)
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply for `finite`
             raise CheckpointError(f"{path}: line {number} is not JSON ({error}); remove that line") from error
+        rename_keys(record, RENAMED)
         if fault := fault_of(record):
             raise CheckpointError(f"{path}: line {number}: {fault}; remove that line")
         records.append(record)
