@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cmbert.data.kernels import _ONE, compiled
+from cmbert.data.kernels import ONE, compiled
 from cmbert.tokenizer import SPECIALS_PER_SEGMENT
 
 
@@ -23,7 +23,7 @@ def best_fit(lengths: np.ndarray, num_rows: int, context: int) -> tuple[np.ndarr
     for row in range(num_rows):
         next_row[row] = first_row[context]
         first_row[context] = row
-    words[context // 64] |= _ONE << np.uint64(context % 64)
+    words[context // 64] |= ONE << np.uint64(context % 64)
     left_over = np.empty(num_segments, np.int64)
     num_left = count = 0
     for segment in range(num_segments):
@@ -53,11 +53,11 @@ def _take_space(first_row: np.ndarray, next_row: np.ndarray, words: np.ndarray, 
     row = first_row[space]
     first_row[space] = next_row[row]
     if first_row[space] < 0:
-        words[space // 64] &= ~(_ONE << np.uint64(space % 64))
+        words[space // 64] &= ~(ONE << np.uint64(space % 64))
     left = space - length - SPECIALS_PER_SEGMENT
     next_row[row] = first_row[left]
     first_row[left] = row
-    words[left // 64] |= _ONE << np.uint64(left % 64)
+    words[left // 64] |= ONE << np.uint64(left % 64)
     return row
 
 
@@ -76,7 +76,7 @@ def _least_space(words: np.ndarray, needed: int) -> int:
     bit = 0
     while (word >> np.uint64(bit)) & np.uint64(0xFF) == 0:
         bit += 8
-    while (word >> np.uint64(bit)) & _ONE == 0:
+    while (word >> np.uint64(bit)) & ONE == 0:
         bit += 1
     return index * 64 + bit
 
@@ -87,7 +87,7 @@ def _most_space(words: np.ndarray) -> int:
     for index in range(len(words) - 1, -1, -1):
         if words[index] != 0:
             bit = 63
-            while (words[index] >> np.uint64(bit)) & _ONE == 0:
+            while (words[index] >> np.uint64(bit)) & ONE == 0:
                 bit -= 1
             return index * 64 + bit
     return -1

@@ -25,7 +25,7 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 _SHIFT_53, _TO_UNIT = np.uint64(11), 1.0 / (1 << 53)
 
-_ONE = np.uint64(1)
+ONE = np.uint64(1)
 FIRST = "_multiply_high"  # of the functions: it tells for all
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _multiply_high(a: np.uint64, b: np.uint64) -> np.uint64:
 def _refill(stream: np.ndarray) -> None:
     """Next four numbers of a stream: [0:4] counter, [4:6] key, [6:10] numbers, [10] how many of them are used."""
     for word in range(4):  # the counter is one number of 256 bits
-        stream[word] += _ONE
+        stream[word] += ONE
         if stream[word] != 0:
             break
     c0, c1, c2, c3 = stream[0], stream[1], stream[2], stream[3]
@@ -72,7 +72,7 @@ def _draw(stream: np.ndarray) -> np.uint64:
     if stream[10] == np.uint64(4):
         _refill(stream)
     number = stream[6 + np.int64(stream[10])]
-    stream[10] += _ONE
+    stream[10] += ONE
     return number
 
 

@@ -161,9 +161,8 @@ class SourceRows:
         documents, starts = documents[segments], starts[segments] + offsets[by_row]
         shards, firsts = self.shards.locate(documents)
         row_bounds = np.searchsorted(rows, np.arange(num_rows + 1))
-        attention_cost = np.bincount(rows, weights=(placed + SPECIALS_PER_SEGMENT) ** 2.0, minlength=num_rows).astype(
-            np.int64
-        )
+        squares = (placed + SPECIALS_PER_SEGMENT) ** 2.0
+        attention_cost = np.bincount(rows, weights=squares, minlength=num_rows).astype(np.int64)
         return SegmentTable(documents, starts, placed, shards, firsts + starts, row_bounds, attention_cost)
 
     def _segments(self, documents: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ class TrainedSource:
 
     name: str
     weight: float
-    """As in the recipe; 0 = in proportion to its tokens."""
+    """As in the recipe; 0 = in proportion to its rows."""
     documents: int | None
     """None, as all below: not known, since the shards are gone or are others now."""
     tokens: int | None

@@ -125,10 +125,8 @@ class Guard:
         """Say why a step was not taken. record: its metrics; judgement: as numbers."""
         figures = f"loss {record['loss']:.4g}, gradient norm {record['grad_norm']:.4g}"
         if verdict == "spike":
-            figures += (
-                f", {judgement.loss_score:.1f} and {judgement.norm_score:.1f} robust standard deviations above the "
-            )
-            figures += "steps before"
+            scores = f"{judgement.loss_score:.1f} and {judgement.norm_score:.1f}"
+            figures += f", {scores} robust standard deviations above the steps before"
         return f"step {record['step']}: {verdict}: {figures}; not applied ({self.num_skipped} so far)"
 
 
