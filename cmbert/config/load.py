@@ -1,4 +1,4 @@
-"""Strict TOML -> Recipe. An unknown key, wrong type or missing key is a ConfigError naming file, key and nearest."""
+"""Strict TOML -> Recipe. Unknown and missing keys and wrong types are a ConfigError naming file, key and remedy."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
-from cmbert.config.schema import RENAMED, ModelConfig, Recipe
+from cmbert.config.keys import check_keys
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files.names import real
 from cmbert.files.operations import read_input
@@ -127,29 +128,22 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
-    """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and `prefix` (a dotted key)."""
+def build(cls: Any, table: dict[str, Any], where: str) -> Any:
+    """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and its dotted key."""
+    check_keys(cls, table, where)
+    return _build(cls, table, where)
+
+
+def _build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
-    for key in table:
-        if key not in hints:
-            if new := RENAMED.get(f"{prefix}{key}"):
-                raise ConfigError(f"{where}: {prefix}{key}: is called {new!r} now; rename it")
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError(f"{where}: {prefix}{key}: unknown key; {remedy}")
-    values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()}
-    for item in dataclasses.fields(cls):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in values:
-            raise ConfigError(f"{where}: {prefix}{item.name}: missing key; add it to the recipe")
-    return cls(**values)
+    return cls(**{key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()})
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key}: must be a table ([{key}])")
-        return build(hint, value, where, f"{key}.")
+        return _build(hint, value, where, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):
