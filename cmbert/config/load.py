@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
+from cmbert.config.defaults import DERIVED, fill_defaults
 from cmbert.config.keys import check_keys
 from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
@@ -130,20 +131,30 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 def build(cls: Any, table: dict[str, Any], where: str) -> Any:
     """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and its dotted key."""
-    check_keys(cls, table, where)
-    return _build(cls, table, where)
+    check_keys(cls, table, where, derived=DERIVED if cls is Recipe else ())
+    values = _converted(cls, table, where)
+    return _made(cls, fill_defaults(values) if cls is Recipe else values)
 
 
-def _build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
+def _made(hint: Any, value: Any) -> Any:
+    """Return `value` with dataclasses in place of its tables."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return typing.cast(Any, hint)(**{key: _made(hints[key], inner) for key, inner in value.items()})
+    return tuple(_made(typing.get_args(hint)[0], item) for item in value) if isinstance(value, tuple) else value
+
+
+def _converted(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return cls(**{key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()})
+    return {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()}
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Return `value` as the type of `hint` has it; tables stay tables."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key}: must be a table ([{key}])")
-        return _build(hint, value, where, f"{key}.")
+        return _converted(hint, value, where, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):
