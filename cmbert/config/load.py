@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
+from cmbert.config.deepspeed import same_deepspeed
 from cmbert.config.defaults import DERIVED, fill_defaults
 from cmbert.config.keys import check_keys
 from cmbert.config.schema import ModelConfig, Recipe
@@ -62,7 +63,7 @@ def write_resolved(recipe: Recipe, path: Path) -> None:
 
 
 def differing_keys(first: Recipe, second: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ, in the order of the schema."""
+    """Return the dotted keys whose values differ, in the order of the schema; a DeepSpeed file by what it says."""
 
     def flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
         if not isinstance(value, dict):
@@ -70,7 +71,10 @@ def differing_keys(first: Recipe, second: Recipe) -> list[str]:
         return [pair for key, inner in value.items() for pair in flatten(inner, f"{prefix}.{key}" if prefix else key)]
 
     left, right = (dict(flatten(dataclasses.asdict(recipe), "")) for recipe in (first, second))
-    return [key for key in left if left[key] != right.get(key)]
+    differing = [key for key in left if left[key] != right.get(key)]
+    if same_deepspeed(first.train.deepspeed, second.train.deepspeed):
+        return [key for key in differing if key != "train.deepspeed"]
+    return differing
 
 
 def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rules for what a recipe leaves out: near the shipped recipes, from the values given, and never over what is stated."""
+"""Rules for what a recipe leaves out: near the shipped recipes, from what is given, and never over it."""
 
 import hashlib
 import re
