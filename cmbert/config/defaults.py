@@ -38,12 +38,12 @@ def context_tokens(max_length: int) -> int:
 
 
 def rows_per_step(total_tokens: int, context_tokens: int) -> int:
-    """Return the rows of a step, a power of two: 2,048 tokens at 4.5M, growing by the power 0.63 of the budget.
+    """Return the rows of a step, a power of two: 2,048 tokens up to 4.5M, from there by the power 0.63 of the budget.
 
     Few tokens need many steps, many tokens need many GPUs. Quickstart and base exact, large 4,096 for 4,928, medium 256
     for 512.
     """
-    tokens = 2048 * (max(total_tokens, 1) / 4.5e6) ** 0.63
+    tokens = 2048 * max(total_tokens / 4.5e6, 1) ** 0.63
     return 2 ** max(0, round(math.log2(tokens / max(context_tokens, 1))))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import reprlib
 import tomllib
 import types
@@ -27,7 +28,8 @@ Built = TypeVar("Built", Recipe, ModelConfig)
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply "a.b=value" overrides, check it.
 
-    A recipe may start with `extends = "other.toml"` (relative to itself): it then states only what differs.
+    A recipe may start with `extends = "other.toml"`: it then states only what differs. Like every path in it, that is
+    relative to the working directory.
     Raises ConfigError.
     """
     path = Path(path)
@@ -105,7 +107,21 @@ def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: must be a path in quotes")
-    return merge(read_table(path.parent / parent, (*seen, real(path))), table)
+    return merge(read_table(named_in(path, "extends", parent), (*seen, real(path))), table)
+
+
+def named_in(path: Path, key: str, name: str) -> Path:
+    """Return the recipe that `key` of file `path` names: like every path of a recipe, from the working directory on.
+
+    Raises ConfigError when it is not there.
+    """
+    if not name or "\0" in name or os.path.exists(name):
+        return Path(name)  # who reads it says what is wrong with it
+    remedy = f'write {key} = "{path.parent / name}"' * (path.parent / name).is_file()
+    raise ConfigError(
+        f"{path}: {key}: no {name} in the working directory, to which every path of a recipe is relative; "
+        f"{remedy or 'change to the folder that has it, or write where it is'}"
+    )
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -96,9 +96,9 @@ def test_overrides(recipe_file: Path) -> None:
 
 def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.toml"
-    child.write_text('extends = "recipe.toml"\n[data]\ncontext_tokens = 128\n', encoding="utf-8")
+    child.write_text(f'extends = "{recipe_file}"\n[data]\ncontext_tokens = 128\n', encoding="utf-8")
     assert differing_keys(load_recipe(recipe_file), load_recipe(child)) == ["data.context_tokens"]
-    changed(recipe_file, "run_directory", 'extends = "child.toml"\nrun_directory')
+    changed(recipe_file, "run_directory", f'extends = "{child}"\nrun_directory')
     with pytest.raises(ConfigError, match="circle"):
         load_recipe(child)
 
@@ -250,3 +250,19 @@ def test_a_shipped_deepspeed_file_goes_by_name_from_anywhere(
         load_deepspeed_file("zero4")
     with pytest.raises(ConfigError, match=r"ds_configs/zero1\.json: no such DeepSpeed file; .* by name, .*: zero1, "):
         load_deepspeed_file("ds_configs/zero1.json")
+
+
+def test_what_a_recipe_extends_is_looked_for_as_every_path_is(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "recipe.toml"\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(child)
+    assert str(caught.value).startswith(f"{child}: extends: no recipe.toml in the working directory")
+    right = re.search(r'extends = ".*"', str(caught.value))
+    child.write_text(right[0], encoding="utf-8")  # what the message says to write
+    assert load_recipe(child) == load_recipe(recipe_file)
+    child.write_text('extends = "recipe.toml"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(child) == load_recipe(recipe_file)
