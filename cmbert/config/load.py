@@ -117,7 +117,7 @@ def named_in(path: Path, key: str, name: str) -> Path:
     """
     if not name or "\0" in name or os.path.exists(name):
         return Path(name)  # who reads it says what is wrong with it
-    remedy = f'write {key} = "{path.parent / name}"' * (path.parent / name).is_file()
+    remedy = f'write {key} = "{path.parent / name}"' * os.path.isfile(path.parent / name)
     raise ConfigError(
         f"{path}: {key}: no {name} in the working directory, to which every path of a recipe is relative; "
         f"{remedy or 'change to the folder that has it, or write where it is'}"
