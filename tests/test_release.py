@@ -103,8 +103,8 @@ def test_an_installed_copy_says_that_it_has_no_recipes(installed: Path, tmp_path
     done = run(installed, tmp_path, "-m", "cmbert", "plan", "recipes/base/stage1.toml")
     assert done.returncode == 2
     assert done.stderr == (
-        "cmbert: error: recipes/base/stage1.toml: no such recipe; the shipped recipes/ are in a clone of the project, "
-        "not in an installed package\n"
+        "cmbert: error: recipes/base/stage1.toml: no such recipe; the shipped recipes/ are in a clone of the project "
+        "only; `cmbert new NAME` writes one of your own\n"
     )
     recipe = ROOT / "recipes/base/stage1.toml"
     done = run(installed, tmp_path, "-m", "cmbert", "plan", str(recipe))

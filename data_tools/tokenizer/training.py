@@ -224,7 +224,8 @@ def learn(units: Counter[str], vocab_size: int) -> tokenizers.Tokenizer:
     if len(spellings) < num_symbols:
         found = len(spellings) + len(SPECIAL_TOKENS)
         largest = found - found % VOCAB_MULTIPLE
-        remedy = f"the largest that works is {largest}" if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
+        works = f"the largest that works is {largest}; a recipe's model.vocab_size must be the same"
+        remedy = works if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
         raise ConfigError(f"--vocab-size {vocab_size}: the text gives only {found} ids; {remedy}")
     return assembled({spelling: index for index, spelling in enumerate([*SPECIAL_TOKENS, *spellings])}, merges)
 
