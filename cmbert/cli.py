@@ -1,4 +1,4 @@
-"""`cmbert`: plan | preflight | train | eval | ablate | finetune | embed-train | ledger | bench | export | report.
+"""`cmbert`: new | plan | preflight | train | eval | ablate | finetune | embed-train | ledger | bench | export | report.
 
 Each command is a file of cmbert/commands; it imports what it needs when it runs, so --help is instant.
 """
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from cmbert.cluster.launchers import variables_in
 from cmbert.cluster.preemption import StopRequest
-from cmbert.commands import ablate, bench, embed_train, export, finetune, ledger, plan, preflight, report, train
+from cmbert.commands import ablate, bench, embed_train, export, finetune, ledger, new, plan, preflight, report, train
 from cmbert.commands import eval as evaluate
 from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
 from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
 
-COMMANDS = (plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger, export, report)
+COMMANDS = (new, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger, export, report)
 """In the order of --help."""
 
 

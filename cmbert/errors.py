@@ -63,7 +63,7 @@ PASSING_ERRNOS = frozenset(
 
 HALF_NAME = re.compile("[\udc80-\udcff]")  # how Python spells the bytes of a file name that is not UTF-8
 NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-IN_A_CLONE = "the shipped recipes/ and ds_configs/ are in a clone of the project, an installed package has none"
+IN_A_CLONE = "the shipped recipes/ are in a clone of the project only; `cmbert new NAME` writes one of your own"
 
 
 class CmbertError(Exception):

@@ -117,7 +117,10 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
             )
     found_size = backend.get_vocab_size(with_added_tokens=True)
     if vocab_size not in (None, found_size):
-        raise ConfigError(f"model.vocab_size: {vocab_size}, but {directory} has {found_size} ids; make it {found_size}")
+        raise ConfigError(
+            f"model.vocab_size: {vocab_size}, but {directory} has {found_size} ids; write vocab_size = {found_size} in "
+            f"the recipe's [model], or add --set model.vocab_size={found_size}"
+        )
     return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)
 
 

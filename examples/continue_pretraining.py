@@ -3,7 +3,7 @@
 RUN is a finished run directory of `cmbert train`; TEXT_FOLDER has .jsonl, .parquet or .txt files. It is one pass over
 the text with the run's last mask rate, at a tenth of its learning rate, in steps of the run's rows or as many fewer as
 make 200 steps of the text. What follows goes to `cmbert train`, for example --set train.rows_per_step=64; for several
-GPUs, start OUTPUT/recipe.toml with a launcher. The weights of other models, and exports, cannot be continued yet.
+GPUs --processes N. The weights of other models, and exports, cannot be continued yet.
 """
 
 import json

@@ -221,6 +221,10 @@ def _keep_a_copy() -> Request | None:
     return None
 
 
+def _is_launcher(words: Sequence[str]) -> bool:
+    return "--processes" in words or any(Path(word).name in LAUNCHERS for word in words[:3])
+
+
 def main(descriptor: int) -> None:
     """Import everything, serve, and be the program in each forked process."""
     from numba.core.registry import cpu_target
@@ -232,7 +236,7 @@ def main(descriptor: int) -> None:
     gc.freeze()  # or a collection would touch, and so copy, every page of every process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs
     request = _serve(socket.socket(fileno=descriptor))
-    while any(Path(word).name in LAUNCHERS for word in request.words[:3]) and (below := _keep_a_copy()):
+    while _is_launcher(request.words) and (below := _keep_a_copy()):
         request = below
     signal.signal(signal.SIGINT, signal.default_int_handler if request.hears_interrupts else signal.SIG_IGN)
     try:

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("cmbert", "data_tools")
+FOLDERS = (*PACKAGES, "ds_configs")
 DISTRIBUTION = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 EXTRAS = {"data", "eval", "gpu", "dev", "mpi", "wandb"}
 
@@ -23,7 +24,7 @@ EXTRAS = {"data", "eval", "gpu", "dev", "mpi", "wandb"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the pinned setuptools from a copy of the sources, without network."""
     sources, output = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
-    for name in PACKAGES:
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in DISTRIBUTION:
         shutil.copy(ROOT / name, sources)
@@ -42,6 +43,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    expected |= {f"cmbert/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("ds_configs/*.json")}
     assert names == expected
     assert {"cmbert/html/page.html", "cmbert/export/hf_code/modeling_cmbert.py"} < names
 
@@ -101,11 +103,18 @@ def test_an_installed_copy_says_that_it_has_no_recipes(installed: Path, tmp_path
     done = run(installed, tmp_path, "-m", "cmbert", "plan", "recipes/base/stage1.toml")
     assert done.returncode == 2
     assert done.stderr == (
-        "cmbert: error: recipes/base/stage1.toml: no such recipe; the shipped recipes/ and ds_configs/ are in a clone "
-        "of the project, an installed package has none\n"
+        "cmbert: error: recipes/base/stage1.toml: no such recipe; the shipped recipes/ are in a clone of the project "
+        "only; `cmbert new NAME` writes one of your own\n"
     )
     recipe = ROOT / "recipes/base/stage1.toml"
     done = run(installed, tmp_path, "-m", "cmbert", "plan", str(recipe))
     assert done.returncode == 2
     assert "ds_configs/zero1.json: no such DeepSpeed file" in done.stderr
-    assert "in a clone of the project" in done.stderr
+    assert "by name, from any folder: zero1, zero2, zero2_offload, zero3, zero3_offload" in done.stderr
+
+
+def test_an_installed_copy_has_the_deepspeed_files_by_name(installed: Path, tmp_path: Path) -> None:
+    code = "from cmbert.config.deepspeed import deepspeed_path; print(deepspeed_path('zero2_offload'))"
+    found = Path(run(installed, tmp_path, "-c", code).stdout.strip())
+    assert found == installed / "cmbert" / "ds_configs" / "zero2_offload.json"
+    assert found.read_bytes() == (ROOT / "ds_configs" / "zero2_offload.json").read_bytes()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cmbert.config.load import build, build_recipe, merge, read_table
+from cmbert.config.load import build, build_recipe, merge, named_in, read_table
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import LEAST_CONTEXT
@@ -40,7 +40,7 @@ class AblationList:
 
     question: str
     base: str
-    """Recipe that all arms share; relative to the list."""
+    """Recipe that all arms share; relative to the working directory."""
     seeds: int = 3
     """Trainings of each arm: train.seed and the numbers after it."""
     contexts: tuple[int, ...] = ()
@@ -88,7 +88,7 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
     if not found.units:
         raise ConfigError(f"{path}: units: name what the final score hides, word or token")
     prepare = () if base else found.prepare
-    found = replace(found, base=str(base or path.parent / found.base), prepare=prepare)
+    found = replace(found, base=str(base or named_in(path, "base", found.base)), prepare=prepare)
     if found.contexts:
         return found
     return replace(found, contexts=(build_recipe(read_table(Path(found.base)), found.base).data.context_tokens,))

@@ -1,4 +1,4 @@
-"""Who am I among the ranks, and how do we decide together. Under torchrun, deepspeed, srun, mpirun, or alone."""
+"""Who am I among the ranks, and how do we decide together. Under any launcher (launchers.py), or alone."""
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,8 @@ class Launch:
     local_rank: int
     address: str
     port: int
+    local_size: int = 1
+    """Ranks on this node, where the launcher says it."""
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
@@ -44,6 +46,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
         local_rank=number_in(environment, local_name),
         address=_address(environment, world_size, local_size_name),
         port=_port(environment),
+        local_size=number_in(environment, local_size_name) or 1,
     )
 
 
@@ -75,11 +78,9 @@ def select_device(launch: Launch) -> torch.device:
     """Return this rank's GPU when the machine has one, else the CPU; GPUs are dealt by local rank."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if launch.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {launch.local_rank} has no GPU: this node shows {torch.cuda.device_count()}; "
-            "start one process per GPU"
-        )
+    found, needed = torch.cuda.device_count(), max(launch.local_size, launch.local_rank + 1)
+    if needed > found:
+        raise ConfigError(f"this node shows {found} GPUs, and {needed} ranks are on it: start one process per GPU")
     device = torch.device("cuda", launch.local_rank)
     torch.cuda.set_device(device)
     return device

@@ -20,6 +20,7 @@ from cmbert.cluster.preemption import EXIT_STOPPED, STOP_SIGNALS
 from cmbert.errors import run_command
 
 EXIT_FAILED = 1
+OTHER_RANK = "another rank has ended"  # what a rank says whose own fault it is not
 LAST_WORDS_SECONDS = 5.0  # for a last line and what is in buffers; stdout may be a pipe that nobody reads
 CLAIMED_SECONDS = 60.0  # more than the watchdog takes to end a process, with a store that does not answer
 
@@ -46,7 +47,7 @@ def end(program: str, command: Callable[[], int | None]) -> NoReturn:
     try:
         code = run_command(program, claimed)
     except PeerError as error:
-        code = _say(f"{program}: error: another rank has ended: {error}")
+        code = _say(f"{program}: error: {OTHER_RANK}: {error}")
     except BaseException as error:  # noqa: BLE001 (whatever it is, the process ends of it)
         traceback.print_exception(error)
         code = _say(f"{program}: error: {line_with_kind(error)}")

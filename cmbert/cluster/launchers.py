@@ -36,3 +36,11 @@ def is_launched(environment: Mapping[str, str]) -> bool:
     """Return whether a launcher started this process, one rank or many, and so ends when its work is to end."""
     under_srun = "SLURM_STEP_ID" in environment
     return any(rank in environment and (under_srun or rank != "SLURM_PROCID") for rank, *_ in LAUNCHER_VARIABLES)
+
+
+def launched_by(environment: Mapping[str, str]) -> str | None:
+    """Return the variable by which a launcher of ranks, or a Slurm step of several tasks, has started this process."""
+    for rank, size, *_ in LAUNCHER_VARIABLES:
+        if rank in environment and (rank != "SLURM_PROCID" or environment.get(size, "1") != "1"):
+            return rank
+    return None

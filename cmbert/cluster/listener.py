@@ -17,7 +17,7 @@ from torch.distributed import DistError, DistStoreError, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 from cmbert.cluster.distributed import Launch
-from cmbert.cluster.ending import EXIT_FAILED, claim, leave
+from cmbert.cluster.ending import EXIT_FAILED, OTHER_RANK, claim, leave
 from cmbert.errors import first_line
 
 KEY = "cmbert_watchdog"
@@ -98,7 +98,7 @@ class Listener:
     def _end(self, text: str) -> None:
         if not claim():
             return
-        print(f"cmbert (rank {self.launch.rank}): error: another rank has ended: {text}", file=sys.stderr, flush=True)
+        print(f"cmbert (rank {self.launch.rank}): error: {OTHER_RANK}: {text}", file=sys.stderr, flush=True)
         time.sleep(PARTING_SECONDS)  # some launchers take the first exit code for the job's: it should be the other's
         leave(EXIT_FAILED)
 

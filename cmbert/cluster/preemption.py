@@ -22,9 +22,10 @@ class StopRequest:
         self.limit(stop_after_seconds)
 
     def listen(self) -> None:
-        """Install the handlers; a second signal changes nothing."""
+        """Install the handlers; a second signal changes nothing. What starts ranks may have blocked the signals."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def limit(self, seconds: float | None) -> None:
         """Ask for a stop so many seconds from now; None: never."""

@@ -5,10 +5,11 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+import cmbert.config
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.deepspeed_sections import SECTIONS, section_fault
 from cmbert.config.schema import Recipe
-from cmbert.errors import IN_A_CLONE, ConfigError
+from cmbert.errors import ConfigError
 from cmbert.files.json_types import shown_key
 from cmbert.files.operations import read_input
 from cmbert.files.reading import parse_json
@@ -36,12 +37,47 @@ REFUSED_KEYS = {
 }
 
 
-def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
-    """Read and check a DeepSpeed file. Raises ConfigError for unknown top-level keys and for what the recipe owns."""
-    path = Path(path)
+def shipped_deepspeed_files() -> dict[str, Path]:
+    """Return the files of ds_configs/ by name: in an installed package a part of it, in a clone beside it."""
+    package = Path(cmbert.config.__path__[0]).parent
+    folder = next((f for f in (package / "ds_configs", package.parent / "ds_configs") if f.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def deepspeed_path(name: str | Path) -> Path:
+    """Return the file that train.deepspeed stands for: a shipped one by its name ("zero1"), any other by its path.
+
+    Raises ConfigError for a name that no shipped file has.
+    """
+    path = Path(name)
+    if len(path.parts) > 1 or path.suffix:
+        return path
+    shipped = shipped_deepspeed_files()
+    if path.name not in shipped:
+        raise ConfigError(
+            f"train.deepspeed: no shipped DeepSpeed file is called {str(name)!r}; there are {', '.join(shipped)}, or "
+            "give the path of your own (it ends in .json)"
+        )
+    return shipped[path.name]
+
+
+def same_deepspeed(first: str, second: str) -> bool:
+    """Return whether two values of train.deepspeed stand for the same file, or for files with the same bytes."""
+    if first == second:
+        return True
+    one, other = (read_input(deepspeed_path(name)) for name in (first, second))
+    return one is not None and one == other
+
+
+def load_deepspeed_file(name: str | Path) -> dict[str, Any]:
+    """Read and check what train.deepspeed names. Raises ConfigError for unknown keys and for what the recipe owns."""
+    path = deepspeed_path(name)
     raw = read_input(path)
     if raw is None:
-        raise ConfigError(f"{path}: no such DeepSpeed file; train.deepspeed names it; {IN_A_CLONE}")
+        raise ConfigError(
+            f"{path}: no such DeepSpeed file; train.deepspeed names it; the shipped ones go by name, from any folder: "
+            f"{', '.join(shipped_deepspeed_files())}"
+        )
     try:
         table = parse_json(raw)
     except ValueError as error:

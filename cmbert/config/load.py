@@ -1,8 +1,9 @@
-"""Strict TOML -> Recipe. An unknown key, wrong type or missing key is a ConfigError naming file, key and nearest."""
+"""Strict TOML -> Recipe. Unknown and missing keys and wrong types are a ConfigError naming file, key and remedy."""
 
 import dataclasses
 import difflib
 import math
+import os
 import reprlib
 import tomllib
 import types
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cmbert.config.check import check_model, check_recipe
-from cmbert.config.schema import RENAMED, ModelConfig, Recipe
+from cmbert.config.deepspeed import same_deepspeed
+from cmbert.config.defaults import DERIVED, fill_defaults
+from cmbert.config.keys import check_keys
+from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.errors import IN_A_CLONE, ConfigError
 from cmbert.files.names import real
 from cmbert.files.operations import read_input
@@ -24,7 +28,8 @@ Built = TypeVar("Built", Recipe, ModelConfig)
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply "a.b=value" overrides, check it.
 
-    A recipe may start with `extends = "other.toml"` (relative to itself): it then states only what differs.
+    A recipe may start with `extends = "other.toml"`: it then states only what differs. Like every path in it, that is
+    relative to the working directory.
     Raises ConfigError.
     """
     path = Path(path)
@@ -60,7 +65,7 @@ def write_resolved(recipe: Recipe, path: Path) -> None:
 
 
 def differing_keys(first: Recipe, second: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ, in the order of the schema."""
+    """Return the dotted keys whose values differ, in the order of the schema; a DeepSpeed file by what it says."""
 
     def flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
         if not isinstance(value, dict):
@@ -68,7 +73,10 @@ def differing_keys(first: Recipe, second: Recipe) -> list[str]:
         return [pair for key, inner in value.items() for pair in flatten(inner, f"{prefix}.{key}" if prefix else key)]
 
     left, right = (dict(flatten(dataclasses.asdict(recipe), "")) for recipe in (first, second))
-    return [key for key in left if left[key] != right.get(key)]
+    differing = [key for key in left if left[key] != right.get(key)]
+    if same_deepspeed(first.train.deepspeed, second.train.deepspeed):
+        return [key for key in differing if key != "train.deepspeed"]
+    return differing
 
 
 def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
@@ -99,7 +107,21 @@ def read_table(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return table
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: must be a path in quotes")
-    return merge(read_table(path.parent / parent, (*seen, real(path))), table)
+    return merge(read_table(named_in(path, "extends", parent), (*seen, real(path))), table)
+
+
+def named_in(path: Path, key: str, name: str) -> Path:
+    """Return the recipe that `key` of file `path` names: like every path of a recipe, from the working directory on.
+
+    Raises ConfigError when it is not there.
+    """
+    if not name or "\0" in name or os.path.exists(name):
+        return Path(name)  # who reads it says what is wrong with it
+    remedy = f'write {key} = "{path.parent / name}"' * os.path.isfile(path.parent / name)
+    raise ConfigError(
+        f"{path}: {key}: no {name} in the working directory, to which every path of a recipe is relative; "
+        f"{remedy or 'change to the folder that has it, or write where it is'}"
+    )
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -127,29 +149,32 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
-    """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and `prefix` (a dotted key)."""
+def build(cls: Any, table: dict[str, Any], where: str) -> Any:
+    """Build dataclass `cls` from a TOML table; a fault is named by `where` (a file) and its dotted key."""
+    check_keys(cls, table, where, derived=DERIVED if cls is Recipe else ())
+    values = _converted(cls, table, where)
+    return _made(cls, fill_defaults(values) if cls is Recipe else values)
+
+
+def _made(hint: Any, value: Any) -> Any:
+    """Return `value` with dataclasses in place of its tables."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return typing.cast(Any, hint)(**{key: _made(hints[key], inner) for key, inner in value.items()})
+    return tuple(_made(typing.get_args(hint)[0], item) for item in value) if isinstance(value, tuple) else value
+
+
+def _converted(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    for key in table:
-        if key not in hints:
-            if new := RENAMED.get(f"{prefix}{key}"):
-                raise ConfigError(f"{where}: {prefix}{key}: is called {new!r} now; rename it")
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError(f"{where}: {prefix}{key}: unknown key; {remedy}")
-    values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()}
-    for item in dataclasses.fields(cls):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in values:
-            raise ConfigError(f"{where}: {prefix}{item.name}: missing key; add it to the recipe")
-    return cls(**values)
+    return {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in table.items()}
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Return `value` as the type of `hint` has it; tables stay tables."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key}: must be a table ([{key}])")
-        return build(hint, value, where, f"{key}.")
+        return _converted(hint, value, where, f"{key}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):

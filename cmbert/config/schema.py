@@ -174,8 +174,8 @@ class TrainConfig:
     """Length of the ramp; every size gets an equal share, rounded up to whole steps; tokens (F: 10 B)."""
     seed: int = 0
     """Seed of initialisation, row order and masks."""
-    deepspeed: str = "ds_configs/zero1.json"
-    """DeepSpeed file: owns ZeRO stage and precision."""
+    deepspeed: str = "zero1"
+    """DeepSpeed file: owns ZeRO stage and precision; a name of ds_configs/, or a path that ends in .json."""
     init_from: str = ""
     """Run or checkpoint whose weights start this stage (stage 2 names stage 1's run); empty = fresh weights."""
     init_tiling: bool = False

@@ -10,7 +10,7 @@ import resource
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from cmbert.files.lease import alone_in, is_lease
 from cmbert.files.whole import write_json
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.report import collect, describe_drops, describe_kept, write_report_page
+from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.readers import ByteRange, input_files
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
@@ -72,6 +73,8 @@ def clean(
     if heldout and heldout.is_dir():
         raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
     tasks = plan_tasks(files)
+    if heldout or only_heldout:
+        config = replace(config, heldout_share=share_in_force(config, files))
     with alone_in(work):
         _open_work_folder(work, [task.identity(settings) for task in tasks])
         passes = Passes(
@@ -86,13 +89,21 @@ def clean(
         with ExitStack() as stack:
             aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
             passes.write(aside, stack.enter_context(building(heldout)) if heldout else None)
-            report = {"settings": settings, **collect(work)}
-            if not report["kept"]:
-                raise InputError(f"{', '.join(inputs)}: no document is left: {describe_drops(report)}")
-            write_json(aside / REPORT_FILE, report)
-            write_report_page(report, aside / "report.html")
+            report = {"settings": settings, "heldout_share": config.heldout_share, **collect(work)}
+            _write_report(report, aside, inputs)
     remove(work)
     print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
+    if (heldout or only_heldout) and (said := few_held_out(report)):
+        print(f"{heldout or output}: {said}")
+
+
+def _write_report(report: dict[str, Any], folder: Path, inputs: Sequence[str]) -> None:
+    """Write report.json and report.html. Raises InputError when nothing is left."""
+    if not report["kept"]:
+        fault = f"no document is left: {describe_drops(report)}" if report["dropped"] else none_held_out(report)
+        raise InputError(f"{', '.join(inputs)}: {fault}")
+    write_json(folder / REPORT_FILE, report)
+    write_report_page(report, folder / "report.html")
 
 
 def _outputs(output: Path | None, heldout: Path | None) -> tuple[Path, Path | None]:

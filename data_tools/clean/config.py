@@ -7,6 +7,8 @@ from typing import Literal
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 
+LEAST_SHARE, MOST_SHARE = 0.001, 0.1  # that are held out by rule: of a large corpus, and of a small one
+WANTED_HELD_OUT = 500  # documents; five times what FEWEST_HELD_OUT asks for
 MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text
 
 
@@ -84,8 +86,9 @@ class CleanConfig:
     """Name of the text's field or column."""
     on_bad_line: Literal["fail", "skip"] = "fail"
     """A line without usable text: stop there, or skip and count it."""
-    heldout_share: float = 0.001
-    """Share of the texts that --heldout sets aside, chosen by a hash of their letters (`data_tools.clean.letters`)."""
+    heldout_share: float = 0.0
+    """Share of the texts that --heldout sets aside, chosen by a hash of their letters. 0: a thousandth, but some 500
+    texts at least, and a tenth at most."""
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
@@ -97,8 +100,8 @@ def load_clean_config(path: Path | None) -> CleanConfig:
         return CleanConfig()
     config = build(CleanConfig, read_toml(path, "configuration"), str(path))
     quality, duplicates = config.quality, config.duplicates
-    if not 0 < config.heldout_share < 1:
-        raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1")
+    if not 0 <= config.heldout_share < 1:
+        raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1 (0: by rule)")
     for name, value in vars(quality).items():
         if name.endswith("_share") and not 0 <= value <= 1:
             raise ConfigError(f"{path}: quality.{name}: {value} must lie between 0 and 1")

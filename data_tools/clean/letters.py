@@ -11,7 +11,7 @@ from tokenizers import normalizers
 from data_tools.clean.config import NormalizeConfig
 from data_tools.clean.normalization import normalizer
 from data_tools.clean.quality import code_points, gram_hashes
-from data_tools.input.document import text_hash
+from data_tools.input.document import Purpose, text_hash
 
 NFKC = normalizers.NFKC()  # not Python's, which takes quadratic time for thousands of marks on one letter
 NO_LETTER, ASCII = re.compile(r"[\W_]+"), re.compile(r"[\x00-\x7f]+")
@@ -37,7 +37,7 @@ def canonical_letters(text: str) -> str:
 
 def heldout_key(letters: str) -> int:
     """Return 64 bits of a text's canonical letters: a share of all texts is held out if they lie below that of 2^64."""
-    return text_hash(letters, b"held-out")
+    return text_hash(letters, Purpose.CLEAN_HELD_OUT)
 
 
 class Sketch(NamedTuple):

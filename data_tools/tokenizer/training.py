@@ -17,7 +17,7 @@ from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 from data_tools.encoding.segment import segmenter
-from data_tools.input.document import Document, text_hash
+from data_tools.input.document import Document, Purpose, text_hash
 from data_tools.input.readers import DocumentReader, input_files
 from data_tools.input.sample import count, stratified
 from data_tools.input.tasks import plan_tasks
@@ -148,7 +148,7 @@ def read_sample(
             progress.advance(len(document.text.encode("utf-8")) / 1e6)
             yield document
 
-    sample = stratified(reading(), sample_bytes)
+    sample = stratified(reading(), sample_bytes, Purpose.TOKENIZER_SAMPLE)
     progress.close()
     return sample, reader.skipped
 
@@ -157,7 +157,7 @@ def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]
     """Return what to train on and what to measure on; a sample too small to spare a document is all for training."""
     training, measured, size = [], [], 0
     for document in sample:
-        if text_hash(document.text, b"measure") < MEASURED_SHARE * 2**64 and size < MEASURED_BYTES:
+        if text_hash(document.text, Purpose.TOKENIZER_MEASURED) < MEASURED_SHARE * 2**64 and size < MEASURED_BYTES:
             measured.append(document)
             size += len(document.text.encode("utf-8"))
         else:
@@ -224,7 +224,8 @@ def learn(units: Counter[str], vocab_size: int) -> tokenizers.Tokenizer:
     if len(spellings) < num_symbols:
         found = len(spellings) + len(SPECIAL_TOKENS)
         largest = found - found % VOCAB_MULTIPLE
-        remedy = f"the largest that works is {largest}" if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
+        works = f"the largest that works is {largest}; a recipe's model.vocab_size must be the same"
+        remedy = works if largest >= SMALLEST_VOCAB_SIZE else "give it more text"
         raise ConfigError(f"--vocab-size {vocab_size}: the text gives only {found} ids; {remedy}")
     return assembled({spelling: index for index, spelling in enumerate([*SPECIAL_TOKENS, *spellings])}, merges)
 

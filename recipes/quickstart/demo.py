@@ -10,11 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 EXAMPLES = Path(os.path.relpath(Path(__file__).absolute().parents[2] / "examples"))
@@ -36,8 +35,7 @@ def protocol(sample_options: list[str]) -> list[Step]:
     """Return the steps in order."""
     python, processes = sys.executable, str(num_processes())
     data_tools, cmbert = [python, "-m", "data_tools"], [python, "-m", "cmbert"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", processes]
-    train = [python, *launch, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "cmbert", "train"]
+    stage1, stage2 = ([*cmbert, "train", str(path), "--processes", processes] for path in (STAGE1, STAGE2))
     first, second = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (STAGE1, STAGE2))
     vocab_size = str(first["model"]["vocab_size"])
     rows = [f"rows of {recipe['data']['context_tokens']:,} tokens" for recipe in (first, second)]
@@ -55,8 +53,8 @@ def protocol(sample_options: list[str]) -> list[Step]:
         Step("heldout", "Held-out shards", [*preprocess, "--input", heldout_text, "--output", f"{RUN}/heldout"]),
         Step("verify", "Verify the shards", [*data_tools, "verify", f"{RUN}/shards"]),
         Step("plan", "Plan of stage 1", [*cmbert, "plan", str(STAGE1), "--gpus", processes]),
-        Step("stage1", f"Stage 1: {rows[0]}, {processes} ZeRO processes", [*train, str(STAGE1)]),
-        Step("stage2", f"Stage 2: {rows[1]}, packed anew from the same shards", [*train, str(STAGE2)]),
+        Step("stage1", f"Stage 1: {rows[0]}, {processes} ZeRO processes", stage1),
+        Step("stage2", f"Stage 2: {rows[1]}, packed anew from the same shards", stage2),
         Step("eval", "Held-out pseudo-perplexity by position", [*score, "--output", f"{RUN}/eval.json"]),
         Step("export", "Export, compared with transformers", [*export, "--output", f"{RUN}/export"]),
         Step("fill_mask", "Fill-mask through transformers", [*fill_mask, f"{RUN}/fill_mask.json"]),
@@ -124,27 +122,12 @@ def shown(command: list[str]) -> str:
 
 def run(command: list[str]) -> int:
     """Run one command; on Ctrl-C, which the terminal sends to it too, let it save and leave."""
-    launched = "torch.distributed.run" in command
-    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_processes()))} if launched else {}
-    errors = subprocess.PIPE if launched else None
-    child = subprocess.Popen(command, env={**os.environ, **threads}, stderr=errors)
-    interrupted = threading.Event()
-    if child.stderr:
-        threading.Thread(target=pass_on, args=(child.stderr, interrupted), daemon=True).start()
+    child = subprocess.Popen(command)
     while True:
         try:
             return child.wait()
         except KeyboardInterrupt:
-            interrupted.set()
             print("\nstopping ...", file=sys.stderr)
-
-
-def pass_on(stream: IO[bytes], interrupted: threading.Event) -> None:
-    """Copy a launcher's stderr, but not its traceback about a Ctrl-C that the trainer has handled."""
-    for line in stream:
-        if not interrupted.is_set():
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -23,6 +23,7 @@ def name_of(path: Path) -> str:
 
 def plan_of(name: str, num_gpus: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Plan a recipe where no run, tokenizer or shard set lies about."""
+    monkeypatch.chdir(ROOT)
     recipe = load_recipe(ROOT / "recipes" / name)
     recipe = load_recipe(ROOT / "recipes" / name, [f"train.deepspeed={ROOT / recipe.train.deepspeed}"])
     monkeypatch.chdir(directory)

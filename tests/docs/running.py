@@ -14,9 +14,8 @@ import data_tools.cli
 from tests import forking
 from tests.docs.documents import OURS, ROOT, Command, commands, documents
 from tests.docs.exceptions import INSTEAD, NOT_RUN, SMALLER
-from tests.integration.launching import torchrun
 
-MAX_RANKS = 2  # of a launcher, whatever the document says: so many cores has the machine that tests
+MAX_RANKS = 2  # of a training, whatever the document says: so many cores has the machine that tests
 LIMIT_SECONDS = 240
 
 
@@ -61,7 +60,7 @@ class Shell:
 
     def execute(self, words: list[str]) -> tuple[int, str]:
         """Run one command: our own programs that start no others in this process, the rest without a cold start."""
-        if words[0] in OURS and words[1] != "ablate":
+        if words[0] in OURS and words[1] not in ("ablate", "train"):
             return self._execute_here(words)
         done = forking.run(
             self._as_started(words),
@@ -85,11 +84,12 @@ class Shell:
 
     def _as_started(self, words: list[str]) -> list[str]:
         match words:
-            case ["torchrun", "--nproc-per-node", ranks, *rest]:
-                return [sys.executable, *torchrun(min(int(ranks), MAX_RANKS)), *rest]
             case ["mpiexec", "-n", ranks, program, *rest]:
                 mpiexec = Path(sys.executable).parent / "mpiexec"
                 return [str(mpiexec), "-n", ranks, sys.executable, "-m", program, *rest]
+            case ["cmbert", "train", recipe, "--processes", ranks]:
+                fewer = ["--processes", str(min(int(ranks), MAX_RANKS))]
+                return [sys.executable, "-m", "cmbert", "train", recipe, *fewer]
             case ["cmbert", *rest]:
                 return [sys.executable, "-m", "cmbert", *rest]
             case ["python", *rest]:

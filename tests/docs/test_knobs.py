@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cmbert.config.defaults import DERIVED
 from cmbert.config.load import build, load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.runs.directory import FREE_KEYS
@@ -66,6 +67,10 @@ def test_every_key_is_on_the_page_and_no_other() -> None:
     assert set(rows) | {"run_directory"} == schema_keys(Recipe)
     assert all(row["why"] for row in rows.values())
     assert {row["from"] for row in rows.values()} == SOURCES
+
+
+def test_the_page_has_the_rule_of_every_derived_key() -> None:
+    assert tuple(re.findall(r"^- `(\w+\.\w+)`: ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)) == DERIVED
 
 
 @pytest.mark.parametrize("stage", [1, 2])

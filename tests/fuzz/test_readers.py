@@ -143,7 +143,7 @@ def test_cleans_configuration(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     config = accepts_or_says(lambda: load_clean_config(path), str(path))
     if config:
-        assert 0 < config.heldout_share < 1
+        assert 0 <= config.heldout_share < 1
         assert all(0 <= value <= 1 for name, value in vars(config.quality).items() if name.endswith("_share"))
 
 

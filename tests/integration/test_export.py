@@ -41,7 +41,7 @@ def second_stage(recipe_file: Path, init_from: Path, run: Path) -> Path:
     path = recipe_file.with_name(f"{run.name}.toml")
     path.write_text(
         f"""
-extends = "{recipe_file.name}"
+extends = "{recipe_file}"
 run_directory = "{run}"
 [data]
 context_tokens = 256

@@ -13,7 +13,7 @@ def test_stage_two_starts_from_stage_one_and_finished_stages_say_so(recipe_file:
     stage2 = tmp_path / "stage2.toml"
     stage2.write_text(
         f"""
-extends = "recipe.toml"
+extends = "{recipe_file}"
 run_directory = "{tmp_path}/stage2"
 [data]
 context_tokens = 256

@@ -28,7 +28,7 @@ from tests.integration.shell import LOCALES, ROOT, run
 
 def test_names_are_utf8_in_every_locale(recipe_file: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "stage2.toml"
-    recipe.write_text(f'extends = "{recipe_file.rename(tmp_path / "配方.toml").name}"', encoding="utf-8")
+    recipe.write_text(f'extends = "{recipe_file.rename(tmp_path / "配方.toml")}"', encoding="utf-8")
     code, said = run("plan", str(recipe), environment=LOCALES["POSIX, ASCII"])
     assert code == 0, said
 

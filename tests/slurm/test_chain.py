@@ -36,7 +36,7 @@ def desk(desk: Desk, tmp_path: Path, recipe_file: Path) -> Desk:
     text += '[evaluation]\nshards = "runs/tiny/shards/heldout"\nmax_rows = 8\n'
     (recipes / "stage1.toml").write_text(text, encoding="utf-8")
     (recipes / "stage2.toml").write_text(
-        'extends = "stage1.toml"\nrun_directory = "runs/tiny/stage2"\n'
+        'extends = "recipes/tiny/stage1.toml"\nrun_directory = "runs/tiny/stage2"\n'
         "[data]\ncontext_tokens = 128\n[train]\ntotal_tokens = 4096\nrows_per_step = 4\n"
         'init_from = "runs/tiny/stage1"\n',
         encoding="utf-8",

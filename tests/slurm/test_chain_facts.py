@@ -27,7 +27,7 @@ class Recipes:
 
     def _stage(self, number: int, base: Path, more: str) -> Recipe:
         path = self.folder / f"stage{number}.toml"
-        text = f'extends = "{base.name}"\nrun_directory = "{self.folder}/runs/stage{number}"\n{more}'
+        text = f'extends = "{base}"\nrun_directory = "{self.folder}/runs/stage{number}"\n{more}'
         path.write_text(text, encoding="utf-8")
         return load_recipe(path)
 

@@ -104,7 +104,9 @@ def test_what_the_last_step_would_refuse_is_refused_first(
 def test_without_contexts_all_arms_are_scored_as_the_base_recipe_is_trained(recipe_file: Path, tmp_path: Path) -> None:
     path = write_list(tmp_path, recipe_file, "set.data = { context_tokens = 128 }")
     assert load_list(path).contexts == (64,)
-    (tmp_path / "longer.toml").write_text('extends = "base.toml"\n[data]\ncontext_tokens = 256\n', encoding="utf-8")
+    (tmp_path / "longer.toml").write_text(
+        f'extends = "{tmp_path}/base.toml"\n[data]\ncontext_tokens = 256\n', encoding="utf-8"
+    )
     assert load_list(path, tmp_path / "longer.toml").contexts == (256,)
 
 
@@ -114,7 +116,7 @@ def write_list(folder: Path, recipe_file: Path, arm: str) -> Path:
     (folder / "base.toml").write_text(recipe, encoding="utf-8")
     path = folder / "list.toml"
     path.write_text(
-        f'base = "base.toml"\nquestion = "Which?"\n[[arms]]\nname = "a"\nwhat = "base"\n'
+        f'base = "{folder}/base.toml"\nquestion = "Which?"\n[[arms]]\nname = "a"\nwhat = "base"\n'
         f'[[arms]]\nname = "b"\nwhat = "other"\n{arm}\n',
         encoding="utf-8",
     )

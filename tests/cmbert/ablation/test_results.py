@@ -23,7 +23,7 @@ def swept(recipe_file: Path, tmp_path: Path) -> tuple[AblationList, list[ArmRun]
     (tmp_path / "base.toml").write_text(recipe, encoding="utf-8")
     path = tmp_path / "list.toml"
     path.write_text(
-        'base = "base.toml"\nquestion = "掩码：整词还是单字？"\n[[arms]]\nname = "a"\nwhat = "整词"\n'
+        f'base = "{tmp_path}/base.toml"\nquestion = "掩码：整词还是单字？"\n[[arms]]\nname = "a"\nwhat = "整词"\n'
         '[[arms]]\nname = "b"\nwhat = "<b>单字</b>"\nset.mask = { unit = "token", peak_rate = 0.2 }\n',
         encoding="utf-8",
     )

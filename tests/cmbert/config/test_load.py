@@ -13,6 +13,8 @@ from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
+
 
 def changed(recipe_file: Path, old: str, new: str) -> Path:
     text = recipe_file.read_text(encoding="utf-8")
@@ -94,9 +96,9 @@ def test_overrides(recipe_file: Path) -> None:
 
 def test_extends_states_only_what_differs(recipe_file: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.toml"
-    child.write_text('extends = "recipe.toml"\n[data]\ncontext_tokens = 128\n', encoding="utf-8")
+    child.write_text(f'extends = "{recipe_file}"\n[data]\ncontext_tokens = 128\n', encoding="utf-8")
     assert differing_keys(load_recipe(recipe_file), load_recipe(child)) == ["data.context_tokens"]
-    changed(recipe_file, "run_directory", 'extends = "child.toml"\nrun_directory')
+    changed(recipe_file, "run_directory", f'extends = "{child}"\nrun_directory')
     with pytest.raises(ConfigError, match="circle"):
         load_recipe(child)
 
@@ -232,3 +234,35 @@ def test_a_renamed_key_is_refused_with_its_name_today(old: str, new: str, recipe
     with pytest.raises(ConfigError, match=rf"recipe\.toml: {re.escape(old)}: is called {new!r} now; rename it"):
         load_recipe(recipe_file, [f"{old}=1"])
     assert new in {item.name for item in fields(next(f.type for f in fields(Recipe) if f.name == section))}
+
+
+def test_a_shipped_deepspeed_file_goes_by_name_from_anywhere(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_path = load_recipe(recipe_file, [f"train.deepspeed={ROOT / 'ds_configs' / 'zero1.json'}"])
+    by_name = load_recipe(recipe_file, ["train.deepspeed=zero1"])
+    other = load_recipe(recipe_file, ["train.deepspeed=zero2"])
+    monkeypatch.chdir(tmp_path)
+    assert resolve_deepspeed(by_name, 1) == resolve_deepspeed(by_path, 1)
+    assert differing_keys(by_path, by_name) == differing_keys(by_name, by_path) == []  # a run goes on under either
+    assert differing_keys(by_name, other) == ["train.deepspeed"]
+    with pytest.raises(ConfigError, match=r"no shipped DeepSpeed file is called 'zero4'; there are zero1, zero2, "):
+        load_deepspeed_file("zero4")
+    with pytest.raises(ConfigError, match=r"ds_configs/zero1\.json: no such DeepSpeed file; .* by name, .*: zero1, "):
+        load_deepspeed_file("ds_configs/zero1.json")
+
+
+def test_what_a_recipe_extends_is_looked_for_as_every_path_is(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "recipe.toml"\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(child)
+    assert str(caught.value).startswith(f"{child}: extends: no recipe.toml in the working directory")
+    right = re.search(r'extends = ".*"', str(caught.value))
+    child.write_text(right[0], encoding="utf-8")  # what the message says to write
+    assert load_recipe(child) == load_recipe(recipe_file)
+    child.write_text('extends = "recipe.toml"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(child) == load_recipe(recipe_file)

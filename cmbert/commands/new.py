@@ -1,0 +1,58 @@
+"""`cmbert new`: a recipe of one's own."""
+
+import argparse
+import os
+from pathlib import Path
+
+from cmbert.cli_values import any_path, new_folder, positive
+
+SIZES = ("tiny", "small", "base", "large")
+MOST_PROCESSES = 8  # of a laptop or one GPU box; ours
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add `new`."""
+    new = commands.add_parser(
+        "new",
+        help="write a recipe of your own, and what to type next",
+        description="Write NAME/stage1.toml and NAME/stage2.toml, every number with its reason, and print the commands "
+        "that lead from text to an exported model.",
+    )
+    new.add_argument("name", type=new_folder, metavar="NAME", help="folder to make; all that is trained will lie there")
+    new.add_argument("--size", choices=SIZES, help="of the model (default: by the amount of text, else tiny)")
+    new.add_argument(
+        "--text", type=any_path, nargs="+", default=[], metavar="PATH", help="your text: files and folders to measure"
+    )
+    new.add_argument(
+        "--tokens", type=positive, metavar="N", help="tokens to train on (default: by the text, else by the size)"
+    )
+    new.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the recipes and print what to type."""
+    from cmbert.config.new import commands_for, plan_order, write_order
+    from cmbert.config.texts import measure_texts
+
+    text = measure_texts(options.text) if options.text else None
+    order = plan_order(options.name, options.size, text, options.tokens)
+    commands = commands_for(order, options.text, usable_processes())
+    first, second = write_order(order, commands)
+    if text:
+        print(f"text: about {text.utf8_bytes / 1e6:,.1f} MB, some {text.tokens / 1e6:,.1f}M tokens")
+    print(f"{first} and {second}: {order.size} ({order.why_size}), {order.vocabulary:,} ids")
+    print(f"{order.tokens:,} tokens: {order.why_tokens}")
+    if not options.text:
+        print(f"Put your text into {options.name / 'raw'} (.jsonl, .txt, .parquet ...).")
+    print("\nType next, in this order (the same lines stand at the head of the first recipe):\n")
+    print("\n".join(f"    {command}" for command in commands))
+    return 0
+
+
+def usable_processes() -> int:
+    """Return the processes to train with: one per GPU that the system shows, else one per core; MOST_PROCESSES at most.
+
+    Asks nothing of torch, which takes seconds to start.
+    """
+    gpus = len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+    return min(MOST_PROCESSES, gpus or len(os.sched_getaffinity(0)))
