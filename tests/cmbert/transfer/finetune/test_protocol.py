@@ -14,7 +14,7 @@ from cmbert.transfer.finetune import trial as trial_module
 from cmbert.transfer.finetune.examples import read_split
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
-from cmbert.transfer.finetune.results import score_table
+from cmbert.transfer.finetune.results import score_table, settings_table
 from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_task, load_task
 from cmbert.transfer.finetune.trial import Data, Setting, backward, run_trial
 
@@ -108,6 +108,15 @@ def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
     assert {json.loads(line)["label"] for line in lines} <= {"0", "1"}
     monkeypatch.setattr("cmbert.transfer.finetune.protocol.run_trial", None)  # nothing is trained again
     assert run(ours, task, review_folder, tmp_path / "out", settings) == result
+
+
+def test_settings_of_earlier_calls_are_counted_and_may_win(ours, task, review_folder, tmp_path):
+    worse = replace(SETTING, learning_rate=1e-6)
+    for settings, chosen, tried in (([worse], worse, 1), ([SETTING], SETTING, 2), ([worse], SETTING, 2)):
+        result = run(ours, task, review_folder, tmp_path / "out", settings, seeds=1)
+        assert result["setting"]["learning_rate"] == chosen.learning_rate
+        head, rows = settings_table([result])
+        assert rows[0][head.index("settings tried")] == str(tried)
 
 
 def test_results_are_not_mixed(ours, task, review_folder, tmp_path):
