@@ -61,7 +61,7 @@ NOTES = (
     "“no labels”: the answers wait beside the result, in the form that the leaderboard takes.",
     "Published: both in one table that third parties give; they do not name the split.",
 )
-FEW_SHOT_NOTE = f"Few-shot: fewer than {FEW_SHOT_EXAMPLES:,} examples to learn from. No published row of full CLUE compares with it."
+FEW_SHOT_NOTE = f"Few-shot: learned from fewer than {FEW_SHOT_EXAMPLES:,} examples; no published row compares with it."
 
 
 def read_results(output: Path) -> list[dict[str, Any]]:
