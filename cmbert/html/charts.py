@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -33,6 +34,7 @@ class Stage:
     """One run directory as read; `start_tokens` is what the stages before it have seen."""
 
     name: str
+    folder: Path
     number: int
     start_tokens: int
     columns: dict[str, np.ndarray]

@@ -18,7 +18,8 @@ COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rat
 COLUMNS += ("realised_mask_rate", "grad_norm", "step_seconds", "data_wait_seconds", "tokens_per_second", "fill_rate")
 COLUMNS += ("time", "skipped_rows")
 LISTS = ("source_tokens", "unit_lengths")
-OPTIONAL_COLUMNS = ("heldout_loss", "peak_memory_bytes", "flops_per_second", "mfu", *PHASE_COLUMNS)  # of newer runs
+OPTIONAL_COLUMNS: tuple[str, ...] = ("heldout_loss", "heldout_accuracy", "peak_memory_bytes")  # of newer runs
+OPTIONAL_COLUMNS += ("flops_per_second", "mfu", *PHASE_COLUMNS)
 REMEDY = "remove it or write it again"
 
 
@@ -110,6 +111,7 @@ def read_stage(folder: Path, records: list[dict]) -> Stage:
         )
     return Stage(
         name=real(folder).name,
+        folder=folder,
         number=1,
         start_tokens=0,
         columns=columns,

@@ -32,6 +32,7 @@ from cmbert.html.charts import (
 from cmbert.html.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
 from cmbert.report.files import FilledMask, Summary, read_optional
+from cmbert.report.score import score_of
 from cmbert.report.stages import read_stages
 from cmbert.report.steps import steps_section
 
@@ -56,8 +57,8 @@ def write_report(run: Path, output: Path) -> None:
     stages = read_stages(run)
     line = [stage for stage in stages if not stage.is_side]
     summary = read_optional(run / "summary.json", Summary)
-    scored = next((stage for stage in reversed(line) if stage.evaluation), line[-1])
-    score = scored.evaluation | {name: value for name, value in summary.items() if value is not None}
+    found, scored = score_of(line)
+    score = found | {name: value for name, value in summary.items() if value is not None}
     phases = summary.get("seconds") or {}
     when = utc(line[-1]["time"][-1], "%d %B %Y")
     count = f"{len(line)} stages" if len(line) > 1 else "one stage"
@@ -78,7 +79,7 @@ def write_report(run: Path, output: Path) -> None:
         output,
         title=real(run).name,
         subtitle=f"Masked-language-model pretraining · {count} · {steps:,} steps · last step on {when} (UTC)",
-        figures=headline(line, score, f"after {scored.name}", sum(phases.values())),
+        figures=headline(line, score, scored, sum(phases.values())),
         sections=sections,
     )
     logger.info("report %s (%d kB)", output, size // 1000)
