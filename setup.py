@@ -1,5 +1,11 @@
-"""Thin shim for tools that still call setup.py; everything is in pyproject.toml."""
+"""The packages of the distribution; everything else is in pyproject.toml.
 
-from setuptools import setup
+The files of ds_configs/ and recipes/tasks/ go along as parts of cmbert, so that an installed copy finds them by name.
+"""
 
-setup()
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["cmbert*", "data_tools*"]), "cmbert.ds_configs", "cmbert.recipes.tasks"],
+    package_dir={"cmbert.ds_configs": "ds_configs", "cmbert.recipes.tasks": "recipes/tasks"},
+)

@@ -27,7 +27,7 @@ def read_stages(run: Path) -> list[Stage]:
         if (records := read_metrics(folder, needed=(*COLUMNS, *LISTS)))
     }
     if not read:
-        raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
+        raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: `cmbert train RECIPE.toml`")
     parents = _parents(read)
     stages = {folder: _place(folder, read, parents) for folder in read}
     last = max(stages, key=lambda folder: (stages[folder]["tokens"][-1], stages[folder]["time"][-1]))
