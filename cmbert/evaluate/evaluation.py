@@ -9,7 +9,8 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import evaluate_sets, position_table, score_table
 from cmbert.evaluate.long_context import contexts_up_to, print_stress, stress
-from cmbert.evaluate.pseudo_perplexity import Unit, place_model, print_score, unigram_loss
+from cmbert.evaluate.pseudo_perplexity import Unit, place_model, print_score
+from cmbert.evaluate.unigram import unigram_of_run
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.tokenizer import Tokenizer
 
@@ -23,6 +24,8 @@ class Scored(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def context_tokens(self) -> int: ...
+    @property
+    def run(self) -> Path | None: ...
     @property
     def training_shards(self) -> Sequence[ShardSet]: ...
     @property
@@ -81,8 +84,9 @@ class Evaluation:
             )
         )
         unigram = None
-        if trained.training_shards:
-            unigram = unigram_loss(trained.training_shards, trained.training_amounts, trained.tokenizer.vocab_size)
+        if trained.run:
+            vocab_size = trained.tokenizer.vocab_size
+            unigram = unigram_of_run(trained.run, trained.training_shards, trained.training_amounts, vocab_size)
         figures: dict[str, Any] = {"unigram_loss": unigram, "device": device}
         if len(scores) == 1:
             print_score(scores[0].score, unigram, by_position=self.by_position)

@@ -7,7 +7,6 @@ here also misses its hidden neighbours, so the figure is higher. It compares mod
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,6 @@ import torch.nn.functional as F
 from cmbert.config.schema import DataConfig, MaskConfig, SourceConfig
 from cmbert.data.batches import PackedBatch
 from cmbert.data.reader import AssembledRows, RowReader, open_reader
-from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import InputError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import Progress
@@ -180,19 +178,6 @@ def score_positions(losses: np.ndarray, positions: np.ndarray, context: int) -> 
             buckets.append(PositionScore(start, min(end, context), int(inside.sum()), float(losses[inside].mean())))
         start, end = end, 2 * end
     return buckets
-
-
-def unigram_loss(shard_sets: Sequence[ShardSet], amounts: Sequence[float], vocab_size: int) -> float:
-    """Entropy of the training tokens' unigram distribution, nats: the least loss of a guess without context.
-
-    amounts: how much of each set was trained on, in any unit: a blend may read a small set more often than a large one.
-    """
-    share = np.zeros(vocab_size)
-    for shards, amount in zip(shard_sets, amounts, strict=True):
-        if amount:
-            share += amount / sum(amounts) * shards.token_counts(vocab_size) / shards.num_tokens
-    share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
 
 
 def print_score(score: Score, unigram: float | None, *, by_position: bool) -> None:

@@ -146,25 +146,51 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _results(lineage: Lineage, measured: Comparison) -> str:
+    errors = [("ours, packed", f"{measured.rounding:.1e}")]
+    errors += [(f"{name}, padded", f"{error:.1e}") for name, error in measured.errors.items()]
+    return (
+        f"## Results\n\n{_held_out(lineage)}\nBefore this folder appeared its logits in fp32 were compared with those "
+        f"of the model in training in fp64, on {measured.num_tokens:,} tokens of training text, short and long texts "
+        f"in one batch, padded at either side (allowed: {ROUNDINGS:g} times the error of our own program, "
+        f"{measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
+    )
+
+
+def _held_out(lineage: Lineage) -> str:
+    """Return what the runs scored of held-out text up to the exported checkpoint, and what a guess would lose."""
     rows = []
     for stage in lineage.stages:
         scored = [record for record in stage.records if record.get("heldout_loss") is not None]
         if scored:
-            last = scored[-1]
+            last, unigram = scored[-1], stage.unigram_loss
+            against = ("–", "–") if unigram is None else (f"{unigram:.4f}", f"{unigram - last['heldout_loss']:.4f}")
             rows.append((
-                stage.name, f"{last['step'] + 1:,}", f"{last['heldout_loss']:.4f}", f"{last['heldout_accuracy']:.4f}",
+                stage.name, Path(stage.recipe.evaluation.shards).name, f"{last['step'] + 1:,}",
+                f"{last['heldout_loss']:.4f}", *against, f"{last['heldout_accuracy']:.4f}",
                 f"{last['heldout_masked_tokens']:,.0f}", f"{stage.recipe.data.context_tokens:,}",
             ))  # fmt: skip
-    head = ("stage", "after step", "loss, nats per masked token", "accuracy", "masked tokens", "context")
-    held_out = f"Held-out text, in training:\n\n{_table(head, rows)}" if rows else "The run scored no held-out text.\n"
-    errors = [("ours, packed", f"{measured.rounding:.1e}")]
-    errors += [(f"{name}, padded", f"{error:.1e}") for name, error in measured.errors.items()]
-    return (
-        f"## Results\n\n{held_out}\nBefore this folder appeared its logits in fp32 were compared with those of the "
-        f"model in training in fp64, on {measured.num_tokens:,} tokens of training text, short and long texts in one "
-        f"batch, padded at the right and at the left (allowed: {ROUNDINGS:g} times the error of our own program, "
-        f"{measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
+    if not rows:
+        named = any(stage.recipe.evaluation.shards for stage in lineage.stages)
+        why = "no step of this checkpoint was scored" if named else "its recipe names no evaluation.shards"
+        unigram = lineage.stages[-1].unigram_loss
+        guess = "" if unigram is None else f" A guess without context would lose {unigram:.4f} nats a token.\n"
+        return f"The run scored no held-out text: {why}.{guess or chr(10)}"
+    head = (
+        "stage",
+        "held-out set",
+        "after step",
+        "loss, nats per masked token",
+        "unigram, nats",
+        "gap, nats",
+        "accuracy",
     )
+    source = (
+        "Loss and accuracy are the run's own (`heldout_loss` of its `metrics.jsonl`: 15 % of the tokens hidden, in the "
+        "training's precision). Unigram: entropy of the training tokens in nats, what a guess without context loses; "
+        "the gap is what the model knows beyond that.\n"
+    )
+    table = _table((*head, "masked tokens", "context"), rows)
+    return f"Held-out text, in training:\n\n{table}\n{source}"
 
 
 def _limits(lineage: Lineage) -> str:

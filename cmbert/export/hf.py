@@ -105,7 +105,7 @@ def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
     config = read_config(directory)
     if not (directory / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{directory} has no {WEIGHTS_FILE}: give a folder written by `cmbert export --format hf`"
+            f"{directory} has no {WEIGHTS_FILE}: give a folder that `cmbert export` wrote with --format hf"
         )
     try:
         weights = load_file(directory / WEIGHTS_FILE)

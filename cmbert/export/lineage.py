@@ -1,6 +1,6 @@
 """What a run says of itself, and the runs it started from: the facts of a model card. What cannot be known is None."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from cmbert.config.schema import Recipe, SourceConfig
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError, ConfigError, ShardError
+from cmbert.evaluate.unigram import unigram_of_run
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe, run_of
@@ -45,6 +46,8 @@ class StageFacts:
     environment: dict[str, Any]
     precision: str | None
     sources: list[TrainedSource]
+    unigram_loss: float | None
+    """Of the training tokens, nats; None, as for a source: not known any more."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ def _read_stage(checkpoint: Path) -> StageFacts:
     if len(records) != state.step:
         records = []
     names = source_names([source.path for source in recipe.data.sources])
+    opened = [_open_source(source, index, state, run) for index, source in enumerate(recipe.data.sources)]
+    sources = [
+        _describe(index, Path(name).name, source.weight, shards, records)
+        for index, (name, source, shards) in enumerate(zip(names, recipe.data.sources, opened, strict=True))
+    ]
     return StageFacts(
         name=real(run).name,
         recipe=recipe,
@@ -91,10 +99,8 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         events=[event for event in read_events(run) if event["step"] <= state.step],
         environment=_read_json(run / "environment.json", Environment),
         precision=_precision(_read_json(run / "ds_config.json", dict[str, Any])),
-        sources=[
-            _read_source(index, Path(name).name, source, state, records, run / PLAN_FOLDER)
-            for index, (name, source) in enumerate(zip(names, recipe.data.sources, strict=True))
-        ],
+        sources=sources,
+        unigram_loss=_unigram(run, opened, sources, recipe),
     )
 
 
@@ -114,17 +120,32 @@ def _is_on(deepspeed: Mapping[str, Any], kind: str) -> bool:
     return isinstance(section, dict) and section.get("enabled") is True
 
 
-def _read_source(
-    index: int, name: str, source: SourceConfig, state: TrainState, records: list[dict[str, Any]], plan_folder: Path
+def _open_source(source: SourceConfig, index: int, state: TrainState, run: Path) -> ShardSet | None:
+    """Return the shards that a stage read, None if they are gone or are others now."""
+    try:
+        shards = ShardSet(source.path)
+        shards.recall_proof(run / PLAN_FOLDER)
+    except ShardError:
+        return None
+    return shards if [shards.fingerprint] == state.shard_fingerprints[index : index + 1] else None
+
+
+def _describe(
+    index: int, name: str, weight: float, shards: ShardSet | None, records: list[dict[str, Any]]
 ) -> TrainedSource:
     counts = [record.get("source_tokens", [])[index : index + 1] for record in records]
     tokens_read = sum(count[0] for count in counts) if counts and all(counts) else None
-    try:
-        shards = ShardSet(source.path)
-        shards.recall_proof(plan_folder)
-    except ShardError:
-        return TrainedSource(name, source.weight, None, None, tokens_read, {})
-    if [shards.fingerprint] != state.shard_fingerprints[index : index + 1]:
-        return TrainedSource(name, source.weight, None, None, tokens_read, {})
+    if shards is None:
+        return TrainedSource(name, weight, None, None, tokens_read, {})
     documents, tokens = sum(shards.shard_documents), sum(shards.shard_tokens)
-    return TrainedSource(name, source.weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))
+    return TrainedSource(name, weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))
+
+
+def _unigram(
+    run: Path, opened: Sequence[ShardSet | None], sources: Sequence[TrainedSource], recipe: Recipe
+) -> float | None:
+    shards = [found for found in opened if found is not None]
+    amounts = [source.tokens_read or 0 for source in sources] if len(sources) > 1 else [1]
+    if len(shards) < len(opened) or not any(amounts):
+        return None
+    return unigram_of_run(run, shards, amounts, recipe.model.vocab_size)

@@ -36,6 +36,8 @@ class TrainedModel:
     model: MaskedLanguageModel
     tokenizer: Tokenizer
     context_tokens: int
+    run: Path | None
+    """Its run directory; None for an exported folder."""
     training_shards: list[ShardSet]
     """Empty for an exported folder."""
     training_amounts: list[float]
@@ -47,13 +49,14 @@ def open_model(path: Path) -> TrainedModel:
     if (path / "config.json").is_file():
         _require_memory(path, read_config(path))
         model, _ = load_folder(path)
-        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, [], [])
+        return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, None, [], [])
     recipe, tokenizer = _recipe_and_tokenizer(path)
     model = MaskedLanguageModel(recipe.model)
     model.load_state_dict(load_weights(path))
     shards = [ShardSet(source.path) for source in recipe.data.sources]
-    amounts = _amounts_read(recipe, read_state(require_checkpoint(path)), shards)
-    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, shards, amounts)
+    checkpoint = require_checkpoint(path)
+    amounts = _amounts_read(recipe, read_state(checkpoint), shards)
+    return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, run_of(checkpoint), shards, amounts)
 
 
 def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> list[float]:

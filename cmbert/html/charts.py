@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -33,6 +34,7 @@ class Stage:
     """One run directory as read; `start_tokens` is what the stages before it have seen."""
 
     name: str
+    folder: Path
     number: int
     start_tokens: int
     columns: dict[str, np.ndarray]
@@ -49,6 +51,10 @@ class Stage:
     """Sampled maskable units by their length, 1, 2, ... tokens; the last entry holds longer ones, too."""
     events: list[dict[str, Any]]
     """What happened to the run, oldest first."""
+    parent: str = ""
+    """Name of the run it started from, if that is shown, too."""
+    is_side: bool = False
+    """Whether it is beside the main line: a side branch, or a run of its own."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return one figure of every step, shape (steps,); tokens include those of earlier stages."""
@@ -167,9 +173,9 @@ def plot_curves(axes: Axes, stages: Sequence[Stage], line: Curve, light: Curve |
 
 def token_axis(axes: Axes, stages: Sequence[Stage]) -> None:
     """Make the tokens seen the horizontal axis, and mark where stages begin."""
-    for stage in stages[1:]:
-        axes.axvline(stage.start_tokens, color=AXIS, linewidth=1, linestyle=(0, (2, 3)))
-    axes.set_xlim(0, 1.01 * stages[-1]["tokens"][-1])
+    for start in sorted({stage.start_tokens for stage in stages if stage.start_tokens}):
+        axes.axvline(start, color=AXIS, linewidth=1, linestyle=(0, (2, 3)))
+    axes.set_xlim(0, 1.01 * max(stage["tokens"][-1] for stage in stages))
     token_ticks(axes)
 
 
@@ -191,7 +197,8 @@ def plot_loss(axes: Axes, stages: Sequence[Stage], unigram: float | None) -> Non
     for line, stage in enumerate(reversed(scored)):
         loss, end = stage.evaluation["heldout_loss"], stage["tokens"][-1]
         axes.plot(end, loss, "D", color=stage.colour, markersize=9, mec=CARD, mew=2, clip_on=False, zorder=5)
-        text = f"◆ held-out {loss:.2f}" + (f", after stage {stage.number}" if len(stages) > 1 else "")
+        after = stage.name if stage.is_side else f"stage {stage.number}"
+        text = f"◆ held-out {loss:.2f}" + (f", after {after}" if len(stages) > 1 else "")
         label(text, (1, 0), (-8, 8 + 17 * line), xycoords="axes fraction", color=stage.colour)
     if unigram is not None:
         axes.axhline(unigram, color=INK, linewidth=1.2, linestyle=(0, (5, 4)))

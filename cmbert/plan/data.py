@@ -70,7 +70,7 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[PlannedSource, ...], tuple[str, 
         if number not in there
     ]
     if recipe.train.init_from and find_checkpoint(Path(recipe.train.init_from)) is None:
-        notes.append(f"{recipe.train.init_from}: no checkpoint yet: cmbert train the stage before this one")
+        notes.append(f"{recipe.train.init_from}: no checkpoint yet; train the stage before this one")
     known = {number: _describe_shards(source.path) for number, source in there.items()}
     if tokenizer is not None and there:
         found = data

@@ -12,13 +12,14 @@ from cmbert.files.json_types import misfit, read_as
 from cmbert.files.names import real
 from cmbert.html.charts import Stage
 from cmbert.report.steps import PHASE_COLUMNS
-from cmbert.runs.metrics import METRICS_FILE, read_events, read_metrics, source_names
+from cmbert.runs.metrics import METRICS_FILE, read_events, source_names
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")
 COLUMNS += ("realised_mask_rate", "grad_norm", "step_seconds", "data_wait_seconds", "tokens_per_second", "fill_rate")
 COLUMNS += ("time", "skipped_rows")
 LISTS = ("source_tokens", "unit_lengths")
-OPTIONAL_COLUMNS = ("heldout_loss", "peak_memory_bytes", "flops_per_second", "mfu", *PHASE_COLUMNS)  # of newer runs
+OPTIONAL_COLUMNS: tuple[str, ...] = ("heldout_loss", "heldout_accuracy", "peak_memory_bytes")  # of newer runs
+OPTIONAL_COLUMNS += ("flops_per_second", "mfu", *PHASE_COLUMNS)
 REMEDY = "remove it or write it again"
 
 
@@ -74,6 +75,12 @@ class DataSection(TypedDict):
     sources: NotRequired[list[SourceSection]]
 
 
+class TrainSection(TypedDict):
+    """A recipe's training, likewise; it may hold more keys."""
+
+    init_from: NotRequired[str]
+
+
 class RecipeFile(TypedDict, total=False):
     """The recipe of a run, of whatever version."""
 
@@ -81,27 +88,14 @@ class RecipeFile(TypedDict, total=False):
     data: DataSection
     schedule: dict[str, Any]
     mask: dict[str, Any]
-    train: dict[str, Any]
+    train: TrainSection
 
 
-def read_stages(run: Path) -> list[Stage]:
-    """Read `run`, or its sub-directories if it is a folder of runs; those without a record are left out.
+def read_stage(folder: Path, records: list[dict]) -> Stage:
+    """Return a run as read, with its records; where it stands among others is not known yet.
 
-    Raises CheckpointError when there is nothing to show or a file is malformed.
+    Raises CheckpointError for a malformed file.
     """
-    folders = [run] if (run / METRICS_FILE).is_file() else sorted(path.parent for path in run.glob(f"*/{METRICS_FILE}"))
-    stages: list[Stage] = []
-    for folder in folders:
-        if records := read_metrics(folder, needed=(*COLUMNS, *LISTS)):
-            stages.append(_read_stage(folder, records, stages))
-    if not stages:
-        raise CheckpointError(f"{run}: no {METRICS_FILE} with a step in it; train first: cmbert train RECIPE.toml")
-    if not stages[-1].evaluation:
-        stages[-1].evaluation.update(read_optional(run / "eval.json", Evaluation))  # of all: of the last stage
-    return stages
-
-
-def _read_stage(folder: Path, records: list[dict], before: list[Stage]) -> Stage:
     columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS}
     for name in OPTIONAL_COLUMNS:
         columns[name] = np.array([record.get(name, np.nan) for record in records], dtype=np.float64)
@@ -117,8 +111,9 @@ def _read_stage(folder: Path, records: list[dict], before: list[Stage]) -> Stage
         )
     return Stage(
         name=real(folder).name,
-        number=len(before) + 1,
-        start_tokens=int(before[-1]["tokens"][-1]) if before else 0,
+        folder=folder,
+        number=1,
+        start_tokens=0,
         columns=columns,
         recipe=recipe,
         environment=read_optional(folder / "environment.json", Environment),

@@ -31,7 +31,9 @@ from cmbert.html.charts import (
 )
 from cmbert.html.page import bars, cards, figure, section, table, write_page
 from cmbert.progress import duration
-from cmbert.report.files import FilledMask, Summary, read_optional, read_stages
+from cmbert.report.files import FilledMask, Summary, read_optional
+from cmbert.report.score import score_of
+from cmbert.report.stages import read_stages
 from cmbert.report.steps import steps_section
 
 logger = logging.getLogger(__name__)
@@ -46,23 +48,26 @@ RECIPE_KEYS += ("train.deepspeed", "train.seed")
 
 
 def write_report(run: Path, output: Path) -> None:
-    """Write the page about `run`, a run directory or a folder of stages in the order of their names, to `output`.
+    """Write the page about `run`, a run directory or a folder of stages, to `output`.
 
     Raises CheckpointError when there is nothing to show or a file is malformed, ConfigError for a bad `output`.
     """
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name the page to write, for example {output / 'report.html'}")
     stages = read_stages(run)
+    line = [stage for stage in stages if not stage.is_side]
     summary = read_optional(run / "summary.json", Summary)
-    scored = next((stage for stage in reversed(stages) if stage.evaluation), stages[-1])
-    score = scored.evaluation | {name: value for name, value in summary.items() if value is not None}
+    found, scored = score_of(line)
+    score = found | {name: value for name, value in summary.items() if value is not None}
     phases = summary.get("seconds") or {}
-    when = utc(stages[-1]["time"][-1], "%d %B %Y")
-    count = f"{len(stages)} stages" if len(stages) > 1 else "one stage"
-    steps = sum(len(stage["step"]) for stage in stages)
+    when = utc(line[-1]["time"][-1], "%d %B %Y")
+    count = f"{len(line)} stages" if len(line) > 1 else "one stage"
+    if others := len(stages) - len(line):
+        count += f", {others} other run{'s' * (others > 1)}"
+    steps = sum(len(stage["step"]) for stage in line)
     sections = [
         training_section(stages, score.get("unigram_loss")),
-        steps_section(stages),
+        steps_section(line),
         position_section([stage for stage in stages if stage.evaluation.get("by_position")]),
         data_section(stages),
         events_section(stages),
@@ -74,7 +79,7 @@ def write_report(run: Path, output: Path) -> None:
         output,
         title=real(run).name,
         subtitle=f"Masked-language-model pretraining · {count} · {steps:,} steps · last step on {when} (UTC)",
-        figures=headline(stages, score, f"after {scored.name}", sum(phases.values())),
+        figures=headline(line, score, scored, sum(phases.values())),
         sections=sections,
     )
     logger.info("report %s (%d kB)", output, size // 1000)
@@ -115,10 +120,19 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
     return cards(found)
 
 
+def origin(stage: Stage) -> str:
+    """Return where a run beside the main line comes from, nothing for a stage of the line."""
+    if not stage.is_side:
+        return ""
+    if not stage.parent:
+        return "a run of its own, not in the sums · "
+    return f"from {escape(stage.parent)} at {compact(stage.start_tokens)} tokens, not in the sums · "
+
+
 def training_section(stages: Sequence[Stage], unigram: float | None) -> str:
     """Return the curves over tokens seen, with what colours and lines mean."""
     keys = [
-        f'<span><i style="background:var(--{VARIABLES[stage.colour]})"></i><b>{escape(stage.name)}</b> '
+        f'<span><i style="background:var(--{VARIABLES[stage.colour]})"></i><b>{escape(stage.name)}</b> {origin(stage)}'
         f"context {stage.fact('data.context_tokens')} tokens · {len(stage['step']):,} steps · "
         f"{compact(stage.columns['tokens'][-1])} tokens</span>"
         for stage in stages
@@ -167,7 +181,7 @@ def data_section(stages: Sequence[Stage]) -> str:
         total = sum(stage.source_tokens) or 1
         for name, tokens in zip(stage.sources, stage.source_tokens, strict=True):
             rows.append([stage.name, name, f"{tokens:,}", f"{100 * tokens / total:.2f} %"])
-    units = np.sum([stage.unit_lengths for stage in stages], axis=0)
+    units = np.sum([stage.unit_lengths for stage in stages if not stage.is_side], axis=0)
     shares = (100 * units / max(units.sum(), 1)).tolist()
     labels = [*map(str, range(1, len(units))), f"{len(units)} or more"]
     unit_bars = bars([(label, share, f"{share:.1f} %") for label, share in zip(labels, shares, strict=True)])

@@ -35,9 +35,7 @@ def _import_deepspeed() -> ModuleType:
     try:
         import deepspeed
     except ImportError as error:
-        raise ConfigError(
-            f"deepspeed cannot be imported ({error}); install it: pip install -c constraints.txt deepspeed"
-        ) from error
+        raise ConfigError(f"deepspeed cannot be imported ({error}); install it: pip install deepspeed") from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed 0.19 calls what torch 2.13 has renamed; the user can do nothing about it.
     warnings.filterwarnings(

@@ -161,8 +161,8 @@ def test_auto_on_cuda_takes_the_first_that_can_run(machine, installed, version, 
 @pytest.mark.parametrize(
     ("installed", "version", "capability", "name", "lack"),
     [
-        ((), "2.11", HOPPER, "flash_attn", "No module named 'flash_attn' (slurm/install_kernels.sh)"),
-        ((), "2.11", HOPPER, "flash_attn_3", "No module named 'flash_attn_interface' (slurm/install_kernels.sh)"),
+        ((), "2.11", HOPPER, "flash_attn", "No module named 'flash_attn' (slurm/install_kernels.sh"),
+        ((), "2.11", HOPPER, "flash_attn_3", "No module named 'flash_attn_interface' (slurm/install_kernels.sh"),
         (("FA4",), "2.11", HOPPER, "flash_attn", "has no flash_attn_varlen_func: this is FlashAttention 4 alone"),
         (("FA2 for another torch",), "2.11", HOPPER, "flash_attn", "cannot be imported: undefined symbol: _ZN3c10"),
         (("FA3 without backward",), "2.11", HOPPER, "flash_attn_3", "registers no operator flash_attn_3::bwd"),

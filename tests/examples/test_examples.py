@@ -136,6 +136,8 @@ def test_continue_pretraining(trained: Path, tmp_path: Path) -> None:
 MISTAKES = {
     "no export": (("fill_mask.py", "nowhere"), "nowhere: no exported model"),
     "no model for vectors": (("sentence_vectors.py",), "no folder given: no exported model"),
+    "no weights": (("fill_mask.py", "bare"), "bare: has no weights (model.safetensors); export it again"),
+    "no weights for vectors": (("sentence_vectors.py", "bare"), "bare: has no weights (model.safetensors)"),
     "no run": (("continue_pretraining.py", "nowhere", "texts", "out"), "nowhere: no run directory"),
     "no text": (("continue_pretraining.py", "RUN", "nowhere", "out"), "nowhere"),
     "no table": (("finetune_csv.py", "m", "nowhere.csv", "--text", "评论", "--label", "类别", "--output", "out"),
@@ -157,6 +159,8 @@ def test_a_mistake_is_one_line(mistake: str, trained: Path, tmp_path: Path) -> N
     write_csv(tmp_path / "bad.csv", [*ROWS[:1], ("很好", "")])
     write_csv(tmp_path / "few.csv", ROWS[:4])
     (tmp_path / "gbk.csv").write_bytes("评论,类别\n很好,好评\n".encode("gbk"))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}", encoding="utf-8")
     words, message = MISTAKES[mistake]
     process = run(tmp_path, *(str(trained) if word == "RUN" else word for word in words))
     assert process.returncode == 2, process.stdout + process.stderr

@@ -25,8 +25,8 @@ from cmbert.data.shards.integrity import Proof, keep_proof, read_proof
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.export.lineage import read_lineage
 from cmbert.files.lease import Lease, claim, myself
-from cmbert.report.files import read_stages
 from cmbert.report.page import write_report
+from cmbert.report.stages import read_stages
 from cmbert.runs.directory import read_run_recipe
 from cmbert.runs.metrics import MetricsWriter, append_event, read_events, read_metrics
 from cmbert.tokenizer import load_tokenizer

@@ -104,12 +104,15 @@ def test_every_zero_stage_training_stage_and_step(recipe_file: Path, tmp_path: P
     assert "| ranks | 2, ZeRO 3 |" in cards["zero3"]
     assert "| ranks | 1, ZeRO 1 |" in cards["zero1"]
     assert "Not evaluated" in cards["zero3"]
+    assert "scored no held-out text: its recipe names no evaluation.shards" in cards["zero3"]
+    assert re.search(r"A guess without context would lose \d\.\d{4} nats", cards["zero3"])
     card = cards["zero2"]
     assert card.index("## Stage 1: run") < card.index("## Stage 2: second")
     assert "| mask rate | 15 % -> 30 % -> 15 % of the tokens, whole words, peak at 1,024 tokens |" in card
     assert "| ranks | 2, ZeRO 2 |" in card
     assert "| precision | bf16 with fp32 master weights |" in card
-    assert re.search(r"\| second \| [\d,]+ \| \d\.\d{4} \| 0\.\d{4} \| [\d,]+ \| 256 \|", card)
+    figure = r"-?\d\.\d{4} \|"
+    assert re.search(rf"\| second \| heldout \| [\d,]+ \| {figure} {figure} {figure} {figure} [\d,]+ \| 256 \|", card)
     assert "Not evaluated" not in card
     assert str(tmp_path) not in "".join(cards.values())
     guesses, similarity = run_snippets(card, tmp_path / "exports" / "zero2", outside)

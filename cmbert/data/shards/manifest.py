@@ -1,5 +1,7 @@
 """manifest.json of a shard set (docs/shard_format.md): written last, and proved when it is read. Torch-free."""
 
+import os.path
+import shlex
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -78,9 +80,7 @@ def read_manifest(directory: Path) -> dict:
     path = directory / MANIFEST_FILE
     manifest = read_as(path, Any, error=ShardError, remedy="preprocess again")
     if manifest is None and file_size(path) is None:
-        raise ShardError(
-            f"{directory}: not a shard set (no {MANIFEST_FILE}); run `data_tools preprocess --output {directory}`"
-        )
+        raise ShardError(f"{directory}: {_no_shard_set(directory)}")
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
     if found != (FORMAT_NAME, FORMAT_VERSION):
         raise ShardError(
@@ -89,6 +89,18 @@ def read_manifest(directory: Path) -> dict:
     if fault := manifest_fault(manifest):
         raise ShardError(f"{path}: {fault}; damaged, preprocess again")
     return manifest
+
+
+def _no_shard_set(directory: Path) -> str:
+    """Return what stands where a shard set should, and how to make one there, or of what is there."""
+    if not os.path.lexists(directory):
+        command = f"data_tools preprocess --input TEXT --tokenizer TOKENIZER --output {shlex.quote(str(directory))}"
+        return f"not a shard set: nothing is there; make one of your text: `{command}`"
+    command = f"data_tools preprocess --input {shlex.quote(str(directory))} --tokenizer TOKENIZER --output SHARDS"
+    return (
+        f"not a shard set (no {MANIFEST_FILE}); if it is text, make a shard set of it in another folder and name that: "
+        f"`{command}`"
+    )
 
 
 def manifest_fault(manifest: Any) -> str | None:

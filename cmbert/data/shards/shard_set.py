@@ -4,6 +4,7 @@ Layout and meaning: docs/shard_format.md. Megatron-Core's own files, which have 
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -262,16 +263,19 @@ class ShardSet:
         start, count = int(shard.first_tokens(first - before)), int(lengths.sum())
         return shard.tokens[start : start + count], lengths, unit_starts(shard, start, count)
 
-    def token_counts(self, vocab_size: int) -> np.ndarray:
+    def token_counts(self, vocab_size: int, most_tokens: int | None = None) -> np.ndarray:
         """Return how often each id occurs in the set, shape (vocab_size,), int64, in bounded memory.
 
-        Raises ShardError for an id that is not one of `vocab_size`.
+        most_tokens: of a larger set about so many are counted, in blocks all over it; None: all. Raises ShardError for
+        an id that is not one of `vocab_size`.
         """
         counts = np.zeros(vocab_size, dtype=np.int64)
+        share = min(1.0, most_tokens / self.num_tokens) if most_tokens else 1.0
         for index in range(len(self.prefixes)):
             tokens = self._shard(index).tokens
             for first in range(0, len(tokens), COUNT_BLOCK_TOKENS):
                 block = tokens[first : first + COUNT_BLOCK_TOKENS]
+                block = block[: math.ceil(share * len(block))]
                 if block.min() < 0 or block.max() >= vocab_size:
                     raise ShardError(
                         f"{self.prefixes[index]}: holds ids from {block.min()} to {block.max()}, the tokenizer has "

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cmbert.files.lease import alone_in, is_lease
 from cmbert.files.operations import hash_file
 from cmbert.files.whole import write_json
 from cmbert.transfer.contamination import (
+    TrainingFile,
     merge_training_data,
     read_training_data,
     read_training_sentences,
@@ -25,6 +26,7 @@ from cmbert.transfer.contamination import (
     share_of,
     write_training_data,
 )
+from cmbert.transfer.embedding.card import CARD_FILE, render_card
 from cmbert.transfer.embedding.data import DataPaths, Negatives, TrainingData, hash_files, read_data
 from cmbert.transfer.embedding.train import ContrastiveSettings
 
@@ -96,7 +98,7 @@ def embed_train(run: EmbeddingRun) -> dict[str, Any]:
     if is_begun and (run.output / RESULTS_FILE).is_file():
         results = read_record(run.output / RESULTS_FILE, "before", "runs", "settings")
         logger.info("%s is finished; remove it to train again", run.output)
-        _print(results)
+        _print(run, results)
         return results
     data = read_data(run.data, hashes, sizes=run.sizes, negatives=run.negatives, seed=run.settings.seed)
     if not is_begun:
@@ -113,7 +115,7 @@ def _train(run: EmbeddingRun, data: TrainingData, settings: dict[str, Any]) -> d
     sizes = run.sizes or (len(data.pairs),)
     started = time.monotonic()
     before = _before(run, data)
-    runs = [_train_size(run, data, size, _folder(run, size)) for size in sizes]
+    runs = [_train_size(run, data, size, _folder(run, size), settings) for size in sizes]
     results = {
         "before": before,
         "runs": runs,
@@ -199,7 +201,9 @@ def _before(run: EmbeddingRun, data: TrainingData) -> dict[str, Any]:
     return before
 
 
-def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) -> dict[str, Any]:
+def _train_size(
+    run: EmbeddingRun, data: TrainingData, size: int, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Train from the start on the first `size` pairs, score, and leave model and record; return the record."""
     from cmbert.transfer.embedding.scoring import count_truncated, mine_negatives, open_embedder, score_pairs
     from cmbert.transfer.embedding.train import save_embedder, train_embedder
@@ -238,11 +242,19 @@ def _train_size(run: EmbeddingRun, data: TrainingData, size: int, folder: Path) 
     if (
         not model.exists()
     ):  # it does if a call ended between the model and its record: the same training, the same model
-        save_embedder(embedder, model, lambda aside: write_training_data(aside, files, hashes))
+        before = read_record(run.output / BEFORE_FILE, "pearson", "spearman", "pairs")
+        card = render_card(settings, before, record, files, start)
+        save_embedder(embedder, model, lambda aside: _add(aside, card, files, hashes))
     write_training_data(folder, files, hashes)
     write_json(folder / RUN_FILE, record)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
+
+
+def _add(aside: Path, card: str, files: Sequence[TrainingFile], hashes: Any) -> None:
+    """Put beside a model what it was made of: for people, and for whoever would score it on what it has seen."""
+    write_training_data(aside, files, hashes)
+    (aside / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _union(one: Any, other: Any) -> Any:
@@ -258,13 +270,16 @@ def _finish(run: EmbeddingRun, results: dict[str, Any]) -> None:
         draw_curve(results["before"], results["runs"], run.output / CURVE_FILE)
     write_table(results, run.output / TABLE_FILE)
     write_json(run.output / RESULTS_FILE, results)
-    _print(results)
+    _print(run, results)
 
 
-def _print(results: Mapping[str, Any]) -> None:
+def _print(run: EmbeddingRun, results: Mapping[str, Any]) -> None:
     from cmbert.transfer.embedding.report import table
 
     print(table(results), end="")
+    for folder in (_folder(run, found["pairs"]) / "model" for found in results["runs"]):
+        trust = ", trust_remote_code=True" if (folder / "modeling_cmbert.py").is_file() else ""
+        print(f"model written to {folder}; load it: SentenceTransformer({str(folder)!r}{trust})")
 
 
 def _hardware() -> dict[str, Any]:

@@ -42,6 +42,18 @@ PUBLISHED = {
     },
 }
 """Accuracy, percent, of full CLUE; likely on the leaderboard's hidden test, so they get a column of their own."""
+FULL_TRAIN = {  # training examples of each task in CLUE, which published rows learned from (arXiv 2004.05986, table 2)
+    "afqmc": 34_300,
+    "tnews": 53_300,
+    "iflytek": 12_100,
+    "cmnli": 391_700,
+    "cluewsc2020": 1_200,
+    "csl": 20_000,
+    "ocnli": 50_000,
+    "c3": 11_800,
+}
+FULL_SHARE = 0.9  # of them: less is a sample, and no published row stands beside it (ours)
+FEW_SHOT_EXAMPLES = 1_000  # fewer to learn from is few-shot (ours): FewCLUE has hundreds, CLUE's smallest task 1,244
 NOTES = (
     "Percent. ± is half the 95 % interval of Student's t over the seeds (their number in brackets).",
     "A model's setting is the one that did best on dev, so dev figures flatter a little; the test split chose nothing.",
@@ -49,6 +61,7 @@ NOTES = (
     "“no labels”: the answers wait beside the result, in the form that the leaderboard takes.",
     "Published: both in one table that third parties give; they do not name the split.",
 )
+FEW_SHOT_NOTE = f"Few-shot: learned from fewer than {FEW_SHOT_EXAMPLES:,} examples; no published row compares with it."
 
 
 def read_results(output: Path) -> list[dict[str, Any]]:
@@ -60,23 +73,34 @@ def read_results(output: Path) -> list[dict[str, Any]]:
 def write_results(output: Path) -> None:
     """Write results.md and results.html about everything under `output`."""
     results = read_results(output)
-    head, rows = score_table(results)
+    few = [result for result in results if is_few_shot(result)]
+    groups = {"Scores": [result for result in results if result not in few], "Few-shot": few}
+    scores = {name: score_table(group) for name, group in groups.items() if group}
     settings_head, settings_rows = settings_table(results)
-    parts = ["# Fine-tuning results", markdown_table(head, rows), "", *(f"- {note}" for note in NOTES)]
+    parts = ["# Fine-tuning results"]
+    for name, (head, rows) in scores.items():
+        parts += [f"## {name}", markdown_table(head, rows), ""]
+    parts += [f"- {note}" for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few))]
     parts += ["", "## How each was trained", markdown_table(settings_head, settings_rows)]
     write_text(output / "results.md", "\n".join(parts) + "\n")
-    turned = list(zip(["split", *head[1:]], *rows, strict=True))
-    notes = "".join(f'<p class="faint">{note}</p>' for note in NOTES)
+    turned = {name: list(zip(["split", *head[1:]], *rows, strict=True)) for name, (head, rows) in scores.items()}
+    notes = "".join(f'<p class="faint">{note}</p>' for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few)))
     tasks = sorted({result["task"] for result in results})
     write_page(
         output / "results.html",
         title="Fine-tuning results",
         subtitle=f"{len({result['model'] for result in results})} models · {', '.join(tasks)}",
         sections=[  # scores: a row per split, for a page has more room below than beside
-            section("Scores", table(turned[0], turned[1:], "numbers")) + notes,
+            *(section(name, table(lines[0], lines[1:], "numbers")) for name, lines in turned.items()),
+            notes,
             section("How each was trained", table(settings_head, settings_rows, "numbers")),
         ],
     )
+
+
+def is_few_shot(result: dict[str, Any]) -> bool:
+    """Return whether a result learned from a few examples: it stands in a table of its own."""
+    return bool(result["train_examples"] < FEW_SHOT_EXAMPLES)
 
 
 def score_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -92,8 +116,9 @@ def score_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list
                 cells[result["model"], column] = spell(found.get(name))
                 if "majority_share" in found and name == "accuracy":
                     cells[MAJORITY, column] = f"{found['majority_share']:.2f}"
+        is_full = all(r["train_examples"] >= FULL_SHARE * FULL_TRAIN.get(task, 0) for r in results if r["task"] == task)
         for model, scores in PUBLISHED.items():
-            if task in scores:
+            if task in scores and is_full:
                 column = f"{task} {LEADERBOARD}, accuracy"
                 columns[column] = None
                 cells[model, column] = f"{scores[task]:.2f}"

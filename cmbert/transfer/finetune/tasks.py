@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import cmbert.transfer
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 from cmbert.files.names import real
@@ -131,14 +132,29 @@ CLUE_TASKS = (
 )
 
 
+def shipped_task_files() -> dict[str, Path]:
+    """Return the files of recipes/tasks/ by name: in an installed package a part of it, in a clone beside it."""
+    package = Path(cmbert.transfer.__path__[0]).parent
+    places = (package / "recipes" / "tasks", package.parent / "recipes" / "tasks")
+    folder = next((place for place in places if place.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
 def find_task(name: str, where: str = "--task") -> Task:
-    """Return CLUE's task of that name, or the one that the TOML file `name` describes. Raises ConfigError."""
+    """Return CLUE's task of that name, a shipped one, or the one that the TOML file `name` describes.
+
+    Raises ConfigError.
+    """
+    known, shipped = {task.name: task for task in CLUE_TASKS}, shipped_task_files()
     if name.endswith(".toml"):
+        if not Path(name).exists() and Path(name).stem in {*known, *shipped}:
+            raise ConfigError(f"{where} {shown(name)[1:-1]}: no such file; {Path(name).stem} is shipped, without .toml")
         return load_task(Path(name))
-    known = {task.name: task for task in CLUE_TASKS}
+    if name in shipped:
+        return load_task(shipped[name])
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"CLUE's are {', '.join(known)}"
+        near = difflib.get_close_matches(name, [*known, *shipped], n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join([*known, *shipped])}."
         raise ConfigError(
             f"{where} {shown(name)[1:-1]}: unknown task; {remedy} For a task of your own name its TOML file"
         )

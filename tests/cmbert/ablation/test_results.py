@@ -104,6 +104,14 @@ def test_the_page(swept: tuple[AblationList, list[ArmRun]], tmp_path: Path) -> N
     assert json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["measure"] == "heldout_loss"
 
 
+def test_what_was_tried_before_is_counted(swept: tuple[AblationList, list[ArmRun]], tmp_path: Path) -> None:
+    ablation, runs = swept
+    for called, noted in ((runs, False), ([run for run in runs if run.seed < 2], True)):
+        write_comparison(tmp_path / "out", ablation, called)
+        text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+        assert ("Tried here before and not compared above: 2 trainings (a/seed2, b/seed2)." in text) is noted
+
+
 def test_bits_per_character_where_tokenizers_differ(swept: tuple[AblationList, list[ArmRun]]) -> None:
     _, runs = swept
     assert primary_measure(runs) == "heldout_loss"

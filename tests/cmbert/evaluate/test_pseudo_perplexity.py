@@ -9,7 +9,9 @@ import torch
 
 from cmbert.config.load import load_recipe
 from cmbert.data.shards.shard_set import ShardSet
-from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, positions_in_segment, unigram_loss
+from cmbert.errors import CheckpointError
+from cmbert.evaluate.pseudo_perplexity import MASK_RATE, evaluate, heldout_reader, positions_in_segment
+from cmbert.evaluate.unigram import UNIGRAM_FILE, unigram_loss, unigram_of_run
 from cmbert.export.release import open_model
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
@@ -79,6 +81,29 @@ def test_unigram_loss_follows_the_blend(tmp_path: Path, tokenizer: Tokenizer, sh
     assert unigram_loss(opened, [1, 9], tokenizer.vocab_size) == pytest.approx(-(share * np.log(share)).sum())
     alone = unigram_loss(opened[1:], [1], tokenizer.vocab_size)
     assert unigram_loss(opened, [0, 2], tokenizer.vocab_size) == pytest.approx(alone)
+
+
+def test_unigram_loss_is_counted_once(tmp_path: Path, tokenizer: Tokenizer, shards: Path, monkeypatch) -> None:
+    other = make_shards(tmp_path / "small", tokenizer, lengths=[40] * 3)
+    opened = [ShardSet(shards), ShardSet(other)]
+    found = unigram_of_run(tmp_path, opened, [100, 200], tokenizer.vocab_size)
+    assert found == unigram_loss(opened, [1, 2], tokenizer.vocab_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardSet, "token_counts", None)
+        assert unigram_of_run(tmp_path, opened, [101, 200], tokenizer.vocab_size) == found
+    assert unigram_of_run(tmp_path, opened, [200, 100], tokenizer.vocab_size) != found
+    alone = unigram_of_run(tmp_path, opened[:1], [1], tokenizer.vocab_size)
+    assert alone == unigram_loss(opened[:1], [1], tokenizer.vocab_size)
+    (tmp_path / UNIGRAM_FILE).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"unigram\.json: .*; remove it, it is made again"):
+        unigram_of_run(tmp_path, opened[:1], [1], tokenizer.vocab_size)
+
+
+def test_a_sample_of_a_large_set_is_counted(shards: Path, tokenizer: Tokenizer) -> None:
+    opened = ShardSet(shards)
+    assert 0.2 < opened.token_counts(tokenizer.vocab_size, opened.num_tokens // 4).sum() / opened.num_tokens < 0.3
+    counts = opened.token_counts(tokenizer.vocab_size, opened.num_tokens)
+    assert (counts == opened.token_counts(tokenizer.vocab_size)).all()
 
 
 def test_the_blend_is_what_the_checkpoint_read(recipe_file: Path, shards: Path, other_shards: Path) -> None:

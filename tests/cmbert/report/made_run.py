@@ -12,6 +12,7 @@ context_tokens = {context}
 [train]
 rows_per_step = 8
 deepspeed = "/home/somebody/zero1.json"
+init_from = "{init_from}"
 """
 EVALUATION = {
     "unigram_loss": 7.75,
@@ -24,10 +25,10 @@ EVALUATION = {
 }
 
 
-def make_run(run: Path, *, num_steps: int = 40, context: int = 128) -> Path:
+def make_run(run: Path, *, num_steps: int = 40, context: int = 128, init_from: str | Path = "") -> Path:
     """Write a run directory as training leaves it."""
     run.mkdir(parents=True)
-    (run / "resolved.toml").write_text(RECIPE.format(context=context), encoding="utf-8")
+    (run / "resolved.toml").write_text(RECIPE.format(context=context, init_from=init_from), encoding="utf-8")
     versions = {"torch": "2.13.0", "apex": None}
     environment = {"git_commit": "0123456789abcdef", "python": "3.11.9", "host": "node-of-ours", "versions": versions}
     (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")

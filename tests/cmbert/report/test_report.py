@@ -10,8 +10,8 @@ import pytest
 
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.html.charts import decimate, smooth
-from cmbert.report.files import read_stages
 from cmbert.report.page import write_report
+from cmbert.report.stages import read_stages
 from cmbert.report.steps import time_bands
 from tests.cmbert.report.made_run import EVALUATION, add_numbers, make_run, write
 
@@ -148,26 +148,6 @@ def test_steps_that_were_not_finite_leave_gaps(tmp_path: Path, spelled: str) -> 
         lines[step] = re.sub(r'"loss": [^,]+', f'"loss": {spelled}', lines[step])
     path.write_text("\n".join(lines), encoding="utf-8")
     assert "not finite" in page_of(run)
-
-
-def test_stages_follow_each_other(tmp_path: Path) -> None:
-    folder = tmp_path / "quickstart"
-    make_run(folder / "stage1")
-    make_run(folder / "stage2", num_steps=10, context=1024)
-    (folder / "stage3").mkdir()
-    (folder / "stage3" / "metrics.jsonl").write_text("", encoding="utf-8")  # just started: nothing to show yet
-    write(folder / "stage1" / "eval.json", {**EVALUATION, "heldout_loss": 7.0})
-    write(folder / "eval.json", EVALUATION)
-    first, second = read_stages(folder)
-    assert second["tokens"][0] - first["tokens"][-1] == 8 * 1024
-    assert first.evaluation["heldout_loss"] == 7.0
-    assert second.evaluation["heldout_loss"] == 6.6123
-    page = page_of(folder)
-    for text in ("<h1>quickstart</h1>", "context 1,024 tokens · 10 steps", "held-out 7.00, after stage 1", "2 stages"):
-        assert text in page
-    assert "6.61, after stage 2" in page
-    assert "6.612<small>" in page, "the headline is of the last stage"
-    assert "stroke: var(--stage-2)" in page
 
 
 def test_chinese_is_shown_and_markup_is_text(tmp_path: Path) -> None:

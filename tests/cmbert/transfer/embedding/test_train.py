@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 
 from cmbert.transfer.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
 from cmbert.transfer.embedding import train as embed_train
+from cmbert.transfer.embedding.card import render_card
 from cmbert.transfer.embedding.data import TrainingData
 from cmbert.transfer.embedding.pairs import Graded, Pair
 from cmbert.transfer.embedding.scoring import open_embedder
@@ -50,6 +51,29 @@ def test_the_record_of_what_it_saw(trained, data):
         assert (file.path, file.source, file.pairs) == ("rank.json", "simclue", len(pairs))
         assert read_training_sentences(folder).tolist() == sentence_hashes(t for r in rows for t in r.values()).tolist()
     assert share_seen(trained / "model", [text(0, 0), text(0, 7)]) == 0.5
+
+
+def test_the_card_says_what_it_is_and_all_may_read_it(trained):
+    card = (trained / "model" / "README.md").read_text(encoding="utf-8")
+    found = results(trained)
+    for score in (found["before"], found["runs"][0]["after"]):
+        assert f"| {score['pearson']:.4f} | {score['spearman']:.4f} |" in card
+    assert "| rank.json | simclue |" in card
+    assert "SentenceTransformer(folder, trust_remote_code=True)" in card
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in trained.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_the_card_takes_over_what_its_start_says(trained, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "README.md").write_text("# X\n## Training data\nlaws\n## Stage 1: s\n## Results\nno\n", encoding="utf-8")
+    found = results(trained)
+    card = render_card(found["settings"], found["before"], found["runs"][0], [], start)
+    assert card.endswith("was pretrained\n\n## Training data\nlaws\n## Stage 1: s\n")
+    assert "trust_remote_code" not in card
 
 
 def test_the_same_command_gives_the_same_figures(trained, command, tmp_path):
@@ -166,7 +190,9 @@ def test_it_says_one_thing_at_a_time(command, tmp_path, capfd):
     assert command(tmp_path / "out", "--num-pairs", 16) == 0
     shown = capfd.readouterr()
     assert shown.err == ""
-    assert len([line for line in shown.out.splitlines() if line and not line.startswith(("|", "#"))]) <= 8
+    where = str(tmp_path / "out" / "model")
+    assert f"model written to {where}; load it: SentenceTransformer({where!r}, trust_remote_code=True)" in shown.out
+    assert len([line for line in shown.out.splitlines() if line and not line.startswith(("|", "#"))]) <= 9
 
 
 @pytest.mark.parametrize("with_negatives", [False, True])

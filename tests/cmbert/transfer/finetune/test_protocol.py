@@ -14,7 +14,7 @@ from cmbert.transfer.finetune import trial as trial_module
 from cmbert.transfer.finetune.examples import read_split
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
-from cmbert.transfer.finetune.results import score_table
+from cmbert.transfer.finetune.results import settings_table
 from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_task, load_task
 from cmbert.transfer.finetune.trial import Data, Setting, backward, run_trial
 
@@ -110,6 +110,15 @@ def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
     assert run(ours, task, review_folder, tmp_path / "out", settings) == result
 
 
+def test_settings_of_earlier_calls_are_counted_and_may_win(ours, task, review_folder, tmp_path):
+    worse = replace(SETTING, learning_rate=1e-6)
+    for settings, chosen, tried in (([worse], worse, 1), ([SETTING], SETTING, 2), ([worse], SETTING, 2)):
+        result = run(ours, task, review_folder, tmp_path / "out", settings, seeds=1)
+        assert result["setting"]["learning_rate"] == chosen.learning_rate
+        head, rows = settings_table([result])
+        assert rows[0][head.index("settings tried")] == str(tried)
+
+
 def test_results_are_not_mixed(ours, task, review_folder, tmp_path):
     run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1)
     with (review_folder / "dev.json").open("a", encoding="utf-8") as file:
@@ -130,16 +139,6 @@ def test_the_same_at_once_is_refused(ours, task, review_folder, tmp_path, occupy
     assert sorted(place.rglob("*")) == before
     run(ours, task, review_folder, tmp_path / "out", [SETTING], seeds=1, name="other")
     assert not list(tmp_path.glob("out/*/other/lease.*"))
-
-
-def test_splits_have_columns_of_their_own():
-    score = {"accuracy": interval([70.0, 72.0])}
-    splits = {"dev": {"labelled": True, "majority_share": 40.0, **score}, "test": {"labelled": False}}
-    head, rows = score_table([{"task": "ocnli", "model": "mine", "scores": ["accuracy"], "splits": splits}])
-    assert head == ["model", "ocnli dev, accuracy", "ocnli test", "ocnli leaderboard test, accuracy"]
-    assert rows[0] == ["mine", "71.00 ± 12.71 (2)", "no labels", ""]
-    assert rows[1] == ["majority class", "40.00", "", ""]
-    assert {row[3] for row in rows[2:]} == {"79.10", "78.20"}
 
 
 def test_intervals_are_students():
