@@ -165,8 +165,10 @@ def _failures(plan: Plan) -> list[str]:
         f"{failures.expected:.2g} in the stage (a node fails every {assumed.node_mtbf_hours:,.0f} hours; a checkpoint",
         f"  stops training for {assumed.stall_seconds:g} s and is there {assumed.write_seconds:g} s later, a restart "
         f"takes {assumed.restart_minutes:g} min: assumed)",
-        "  checkpoints                    every     standing    redone   restarts      lost",
     ]
+    if failures.needless:
+        return [*lines, f"  {failures.needless}"]
+    lines.append("  checkpoints                    every     standing    redone   restarts      lost")
     for lost in failures.lost_times:
         every = f"{lost.interval_steps:,} steps = {' '.join(duration(lost.interval_seconds))}"
         shares = (lost.stall_share, lost.redone_share, lost.restart_share, lost.lost_share)

@@ -75,7 +75,7 @@ class _Step:
     """The tensors of a step, at every moment that can be the fullest."""
 
     def __init__(self, recipe: Recipe, deepspeed: dict[str, Any], zero_stage: int, num_gpus: int, loss_chunk: int):
-        self.stage, self.num_gpus, self.loss_chunk = zero_stage, num_gpus, loss_chunk
+        self.stage, self.num_gpus = zero_stage, num_gpus
         train, parameters = recipe.train, count_parameters(recipe.model)
         micro_batch_rows = taken_micro_batch(train, num_gpus)
         self.accumulates = train.rows_per_step > micro_batch_rows * num_gpus
@@ -88,6 +88,8 @@ class _Step:
         tokens = micro_batch_rows * recipe.data.context_tokens
         num_masked = tokens * recipe.mask.highest_rate
         self.activations = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, self.value_bytes)
+        # Of few positions one chunk has them all, and is no larger than they are.
+        self.loss_chunk = min(loss_chunk, 2 * FP32_BYTES * num_masked * recipe.model.vocab_size)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section
         self.weights_offloaded = zero_stage == 3 and "offload_param" in section

@@ -43,8 +43,7 @@ def write_plan_page(plan: Plan, output: Path) -> None:
         f'<p class="soft">{escape(plan.scaling.limit)}.</p>'
         if plan.scaling.points
         else "",
-        f'<h2>Failures</h2>\n<div class="pair">{_failure_figure(plan)}'
-        f'<div class="card">{_lost_time_table(plan)}</div></div>',
+        _failures(plan),
         f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe(plan))}</pre></div>',
     ]
     write_page(
@@ -59,7 +58,6 @@ def write_plan_page(plan: Plan, output: Path) -> None:
 
 def _headline(plan: Plan) -> str:
     assumed, own = plan.assumptions, plan.memory[plan.zero_stage - 1]
-    best = plan.failures.lost_times[0]
     found = [
         ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
         ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
@@ -78,8 +76,11 @@ def _headline(plan: Plan) -> str:
             "core-hours",
             gigabytes(plan.data.text_bytes) + " of text",
         ),
-        ("Best checkpoint interval", *duration(best.interval_seconds), f"loses {best.lost_share:.2%} of the time"),
     ]
+    if plan.failures.lost_times:
+        best = plan.failures.lost_times[0]
+        note = f"loses {best.lost_share:.2%} of the time"
+        found.append(("Best checkpoint interval", *duration(best.interval_seconds), note))
     return cards(found)
 
 
@@ -188,6 +189,13 @@ def _efficiency_figure(plan: Plan) -> str:
 
     first = points[0].num_gpus
     return _figure("Efficiency", f"% of the work of {first} GPUs, each; hours of the stage; dashed: 90 %", paint)
+
+
+def _failures(plan: Plan) -> str:
+    if plan.failures.needless:
+        return f'<h2>Failures</h2>\n<p class="soft">{escape(plan.failures.needless)}.</p>'
+    pair = f'{_failure_figure(plan)}<div class="card">{_lost_time_table(plan)}</div>'
+    return f'<h2>Failures</h2>\n<div class="pair">{pair}</div>'
 
 
 def _failure_figure(plan: Plan) -> str:
