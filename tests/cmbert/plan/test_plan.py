@@ -20,9 +20,10 @@ from cmbert.model import encoder
 from cmbert.model.cost import count_batch_flops, count_flops, estimate_activations, keys_seen
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.describe import describe, print_plan
+from cmbert.plan.describe import describe
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan, mean_mask_rate
+from cmbert.plan.short import print_plan
 from cmbert.schedule import RampStage, Schedule
 from cmbert.tokenizer import Tokenizer
 from tests.cmbert.fused import FUSED
