@@ -6,10 +6,12 @@ import re
 import resource
 from pathlib import Path
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from cmbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MEMINFO, OWN_CGROUP, CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -22,11 +24,13 @@ class PeakMemory:
     On CUDA by torch's allocator, on the CPU by the process's resident size, which Linux alone tells.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: "torch.device"):
         self.device = device
         self.bytes = 0
 
     def __enter__(self) -> "PeakMemory":
+        import torch  # here: a plan asks only what the host has free, and answers at once
+
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
@@ -39,14 +43,18 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import torch
+
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self.before
         else:
             self.bytes = resident_bytes("VmHWM") - self.before
 
 
-def peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: "torch.device") -> int:
     """Return the most memory this process has held: torch's on the GPU, the process's resident size on the CPU."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.is_file():
@@ -61,19 +69,21 @@ def resident_bytes(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def free_memory_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: "torch.device") -> int:
     """Return the memory that new tensors can have: the GPU's, or what `free_host_bytes` says."""
+    import torch
+
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
 
 
-def no_room(what: str, needed: float, free: float, device: torch.device, remedy: str) -> ConfigError:
+def no_room(what: str, needed: float, free: float, device: "torch.device", remedy: str) -> ConfigError:
     """Return the error of work that needs more memory than there is."""
     place = "GPU" if device.type == "cuda" else "CPU"
     figures = f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free on the {place}"
     return ConfigError(f"{what}: needs about {figures}; {remedy}")
 
 
-def require_memory(what: str, needed: float, device: torch.device, remedy: str) -> None:
+def require_memory(what: str, needed: float, device: "torch.device", remedy: str) -> None:
     """Raise ConfigError when `needed` bytes are more than are free."""
     free = free_memory_bytes(device)
     if needed > free:

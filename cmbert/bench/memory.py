@@ -13,16 +13,20 @@ from cmbert.bench.throughput import MASK_RATE, Against, Work, peer_attentions, w
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.memory import free_memory_bytes, no_room, require_memory
-from cmbert.model.attention import STORED_TOKENS
-from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
+from cmbert.model.cost import (
+    BF16_BYTES,
+    CPU_NORM_BYTES,
+    FP32_BYTES,
+    OPTIMIZER_BYTES,
+    cpu_bytes_beside,
+    estimate_activations,
+)
 
-BF16_BYTES = 2
 HOST_BYTES = 500_000_000  # of a process on a CPU: libraries loaded late, and their scratch (measured)
 LEAST_BATCH_TOKENS = 512  # that a refusal names
 COMPILER_BYTES = 300_000_000  # of torch.compile in it (measured)
 PEER_LOGIT_BYTES = 14  # transformers' loss at every position: bf16, fp32, its logarithms and their gradient
 PEER_MASK_BYTES = 4  # per pair of positions: transformers' two masks of a batch
-NORM_BYTES = 12  # per value that a CPU's RMSNorm reads: fp32 input, square, quotient (measured)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def run_bytes(work: Work, shape: Shape, lengths: Sequence[int], device: torch.de
     masks = PEER_MASK_BYTES * len(lengths) * max(lengths) ** 2 if shape.padded else 0
     if work == "inference":
         activations = (2 * model.hidden_size + 4 * model.intermediate_size) * BF16_BYTES * tokens
-        norm = 0 if shape.kernels.compile or device.type == "cuda" else NORM_BYTES * model.hidden_size * tokens
+        norm = 0 if shape.kernels.compile or device.type == "cuda" else CPU_NORM_BYTES * model.hidden_size * tokens
         building = BF16_BYTES * parameters.total if device.type == "cpu" else 0  # fp32, until it becomes bf16
         return max(activations + norm + masks, building)
     num_masked = MASK_RATE * sum(lengths)
@@ -62,24 +66,8 @@ def run_bytes(work: Work, shape: Shape, lengths: Sequence[int], device: torch.de
     logits = PEER_LOGIT_BYTES * tokens * model.vocab_size if shape.padded else found.logits
     kept = found.kept + logits + masks + BF16_BYTES * parameters.embedding
     if device.type == "cpu" and not shape.padded:
-        kept += _cpu_bytes(shape, lengths)
+        kept += cpu_bytes_beside(model, shape.kernels, lengths)
     return int(max(kept, FP32_BYTES * parameters.total))
-
-
-def _cpu_bytes(shape: Shape, lengths: Sequence[int]) -> int:
-    """What attention and norms keep on a CPU for the backward pass, beyond what they keep on a GPU.
-
-    Attention keeps its probabilities, of a local layer for three blocks of half a window and with copies of keys and
-    values; segments beyond STORED_TOKENS are computed again. Checkpointed layers keep it one at a time.
-    """
-    model, kernels, tokens = shape.model, shape.kernels, sum(lengths)
-    num_kept = max(model.num_layers - kernels.num_checkpointed(model.num_layers), 1)
-    num_global = -(-num_kept // model.global_every)
-    everywhere = model.num_heads * sum(length**2 for length in lengths if length <= STORED_TOKENS)
-    local = tokens * (model.num_heads * 3 * (model.local_window // 2) + 4 * model.hidden_size)
-    attention = BF16_BYTES * (num_global * everywhere + (num_kept - num_global) * local)
-    fused = kernels.compile or model.norm != "rmsnorm"
-    return attention + (0 if fused else NORM_BYTES * model.hidden_size * tokens * 2 * num_kept)
 
 
 def shapes_of(model: ModelConfig, kernels: KernelConfig, against: Against | None, device: torch.device) -> list[Shape]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from cmbert.accel import AttentionBackend
 from cmbert.config.schema import ModelConfig
+from cmbert.model.cost import STORED_TOKENS
 from cmbert.model.rotary import split_heads
 
 TILE_TOKENS = 128
@@ -22,9 +23,6 @@ DENSE_TOKENS = 512
 """Longer segments are attended QUERY_TOKENS queries at a time, so that scores stay in cache (ours, measured)."""
 
 QUERY_TOKENS = 256
-
-STORED_TOKENS = 2048
-"""Longest segment whose probabilities are kept for the backward pass; beyond, fused SDPA computes them again."""
 
 
 class Tile(NamedTuple):

@@ -9,7 +9,12 @@ from cmbert.config.schema import KernelConfig, ModelConfig
 
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 FP32_BYTES = 4
+BF16_BYTES = 2
 OPTIMIZER_BYTES = 3 * FP32_BYTES  # per parameter: fp32 copy and Adam's two moments
+STORED_TOKENS = (
+    2048  # a CPU's attention keeps the probabilities of segments up to here; beyond, SDPA computes them again
+)
+CPU_NORM_BYTES = 12  # per value that a CPU's RMSNorm reads: fp32 input, square, quotient (measured)
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,20 @@ def estimate_activations(
     stack = num_checkpointed * model.hidden_size + max(model.num_layers - num_checkpointed, 1) * layer
     kept = tokens * (stack + 4 * model.hidden_size) + num_masked * 5 * model.hidden_size
     return Activations(int(kept * value_bytes), int(num_masked * model.vocab_size * value_bytes))
+
+
+def cpu_bytes_beside(model: ModelConfig, kernels: KernelConfig, lengths: Sequence[int]) -> int:
+    """Return what attention and norms keep on a CPU for the backward pass, beyond what they keep on a GPU.
+
+    lengths: of the segments of a micro-batch. Attention keeps its probabilities, of a local layer for three blocks of
+    half a window and with copies of keys and values; segments beyond STORED_TOKENS are computed again. Checkpointed
+    layers keep it one at a time.
+    """
+    tokens = sum(lengths)
+    num_kept = max(model.num_layers - kernels.num_checkpointed(model.num_layers), 1)
+    num_global = -(-num_kept // model.global_every)
+    everywhere = model.num_heads * sum(length**2 for length in lengths if length <= STORED_TOKENS)
+    local = tokens * (model.num_heads * 3 * (model.local_window // 2) + 4 * model.hidden_size)
+    attention = BF16_BYTES * (num_global * everywhere + (num_kept - num_global) * local)
+    fused = kernels.compile or model.norm != "rmsnorm"
+    return attention + (0 if fused else CPU_NORM_BYTES * model.hidden_size * tokens * 2 * num_kept)

@@ -1,9 +1,8 @@
-"""A plan as text for people, or as one JSON object."""
+"""A plan as text, in the long form, for clusters."""
 
 import dataclasses
 import textwrap
 
-from cmbert.files.whole import json_text
 from cmbert.plan.memory import Memory, usable_bytes
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration
@@ -19,11 +18,6 @@ COMPUTE_REMARKS = {
 }
 
 
-def print_plan(plan: Plan, as_json: bool) -> None:
-    """Print `plan` as text for people, or as one JSON object."""
-    print(json_text(dataclasses.asdict(plan), indent=2) if as_json else describe(plan))
-
-
 def describe(plan: Plan) -> str:
     """Return `plan` as text with units; what is estimated or assumed says so."""
     parts = (
@@ -34,7 +28,7 @@ def describe(plan: Plan) -> str:
         _disk(plan),
         _scaling(plan),
         _failures(plan),
-        _data(plan),
+        describe_sources(plan),
         _schedule(plan),
         [f"Note: {note}" for note in plan.notes],
     )
@@ -165,8 +159,10 @@ def _failures(plan: Plan) -> list[str]:
         f"{failures.expected:.2g} in the stage (a node fails every {assumed.node_mtbf_hours:,.0f} hours; a checkpoint",
         f"  stops training for {assumed.stall_seconds:g} s and is there {assumed.write_seconds:g} s later, a restart "
         f"takes {assumed.restart_minutes:g} min: assumed)",
-        "  checkpoints                    every     standing    redone   restarts      lost",
     ]
+    if failures.needless:
+        return [*lines, f"  {failures.needless}"]
+    lines.append("  checkpoints                    every     standing    redone   restarts      lost")
     for lost in failures.lost_times:
         every = f"{lost.interval_steps:,} steps = {' '.join(duration(lost.interval_seconds))}"
         shares = (lost.stall_share, lost.redone_share, lost.restart_share, lost.lost_share)
@@ -179,7 +175,8 @@ def _failures(plan: Plan) -> list[str]:
     ]
 
 
-def _data(plan: Plan) -> list[str]:
+def describe_sources(plan: Plan) -> list[str]:
+    """Return a line for each source: tokens, rows, epochs."""
     width = max(len(source.path) for source in plan.sources)
     lines = [f"Data{'tokens':>{width + 16}}{'rows':>14}{'epochs':>9}"]
     for source in plan.sources:

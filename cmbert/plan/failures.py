@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.plan.assumptions import Assumptions
+from cmbert.progress import duration
 from cmbert.schedule import Schedule
 
 HOPELESS = 5.0  # failures between two checkpoints: e^5 tries for each
@@ -43,8 +44,10 @@ class Failures:
     expected: float
     """Failures in the stage."""
     best_interval_seconds: float
+    needless: str
+    """Why no checkpoint is worth its stall before the end of the stage; empty if one is."""
     lost_times: tuple[LostTime, ...]
-    """The best interval, and those of the recipe."""
+    """The best interval, and those of the recipe; none where checkpoints are needless."""
     curve: tuple[tuple[float, float], ...]
     """Interval, seconds, and share lost, in closed form."""
 
@@ -89,6 +92,14 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
             f"every {mtbf_hours:,.2g} hours (--node-mtbf-hours), would undo every restart"
         )
     best = best_interval(times[0], times[3])
+    curve = [best * 20 ** (2 * place / (CURVE_POINTS - 1) - 1) for place in range(CURVE_POINTS)]
+    drawn = tuple((interval, sum(lost_shares(interval, *times))) for interval in curve)
+    if 3600 * hours < best:
+        needless = (
+            f"n/a: the stage is over in {' '.join(duration(3600 * hours))}, and the best interval between checkpoints "
+            f"is {' '.join(duration(best))}: what is written at its end is enough"
+        )
+        return Failures(num_nodes, mtbf_hours, hours / mtbf_hours, best, needless, (), drawn)
     train = recipe.train
     named = {"best": max(round(best / step_seconds), 1), "checkpoint_every_steps": train.checkpoint_every_steps}
     if train.ephemeral_every_steps:
@@ -104,12 +115,4 @@ def make_failures(recipe: Recipe, num_gpus: int, hours: float, assumptions: Assu
         parts = lost_shares(steps * step_seconds, *times)
         total = sum(parts)
         lost_times.append(LostTime(name, steps, steps * step_seconds, *parts, total, total * hours))
-    curve = [best * 20 ** (2 * place / (CURVE_POINTS - 1) - 1) for place in range(CURVE_POINTS)]
-    return Failures(
-        num_nodes,
-        mtbf_hours,
-        hours / mtbf_hours,
-        best,
-        tuple(lost_times),
-        tuple((interval, sum(lost_shares(interval, *times))) for interval in curve),
-    )
+    return Failures(num_nodes, mtbf_hours, hours / mtbf_hours, best, "", tuple(lost_times), drawn)

@@ -12,7 +12,7 @@ from cmbert.config.batch import possible_micro_batches, taken_micro_batch
 from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
+from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, cpu_bytes_beside, estimate_activations
 from cmbert.plan.assumptions import Assumptions
 
 STAGES = (1, 2, 3)
@@ -20,6 +20,8 @@ SHARES = (0.0, 0.5, 1.0)  # of the layers, checkpointed, that a plan compares
 SMALLER, LARGER = 3, 2  # micro-batches that a plan compares with the recipe's own
 CLIP_BYTES = 12  # per parameter of a tensor: StableAdamW's fp32 ratio, and fp64 while it is summed up
 LOSS_CHUNK_BYTES = 2 * (128 << 20)  # fp32 logits of a chunk on a GPU (cmbert.model.loss), and as much beside them
+CPU_LOSS_CHUNK_BYTES = 2 * (8 << 20)  # the same of a chunk on a CPU
+LIBRARIES_BYTES = 550_000_000  # of a training process on a CPU: Python, torch, DeepSpeed (measured, docs/scale.md)
 REDUCE_BUCKET, PREFETCH_BUCKET, MAX_LIVE = 500_000_000, 50_000_000, 1_000_000_000  # elements: DeepSpeed's defaults
 
 
@@ -71,11 +73,27 @@ def memory_by_moment(
     return found
 
 
+def host_memory(recipe: Recipe, deepspeed: dict[str, Any], num_processes: int) -> int:
+    """Return what one process on a CPU holds, its libraries included; bytes.
+
+    Of DeepSpeed's bucket only what gradients fill takes memory there. Rows are taken to be full of documents as long as
+    they may be.
+    """
+    section = deepspeed["zero_optimization"]
+    filled = min(section.get("reduce_bucket_size", REDUCE_BUCKET), count_parameters(recipe.model).total)
+    deepspeed = {**deepspeed, "zero_optimization": {**section, "reduce_bucket_size": filled}}
+    moments = memory_by_moment(recipe, deepspeed, section["stage"], num_processes, CPU_LOSS_CHUNK_BYTES)
+    lengths = [recipe.data.context_tokens] * taken_micro_batch(recipe.train, num_processes)
+    beside = cpu_bytes_beside(recipe.model, recipe.kernels, lengths)
+    held = max(memory.total_bytes + (beside if memory.activations_bytes else 0) for memory in moments)
+    return held + LIBRARIES_BYTES
+
+
 class _Step:
     """The tensors of a step, at every moment that can be the fullest."""
 
     def __init__(self, recipe: Recipe, deepspeed: dict[str, Any], zero_stage: int, num_gpus: int, loss_chunk: int):
-        self.stage, self.num_gpus, self.loss_chunk = zero_stage, num_gpus, loss_chunk
+        self.stage, self.num_gpus = zero_stage, num_gpus
         train, parameters = recipe.train, count_parameters(recipe.model)
         micro_batch_rows = taken_micro_batch(train, num_gpus)
         self.accumulates = train.rows_per_step > micro_batch_rows * num_gpus
@@ -88,6 +106,8 @@ class _Step:
         tokens = micro_batch_rows * recipe.data.context_tokens
         num_masked = tokens * recipe.mask.highest_rate
         self.activations = estimate_activations(recipe.model, recipe.kernels, tokens, num_masked, self.value_bytes)
+        # Of few positions one chunk has them all, and is no larger than they are.
+        self.loss_chunk = min(loss_chunk, 2 * FP32_BYTES * num_masked * recipe.model.vocab_size)
         section = deepspeed.get("zero_optimization", {})
         self.optimizer_offloaded = "offload_optimizer" in section
         self.weights_offloaded = zero_stage == 3 and "offload_param" in section

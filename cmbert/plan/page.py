@@ -23,9 +23,10 @@ from cmbert.html.charts import (
     token_ticks,
 )
 from cmbert.html.page import cards, figure, table, write_page
-from cmbert.plan.describe import MEMORY_PARTS, describe, gigabytes, short
+from cmbert.plan.describe import MEMORY_PARTS, gigabytes, short
 from cmbert.plan.memory import usable_bytes
 from cmbert.plan.plan import Plan
+from cmbert.plan.short import describe_memory, describe_plan, describe_processes, describe_time
 from cmbert.progress import duration
 
 MEMORY_COLOURS = (*PHASE_COLOURS[:4], STAGE_COLOURS[3])  # of MEMORY_PARTS
@@ -38,28 +39,48 @@ def write_plan_page(plan: Plan, output: Path) -> None:
         raise ConfigError(f"--page: {output} is a folder; name the page to write, for example {output / 'plan.html'}")
     sections = [
         f'<h2>Schedule</h2>\n<div class="pair">{_rate_figure(plan)}{_mask_figure(plan)}</div>'
-        f'<div class="pair">{_batch_figure(plan)}{_memory_figure(plan)}</div>',
+        f'<div class="pair">{_batch_figure(plan)}{"" if plan.is_small else _memory_figure(plan)}</div>',
         f'<h2>More GPUs</h2>\n<div class="pair">{_time_figure(plan)}{_efficiency_figure(plan)}</div>'
         f'<p class="soft">{escape(plan.scaling.limit)}.</p>'
-        if plan.scaling.points
+        if plan.scaling.points and not plan.is_small
         else "",
-        f'<h2>Failures</h2>\n<div class="pair">{_failure_figure(plan)}'
-        f'<div class="card">{_lost_time_table(plan)}</div></div>',
-        f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe(plan))}</pre></div>',
+        "" if plan.is_small else _failures(plan),
+        f'<h2>In figures</h2>\n<div class="card scroll"><pre class="faint">{escape(describe_plan(plan))}</pre></div>',
     ]
     write_page(
         output,
         title=f"Plan of {Path(plan.run_directory).name}",
-        subtitle=f"{escape(plan.run_directory)} on {plan.num_gpus} GPUs · context {plan.context_tokens:,} · nothing "
-        "here is measured on a GPU: docs/scale.md says what each figure rests on",
+        subtitle=_subtitle(plan),
         figures=_headline(plan),
         sections=sections,
     )
 
 
+def _subtitle(plan: Plan) -> str:
+    place = describe_processes(plan) if plan.is_small else f"{plan.num_gpus} GPUs"
+    said = "" if plan.is_small else "nothing here is measured on a GPU: "
+    rests = f"{said}docs/scale.md says what each figure rests on"
+    return f"{escape(plan.run_directory)} on {escape(place)} · context {plan.context_tokens:,} · {rests}"
+
+
+def _small_headline(plan: Plan) -> str:
+    measured, (memory, source) = plan.measured, describe_memory(plan)
+    epochs = [source.epochs for source in plan.sources if source.epochs is not None]
+    found = [
+        ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
+        ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
+        ("Time", *(duration(3600 * measured.hours) if measured else ("?", "")), describe_time(plan)),
+        ("Memory", *gigabytes(memory).split(), f"a process, {source}"),
+        ("Checkpoints", *gigabytes(plan.checkpoints_bytes).split(), f"{gigabytes(plan.checkpoint_bytes)} each"),
+        ("Epochs", f"{max(epochs):.1f}" if epochs else "?", "", "the most of a source" if epochs else "no shards yet"),
+    ]
+    return cards(found)
+
+
 def _headline(plan: Plan) -> str:
+    if plan.is_small:
+        return _small_headline(plan)
     assumed, own = plan.assumptions, plan.memory[plan.zero_stage - 1]
-    best = plan.failures.lost_times[0]
     found = [
         ("Parameters", compact(plan.parameters.total), "", f"{plan.parameters.embedding_share:.1%} of them embeddings"),
         ("Tokens", compact(plan.total_tokens), "", f"{plan.num_steps:,} steps of {compact(plan.step_tokens)}"),
@@ -78,8 +99,11 @@ def _headline(plan: Plan) -> str:
             "core-hours",
             gigabytes(plan.data.text_bytes) + " of text",
         ),
-        ("Best checkpoint interval", *duration(best.interval_seconds), f"loses {best.lost_share:.2%} of the time"),
     ]
+    if plan.failures.lost_times:
+        best = plan.failures.lost_times[0]
+        note = f"loses {best.lost_share:.2%} of the time"
+        found.append(("Best checkpoint interval", *duration(best.interval_seconds), note))
     return cards(found)
 
 
@@ -188,6 +212,13 @@ def _efficiency_figure(plan: Plan) -> str:
 
     first = points[0].num_gpus
     return _figure("Efficiency", f"% of the work of {first} GPUs, each; hours of the stage; dashed: 90 %", paint)
+
+
+def _failures(plan: Plan) -> str:
+    if plan.failures.needless:
+        return f'<h2>Failures</h2>\n<p class="soft">{escape(plan.failures.needless)}.</p>'
+    pair = f'{_failure_figure(plan)}<div class="card">{_lost_time_table(plan)}</div>'
+    return f'<h2>Failures</h2>\n<div class="pair">{pair}</div>'
 
 
 def _failure_figure(plan: Plan) -> str:

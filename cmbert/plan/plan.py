@@ -14,11 +14,14 @@ from cmbert.model.cost import OPTIMIZER_BYTES, FlopsPerToken, count_flops
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.data import DataCost, PlannedSource, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
-from cmbert.plan.memory import STAGES, Memory, memory_table, peak_memory
+from cmbert.plan.machine import Machine
+from cmbert.plan.measure import Measured
+from cmbert.plan.memory import STAGES, Memory, host_memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
 from cmbert.schedule import Schedule
 
+SMALL_GPU_HOURS = 1.0  # of an H100: what takes less is planned on one screen (ours)
 SCHEDULE_POINTS = 200  # of the drawn curves; a tenth as many lines are printed
 
 
@@ -71,6 +74,13 @@ class Plan:
     failures: Failures
     schedule: tuple[SchedulePoint, ...]
     notes: tuple[str, ...]
+    host_bytes: int
+    """Of one process on a CPU, estimated."""
+    machine: Machine | None = None
+    """Where the plan was made; None if that does not matter to it."""
+    measured: Measured | None = None
+    is_small: bool = False
+    """Whether it is for one screen: `is_small_run`."""
 
 
 def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = None) -> Plan:
@@ -126,7 +136,16 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         failures=make_failures(recipe, num_gpus, here.hours, assumptions),
         schedule=_sample_schedule(schedule),
         notes=(fewer, *notes) if fewer else notes,
+        host_bytes=host_memory(recipe, deepspeed, num_gpus),
     )
+
+
+def is_small_run(plan: Plan, *, is_cluster_asked: bool) -> bool:
+    """Return whether one screen says all: the plan is for this machine, or the stage is under SMALL_GPU_HOURS.
+
+    is_cluster_asked: a number of GPUs was named.
+    """
+    return not is_cluster_asked or plan.gpu_hours < SMALL_GPU_HOURS
 
 
 def checkpoint_bytes(num_parameters: int, zero_stage: int, dtype: str) -> int:

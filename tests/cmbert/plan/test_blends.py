@@ -15,9 +15,10 @@ from cmbert.data.shards.manifest import write_manifest
 from cmbert.data.shards.megatron import write_idx
 from cmbert.data.shards.writer import ShardWriter
 from cmbert.errors import CmbertError, ConfigError
-from cmbert.plan.describe import describe, print_plan
+from cmbert.plan.describe import describe
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import Plan, make_plan
+from cmbert.plan.short import print_plan
 from cmbert.tokenizer import Tokenizer
 
 WEIGHTS = (0.0, 1e-300, 2.5e-5, 1.0, 1e15)

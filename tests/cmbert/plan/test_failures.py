@@ -138,3 +138,15 @@ def test_failures_of_large() -> None:
     assert min(share for _, share in many.curve) > min(share for _, share in found.curve)
     without = load_recipe(LARGE, ["train.ephemeral_every_steps=0"])
     assert len(make_failures(without, 56, 40.0, Assumptions()).lost_times) == 2
+
+
+def test_a_stage_that_is_over_before_a_checkpoint_pays_needs_none() -> None:
+    """Of a stage of seconds no thousands of percent are lost to the stall of checkpoints that nobody needs."""
+    recipe = load_recipe(LARGE)
+    long = make_failures(recipe, 8, 4.0, Assumptions())
+    assert long.needless == ""
+    short = make_failures(recipe, 8, 0.05, Assumptions())
+    assert short.lost_times == ()
+    assert short.needless.startswith("n/a: the stage is over in 3.0 min, and the best interval between checkpoints is")
+    assert short.expected == pytest.approx(0.05 / NODE_MTBF_HOURS)
+    assert all(lost.lost_share < 1 for lost in long.lost_times)

@@ -40,6 +40,8 @@ total_tokens = 81920
 rows_per_step = 8
 micro_batch_rows = 2
 """
+SMALL = "model.hidden_size=128:model.num_heads=2:model.intermediate_size=256:model.vocab_size=8192"  # quickstart's
+SMALL += ":data.context_tokens=256"
 MOMENTS = {"forward": ("loss",), "backward": ("backward", "embedding", "reduction"), "step": ("optimizer",)}
 
 
@@ -50,7 +52,13 @@ def test_loss_chunk_is_the_losss() -> None:
 @pytest.mark.parametrize(
     ("ranks", "cases"),
     [
-        (1, ["1:train.micro_batch_rows=8:data.context_tokens=256"]),
+        (
+            1,
+            [
+                "1:train.micro_batch_rows=8:data.context_tokens=256",
+                *(f"1:train.micro_batch_rows={rows}:{SMALL}" for rows in (1, 2, 4)),
+            ],
+        ),
         pytest.param(  # 3 comes last: it leaves torch changed
             2,
             ["1", "1:train.micro_batch_rows=4:kernels.activation_checkpoint_fraction=1", "2", "3"],
@@ -108,6 +116,23 @@ def test_memory_by_hand(tmp_path: Path) -> None:
     assert backward.activations_bytes == pytest.approx(2 * 1024 * values)
     offloaded = {**table, "zero_optimization": {**table["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
     assert peak_memory(recipe, offloaded, 2, 4).optimizer_bytes == 0
+
+
+def test_activations_of_a_small_model_grow_with_the_micro_batch(tmp_path: Path) -> None:
+    """The loss's fp32 logits are no more than the positions have, on a GPU, too; what is summed in fp32 is no floor."""
+    recipe_file = tmp_path / "recipe.toml"
+    recipe_file.write_text(RECIPE, encoding="utf-8")
+    table = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+    for moment in ("loss", "backward"):
+        held = []
+        for rows in (1, 2, 4):
+            recipe = load_recipe(recipe_file, [*SMALL.split(":"), f"train.micro_batch_rows={rows}"])
+            held.append(next(m for m in memory_by_moment(recipe, table, 1, 1) if m.moment == moment).total_bytes)
+        assert held == sorted(held)
+    masked = int(256 * recipe.mask.peak_rate)
+    small = load_recipe(recipe_file, [*SMALL.split(":"), "train.micro_batch_rows=1"])
+    loss = next(m for m in memory_by_moment(small, table, 1, 1) if m.moment == "loss")
+    assert loss.buffers_bytes - 2 * 500_000_000 < (2 * 4 + 2 + 1) * masked * 8192
 
 
 def test_more_gpus_and_higher_stages_never_need_more(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from cmbert.model import encoder
 from cmbert.model.cost import count_batch_flops, count_flops, estimate_activations, keys_seen
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.describe import describe, print_plan
+from cmbert.plan.describe import describe
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan, mean_mask_rate
+from cmbert.plan.short import print_plan
 from cmbert.schedule import RampStage, Schedule
 from cmbert.tokenizer import Tokenizer
 from tests.cmbert.fused import FUSED
@@ -225,9 +226,15 @@ def test_page(recipe_file: Path, tmp_path: Path) -> None:
     plan = make_plan(load_recipe(recipe_file), 2)
     write_plan_page(plan, tmp_path / "plan.html")
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 7
-    for title in ("Learning rate", "Mask rate", "Batch", "Memory by ZeRO stage", "Efficiency", "Time lost"):
+    assert page.count("<svg") == 6
+    for title in ("Learning rate", "Mask rate", "Batch", "Memory by ZeRO stage", "Efficiency"):
         assert title in page
+    assert "Time lost" not in page  # the stage is over before a failure is worth a checkpoint
+    assert plan.failures.needless in page
+    write_plan_page(make_plan(load_recipe(LARGE_RECIPE), 56), tmp_path / "large.html")
+    large = (tmp_path / "large.html").read_text(encoding="utf-8")
+    assert large.count("<svg") == 7
+    assert "Time lost" in large
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     write_plan_page(plan, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page

@@ -1,0 +1,50 @@
+"""The machine that a plan is printed on: its GPUs, its cores, the memory that is free. Torch only where a GPU may be."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmbert.config.batch import possible_micro_batches
+from cmbert.config.schema import TrainConfig
+from cmbert.memory import free_host_bytes
+
+GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # in /dev: NVIDIA's driver, Windows' for Linux, AMD's
+DEVICES = Path("/dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What computes here."""
+
+    num_gpus: int
+    num_cores: int
+    """That this process may use."""
+    memory_bytes: int
+    """Of one GPU, all of it; without a GPU, what a new process of this machine can have."""
+    name: str
+    """Of the GPU; empty without one."""
+
+    @property
+    def most_processes(self) -> int:
+        """The most processes that are worth starting: one a GPU, or one a core."""
+        return self.num_gpus or self.num_cores
+
+
+def look_at_machine() -> Machine:
+    """Return this machine."""
+    cores = len(os.sched_getaffinity(0))
+    if any(found for name in GPU_FILES for found in DEVICES.glob(name)):
+        import torch
+
+        if count := torch.cuda.device_count():
+            properties = torch.cuda.get_device_properties(0)
+            return Machine(num_gpus=count, num_cores=cores, memory_bytes=properties.total_memory, name=properties.name)
+    return Machine(num_gpus=0, num_cores=cores, memory_bytes=free_host_bytes(), name="")
+
+
+def processes_here(train: TrainConfig, machine: Machine) -> int:
+    """Return how many processes a plan is for if nobody says it: all GPUs that a step divides over, else one process.
+
+    One is what `cmbert train` starts by itself; on a CPU it uses every core.
+    """
+    return next(count for count in range(max(machine.num_gpus, 1), 0, -1) if possible_micro_batches(train, count))
