@@ -5,7 +5,7 @@ its own baselines/paddlenlp write too (github.com/CLUEbenchmark/CLUE; issue 104:
 {"id": 0, "label": "1"} in the order of the test file, C3's label a number, ChID and CMRC 2018 one object of id and
 answer. FewCLUE's names: resources/fewclue_submit_examples of github.com/CLUEbenchmark/FewCLUE. C3 (arXiv 1904.09679),
 ChID (arXiv 1906.01265), CMRC 2018 (arXiv 1810.07366). Lengths and epochs follow CLUE's own baselines where they have
-one; the grid is ours.
+one and it is not three epochs.
 """
 
 import difflib
@@ -29,9 +29,6 @@ KIND_OF_READER: dict[Reader, Kind] = {
     "cmrc": "span",
 }
 
-GRID_LEARNING_RATES = (1e-5, 2e-5, 3e-5, 5e-5, 8e-5)
-"""Every model of every task is tuned over the same rates and batches (ours; CLUE's baselines lie inside)."""
-GRID_BATCH_SIZES = (16, 32)
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 LEAST_LENGTH = 16  # tokens: a text's special tokens, a question and something of the text fit in no less
 OLDER_TEST = "test1.0.json"  # CLUE's first test sets of tnews, cluewsc2020, c3 and chid, beside those of its 1.1
@@ -60,12 +57,12 @@ class Task:
     """Likewise; may be absent. Scored if it has labels, answered in CLUE's submission format in any case."""
     max_length: int = 128
     """Longer texts are cut; tokens, [CLS] and [SEP] among them."""
-    epochs: int = 3
-    """Passes over the training examples."""
+    epochs: int = 0
+    """Passes over the training examples; 0: by their number (`defaults.default_epochs`)."""
     batch_size: int = 32
     """Examples in one optimizer step, without --grid."""
-    learning_rate: float = 3e-5
-    """Peak rate, without --grid."""
+    learning_rate: float = 0.0
+    """Peak rate; 0: by the model's width (`defaults.default_learning_rate`)."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """What is reported, in percent; a span task has exact match, with F1 beside it."""
     reader: Reader = "fields"
@@ -174,9 +171,9 @@ def _check(task: Task, where: str) -> None:
         "name": (is_file_name(task.name), "be a folder's name: not empty, without /"),
         "predictions": (task.predictions == "" or is_file_name(task.predictions), "be a file's name, without /"),
         "max_length": (task.max_length >= LEAST_LENGTH, f"be {LEAST_LENGTH} tokens or more"),
-        "epochs": (task.epochs >= 1, "be 1 or more"),
+        "epochs": (task.epochs >= 0, "be 1 or more, or 0: by the number of examples"),
         "batch_size": (task.batch_size >= 1, "be 1 or more"),
-        "learning_rate": (task.learning_rate > 0, "be positive"),
+        "learning_rate": (task.learning_rate >= 0, "be positive, or 0: by the model's width"),
         "text": (1 <= len(set(task.text)) == len(task.text) <= 2, f"name one key or two, found {len(task.text)}"),
         "labels": (task.kind != "classification" or labels_right, "list two labels or more, each once, none dropped"),
         "train": (task.train and all(map(is_path, task.train)), "list one file or more"),
