@@ -10,7 +10,8 @@ from cmbert.errors import ConfigError
 from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import Setting
 
-RATE_TIMES_WIDTH = 0.128  # peak rate x width
+NARROW_WIDTH, NARROW_RATE = 128, 1e-3
+RATE_POWER = 1.8  # the rate falls with the width to this power: 4e-5 at 768
 LOWEST_RATE, HIGHEST_RATE = 3e-5, 1e-3
 LEAST_STEPS = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
@@ -20,7 +21,8 @@ GRID_BATCH_SIZES = (16, 32)  # examples; with the factors the same for every mod
 
 def default_learning_rate(width: int) -> float:
     """Return the peak rate for a model of `width` hidden values, to two digits."""
-    return min(max(to_two_digits(RATE_TIMES_WIDTH / width), LOWEST_RATE), HIGHEST_RATE)
+    rate = NARROW_RATE * (NARROW_WIDTH / width) ** RATE_POWER
+    return min(max(to_two_digits(rate), LOWEST_RATE), HIGHEST_RATE)
 
 
 def default_epochs(num_examples: int, batch_size: int) -> int:

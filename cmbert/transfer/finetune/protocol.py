@@ -53,7 +53,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
 
-    asked: tried with seed 0; the best on dev is trained with seeds 0 to num_seeds - 1. model_folder: where the
+    asked: tried with seed 0. Of these and all that earlier calls tried here, the best on dev is trained with seeds 0
+    to num_seeds - 1: whoever compares two calls' dev scores has chosen by them, too. model_folder: where the
     model lies, if it may hold a record of its fine-tuning. Raises InputError for data that is not as it should be,
     ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts;
     CheckpointError while another process does the same.
@@ -99,7 +100,9 @@ def _follow(
     logger.info("%s: %s", task.name, said(settings, why))
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
+    searched += _tried_before(place, settings)
     best = max(searched, key=lambda result: result.dev[task.score_names[0]])
+    logger.info("%s, %s: best on dev of %d settings: %s", task.name, place.name, len(searched), best.setting.name)
     trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
     result = {
         "task": task.name,
@@ -199,12 +202,9 @@ def _check(place: Path, identity: dict[str, Any]) -> bool:
 
 def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path) -> TrialResult:
     """Run a trial, or read what an earlier call found."""
-    path = place / "trials" / f"{setting.name}_seed{seed}.json"
+    path = _trial_path(place, setting, seed)
     if path.is_file():
-        try:
-            return TrialResult.from_dict(read_record(path, "setting"))
-        except TypeError as error:
-            raise InputError(f"{path}: not a trial's record; remove it and run the same command again") from error
+        return _read_trial(path)
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
@@ -213,6 +213,23 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
         *(task.name, setting.name, seed, said_scores(result.dev), result.seconds),
     )
     return result
+
+
+def _trial_path(place: Path, setting: Setting, seed: int) -> Path:
+    return place / "trials" / f"{setting.name}_seed{seed}.json"
+
+
+def _read_trial(path: Path) -> TrialResult:
+    try:
+        return TrialResult.from_dict(read_record(path, "setting"))
+    except TypeError as error:
+        raise InputError(f"{path}: not a trial's record; remove it and run the same command again") from error
+
+
+def _tried_before(place: Path, settings: Sequence[Setting]) -> list[TrialResult]:
+    """Return the first seed of every setting that earlier calls tried and this one does not ask for."""
+    asked = {_trial_path(place, setting, 0) for setting in settings}
+    return [_read_trial(path) for path in sorted(place.glob("trials/*_seed0.json")) if path not in asked]
 
 
 def _summary(task: Task, split: Split | None, items: Sequence[Item], trials: Sequence[TrialResult]) -> dict[str, Any]:

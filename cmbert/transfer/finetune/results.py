@@ -12,6 +12,7 @@ from cmbert.evaluate.table import markdown_table
 from cmbert.files.json_types import read_record
 from cmbert.files.whole import write_text
 from cmbert.html.page import section, table, write_page
+from cmbert.transfer.finetune.curves import curves_markdown, curves_section
 
 RESULT_KEYS = (  # what the tables show
     *("task", "model", "scores", "splits", "setting", "grid", "max_length", "texts_cut", "train_examples"),
@@ -64,6 +65,7 @@ def write_results(output: Path) -> None:
     settings_head, settings_rows = settings_table(results)
     parts = ["# Fine-tuning results", markdown_table(head, rows), "", *(f"- {note}" for note in NOTES)]
     parts += ["", "## How each was trained", markdown_table(settings_head, settings_rows)]
+    parts += curves_markdown(results)
     write_text(output / "results.md", "\n".join(parts) + "\n")
     turned = list(zip(["split", *head[1:]], *rows, strict=True))
     notes = "".join(f'<p class="faint">{note}</p>' for note in NOTES)
@@ -75,6 +77,7 @@ def write_results(output: Path) -> None:
         sections=[  # scores: a row per split, for a page has more room below than beside
             section("Scores", table(turned[0], turned[1:], "numbers")) + notes,
             section("How each was trained", table(settings_head, settings_rows, "numbers")),
+            curves_section(results),
         ],
     )
 

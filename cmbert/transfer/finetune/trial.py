@@ -199,7 +199,8 @@ def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> Course:
     if not path.is_file():
         return Course()
     state = torch.load(path, map_location=model.output.weight.device, weights_only=True)
-    if "dev" not in state:  # of before dev was scored by epoch: begun anew, at most one trial's work
+    if "dev" not in state:
+        logger.warning("%s: begun by a version that did not score dev by epoch; begun anew", path)
         return Course()
     model.load_state_dict(state["model"])
     optimizer.optimizer.load_state_dict(state["optimizer"])

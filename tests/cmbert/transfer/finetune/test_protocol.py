@@ -11,11 +11,12 @@ from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.model.mixed_precision import MixedPrecision
 from cmbert.transfer.contamination import TrainingFile, sentence_hashes, write_training_data
 from cmbert.transfer.finetune import trial as trial_module
+from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.examples import read_split
 from cmbert.transfer.finetune.items import prepare
-from cmbert.transfer.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
-from cmbert.transfer.finetune.results import score_table
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_task, load_task
+from cmbert.transfer.finetune.protocol import finetune, interval, share_of_texts_seen
+from cmbert.transfer.finetune.results import score_table, settings_table
+from cmbert.transfer.finetune.tasks import Task, find_task, load_task
 from cmbert.transfer.finetune.trial import Data, Setting, backward, run_trial
 
 SETTING = Setting(learning_rate=5e-3, batch_size=8, epochs=6)
@@ -73,6 +74,37 @@ def test_an_interrupted_trial_goes_on_bit_for_bit(ours, task, review_folder, tmp
     assert not saved.exists()
 
 
+def test_dev_after_each_epoch_changes_nothing(ours, task, review_folder, tmp_path, monkeypatch, caplog):
+    data, saved = read(ours, task, review_folder), tmp_path / "saved.pt"
+    setting = replace(SETTING, learning_rate=2e-3)
+    with caplog.at_level("INFO"):
+        each = run_trial(ours, task, data, setting, 1, saved)
+    assert len(each.dev_by_epoch) == setting.epochs
+    assert each.dev_by_epoch[-1] == each.dev
+    lines = [line for line in caplog.messages if "epoch" in line]
+    assert len(lines) == setting.epochs
+    assert f"seed 1, epoch 6 of 6: loss {each.losses[-1]:.3f}, dev accuracy {each.dev['accuracy']:.2f}" in lines[-1]
+    score_epoch = trial_module._score_epoch
+
+    def only_the_last(model, task, data, course, name):
+        if "epoch 6 of 6" in name:
+            score_epoch(model, task, data, course, name)
+
+    monkeypatch.setattr(trial_module, "_score_epoch", only_the_last)
+    last = run_trial(ours, task, data, setting, 1, saved)
+    assert replace(last, seconds=0) == replace(each, seconds=0, dev_by_epoch=each.dev_by_epoch[-1:])
+
+
+def test_the_last_epoch_counts_not_the_best(ours, task, review_folder, tmp_path, monkeypatch):
+    falling = iter((90.0, 80.0))
+    monkeypatch.setattr(trial_module, "score", lambda *_: {"accuracy": next(falling)})
+    result = run_trial(
+        ours, task, read(ours, task, review_folder), replace(SETTING, epochs=2), 1, tmp_path / "saved.pt"
+    )
+    assert result.dev == {"accuracy": 80.0}
+    assert result.dev_by_epoch == [{"accuracy": 90.0}, {"accuracy": 80.0}]
+
+
 def test_bf16_weights_follow_fp32_copies():
     torch.manual_seed(0)
     exact = torch.nn.Linear(8, 8)
@@ -90,7 +122,12 @@ def test_bf16_weights_follow_fp32_copies():
 
 
 def run(backbone, task, folder, output, settings, seeds=2, name="mine"):
-    return finetune(backbone, task, folder, output, model_name=name, settings=settings, num_seeds=seeds)
+    asked = Asked(
+        learning_rates=tuple(dict.fromkeys(setting.learning_rate for setting in settings)),
+        batch_sizes=tuple(dict.fromkeys(setting.batch_size for setting in settings)),
+        epochs=tuple(dict.fromkeys(setting.epochs for setting in settings)),
+    )
+    return finetune(backbone, task, folder, output, model_name=name, asked=asked, num_seeds=seeds)
 
 
 def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
@@ -106,8 +143,20 @@ def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
     lines = (place / "reviews_predict.json").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == list(range(20))
     assert {json.loads(line)["label"] for line in lines} <= {"0", "1"}
+    (curve, _) = result["curves"]
+    assert len(curve["dev"]) == len(curve["train_loss"]) == 6
+    assert curve["dev"][-1]["accuracy"] == dev["accuracy"]["values"][0]
     monkeypatch.setattr("cmbert.transfer.finetune.protocol.run_trial", None)  # nothing is trained again
     assert run(ours, task, review_folder, tmp_path / "out", settings) == result
+
+
+def test_settings_of_earlier_calls_are_counted_and_may_win(ours, task, review_folder, tmp_path):
+    worse = replace(SETTING, learning_rate=1e-6)
+    for settings, chosen, tried in (([worse], worse, 1), ([SETTING], SETTING, 2), ([worse], SETTING, 2)):
+        result = run(ours, task, review_folder, tmp_path / "out", settings, seeds=1)
+        assert result["setting"]["learning_rate"] == chosen.learning_rate
+        head, rows = settings_table([result])
+        assert rows[0][head.index("settings tried")] == str(tried)
 
 
 def test_results_are_not_mixed(ours, task, review_folder, tmp_path):
@@ -145,15 +194,6 @@ def test_splits_have_columns_of_their_own():
 def test_intervals_are_students():
     assert interval([1.0, 2.0, 3.0])["half_width"] == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
     assert interval([5.0])["half_width"] is None
-
-
-def test_the_grid():
-    task = CLUE_TASKS[0]
-    assert len(settings_of(task, True, None, None, None)) == 10
-    assert settings_of(task, False, None, None, None) == [Setting(learning_rate=3e-5, batch_size=32, epochs=3)]
-    assert len(settings_of(task, False, [1e-4, 1e-3], [8], [1, 2])) == 4
-    with pytest.raises(ConfigError, match="0 must be positive"):
-        settings_of(task, False, None, [0], None)
 
 
 def test_the_command(bert_folder, review_folder, tmp_path, capsys):
