@@ -39,9 +39,8 @@ def curves_markdown(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def spell_curve(curve: Sequence[float]) -> str:
     """Return `epoch: score` of at most MOST_SHOWN epochs, the first and the last among them."""
     last = len(curve) - 1
-    shown = range(len(curve))
-    if len(curve) > MOST_SHOWN:
-        shown = sorted({round(last * step / (MOST_SHOWN - 1)) for step in range(MOST_SHOWN)})
+    parts = min(last, MOST_SHOWN - 1)
+    shown = [round(last * step / max(parts, 1)) for step in range(parts + 1)]
     return ", ".join(f"{epoch + 1}: {curve[epoch]:.2f}" for epoch in shown)
 
 

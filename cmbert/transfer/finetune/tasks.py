@@ -9,6 +9,7 @@ one and it is not three epochs.
 """
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -160,20 +161,20 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
         base = load_task(path.parent / like, other) if like.endswith(".toml") else find_task(like, f"{path}: like")
         changes = build(Task, {"name": base.name, **table}, str(path))
         task = replace(base, **{key: getattr(changes, key) for key in table})
-    _check(task, str(path))
+    _check(task, table, str(path))
     return task
 
 
-def _check(task: Task, where: str) -> None:
-    """Raise ConfigError for values that no training or no file name can be made of."""
+def _check(task: Task, given: Collection[str], where: str) -> None:
+    """Raise ConfigError for values that no training or no file name can be made of; `given`: the file's own keys."""
     labels_right = len(set(task.labels)) == len(task.labels) >= 2 and not set(task.labels) & set(task.dropped_labels)
     rules = {
         "name": (is_file_name(task.name), "be a folder's name: not empty, without /"),
         "predictions": (task.predictions == "" or is_file_name(task.predictions), "be a file's name, without /"),
         "max_length": (task.max_length >= LEAST_LENGTH, f"be {LEAST_LENGTH} tokens or more"),
-        "epochs": (task.epochs >= 0, "be 1 or more, or 0: by the number of examples"),
+        "epochs": (task.epochs >= 1 or "epochs" not in given, "be 1 or more"),
         "batch_size": (task.batch_size >= 1, "be 1 or more"),
-        "learning_rate": (task.learning_rate >= 0, "be positive, or 0: by the model's width"),
+        "learning_rate": (task.learning_rate > 0 or "learning_rate" not in given, "be positive"),
         "text": (1 <= len(set(task.text)) == len(task.text) <= 2, f"name one key or two, found {len(task.text)}"),
         "labels": (task.kind != "classification" or labels_right, "list two labels or more, each once, none dropped"),
         "train": (task.train and all(map(is_path, task.train)), "list one file or more"),
