@@ -33,14 +33,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
     finetune.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of the best setting (default 3)")
-    finetune.add_argument("--grid", action="store_true", help="try the fixed grid of rates and batches")
+    finetune.add_argument("--grid", action="store_true", help="try five rates around the default, two batches")
     finetune.add_argument(
-        "--learning-rates", type=numbers, metavar="X,X", help="try these peak rates instead (default: the task's)"
+        "--learning-rates",
+        type=numbers,
+        metavar="X,X",
+        help="try these peak rates instead (default: the task's, else by the model's width)",
     )
     finetune.add_argument(
         "--batch-sizes", type=integers, metavar="N,N", help="likewise, examples (default: the task's)"
     )
-    finetune.add_argument("--epochs", type=integers, metavar="N,N", help="likewise, passes (default: the task's)")
+    finetune.add_argument(
+        "--epochs", type=integers, metavar="N,N", help="likewise, passes (default: the task's, else by the examples)"
+    )
     finetune.add_argument("--untrained", action="store_true", help="the same network with fresh weights: a baseline")
     finetune.add_argument("--name", metavar="NAME", help="of the model in folders and tables (default: from its path)")
     add_trust_remote_code(finetune)
@@ -49,6 +54,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fine-tune a model on the tasks, or do what is left of it, and print the table of all models so far."""
+    from cmbert.transfer.finetune.defaults import Asked
     from cmbert.transfer.finetune.run import finetune_tasks
 
     finetune_tasks(
@@ -56,10 +62,12 @@ def run(options: argparse.Namespace) -> int:
         options.task,
         options.data,
         options.output,
-        grid=options.grid,
-        learning_rates=options.learning_rates,
-        batch_sizes=options.batch_sizes,
-        epochs=options.epochs,
+        asked=Asked(
+            learning_rates=tuple(options.learning_rates or ()),
+            batch_sizes=tuple(options.batch_sizes or ()),
+            epochs=tuple(options.epochs or ()),
+            grid=options.grid,
+        ),
         num_seeds=options.seeds,
         name=options.name,
         untrained=options.untrained,

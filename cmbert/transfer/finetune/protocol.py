@@ -5,7 +5,6 @@ same way for all. Everything done is kept under the output folder, and a second 
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import re
@@ -26,11 +25,12 @@ from cmbert.files.operations import hash_file
 from cmbert.files.whole import write_json, write_text
 from cmbert.transfer.contamination import read_training_data, share_seen
 from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.examples import Split, read_split
 from cmbert.transfer.finetune.items import Item, prepare
 from cmbert.transfer.finetune.task_model import ANSWER_TOKENS
-from cmbert.transfer.finetune.tasks import GRID_BATCH_SIZES, GRID_LEARNING_RATES, Task
-from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial
+from cmbert.transfer.finetune.tasks import Task
+from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial, said_scores
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ def finetune(
     output: Path,
     *,
     model_name: str,
-    settings: Sequence[Setting],
+    asked: Asked,
     num_seeds: int,
     model_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
 
-    settings: tried with seed 0. Of these and all that earlier calls tried here, the best on dev is trained with seeds 0
+    asked: tried with seed 0. Of these and all that earlier calls tried here, the best on dev is trained with seeds 0
     to num_seeds - 1: whoever compares two calls' dev scores has chosen by them, too. model_folder: where the
     model lies, if it may hold a record of its fine-tuning. Raises InputError for data that is not as it should be,
     ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts;
@@ -68,7 +68,7 @@ def finetune(
     with alone_in(place):
         if not _check(place, identity):
             write_json(place / IDENTITY_FILE, identity)
-        result = _follow(backbone, task, splits, max_length, place, settings, num_seeds)
+        result = _follow(backbone, task, splits, max_length, place, asked, num_seeds)
         result["share_of_texts_seen"] = seen
         write_json(place / "result.json", result)
     return result
@@ -80,7 +80,7 @@ def _follow(
     splits: dict[str, Split | None],
     max_length: int,
     place: Path,
-    settings: Sequence[Setting],
+    asked: Asked,
     num_seeds: int,
 ) -> dict[str, Any]:
     """Do what the protocol asks for, or what is left of it; return what was found."""
@@ -95,6 +95,9 @@ def _follow(
     if not items["train"]:
         raise InputError(f"{task.name}: no answer of {', '.join(task.train)} stands in its text; nothing to learn")
     data = Data(**items)
+    chosen = task, backbone.hidden_size, len(data.train)
+    settings, why = asked.settings(*chosen), asked.why(*chosen)
+    logger.info("%s: %s", task.name, said(settings, why))
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
     searched += _tried_before(place, settings)
@@ -108,6 +111,7 @@ def _follow(
         "setting": asdict(best.setting),
         "max_length": max_length,
         "grid": [{**asdict(trial.setting), "dev": trial.dev} for trial in searched],
+        "curves": [{"seed": t.seed, "train_loss": t.losses, "dev": t.dev_by_epoch} for t in trials],
         "splits": {name: _summary(task, splits[name], items[name], trials) for name in ("dev", "test") if splits[name]},
         "train_examples": len(data.train),
         **losses,
@@ -134,27 +138,13 @@ def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[I
     }
 
 
-def settings_of(
-    task: Task,
-    grid: bool,
-    learning_rates: Sequence[float] | None,
-    batch_sizes: Sequence[int] | None,
-    epochs: Sequence[int] | None,
-) -> list[Setting]:
-    """Return what is tried: the task's own setting, the fixed grid, or every combination of the given values.
-
-    Raises ConfigError for values that are not positive.
-    """
-    rates = learning_rates or (GRID_LEARNING_RATES if grid else (task.learning_rate,))
-    batches = batch_sizes or (GRID_BATCH_SIZES if grid else (task.batch_size,))
-    passes = epochs or (task.epochs,)
-    wrong = [value for value in (*rates, *batches, *passes) if not value > 0]
-    if wrong:
-        raise ConfigError(f"--learning-rates, --batch-sizes, --epochs: {wrong[0]} must be positive")
-    return [
-        Setting(learning_rate=rate, batch_size=batch, epochs=count)
-        for rate, batch, count in itertools.product(rates, batches, passes)
-    ]
+def said(settings: Sequence[Setting], why: dict[str, str]) -> str:
+    """Return what is tried and who chose it, for the log."""
+    rates, epochs, batches = (
+        ", ".join(f"{value:g}" for value in dict.fromkeys(getattr(setting, key) for setting in settings))
+        for key in ("learning_rate", "epochs", "batch_size")
+    )
+    return f"learning rate {rates} ({why['learning_rate']}); epochs {epochs} ({why['epochs']}); batch {batches}"
 
 
 def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folder: Path) -> float:
@@ -218,8 +208,10 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
     path.parent.mkdir(exist_ok=True)
     result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
     write_json(path, result.as_dict())
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in result.dev.items())
-    logger.info("%s %s seed %d: dev %s (%.0f s)", task.name, setting.name, seed, scores, result.seconds)
+    logger.info(
+        "%s %s seed %d: dev %s after the last epoch, which counts (%.0f s)",
+        *(task.name, setting.name, seed, said_scores(result.dev), result.seconds),
+    )
     return result
 
 

@@ -12,6 +12,7 @@ from cmbert.evaluate.table import markdown_table
 from cmbert.files.json_types import read_record
 from cmbert.files.whole import write_text
 from cmbert.html.page import section, table, write_page
+from cmbert.transfer.finetune.curves import curves_markdown, curves_section
 
 RESULT_KEYS = (  # what the tables show
     *("task", "model", "scores", "splits", "setting", "grid", "max_length", "texts_cut", "train_examples"),
@@ -82,6 +83,7 @@ def write_results(output: Path) -> None:
         parts += [f"## {name}", markdown_table(head, rows), ""]
     parts += [f"- {note}" for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few))]
     parts += ["", "## How each was trained", markdown_table(settings_head, settings_rows)]
+    parts += curves_markdown(results)
     write_text(output / "results.md", "\n".join(parts) + "\n")
     turned = {name: list(zip(["split", *head[1:]], *rows, strict=True)) for name, (head, rows) in scores.items()}
     notes = "".join(f'<p class="faint">{note}</p>' for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few)))
@@ -94,6 +96,7 @@ def write_results(output: Path) -> None:
             *(section(name, table(lines[0], lines[1:], "numbers")) for name, lines in turned.items()),
             notes,
             section("How each was trained", table(settings_head, settings_rows, "numbers")),
+            curves_section(results),
         ],
     )
 

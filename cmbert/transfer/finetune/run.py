@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmbert.transfer.finetune.backbone import open_backbone
-from cmbert.transfer.finetune.protocol import finetune, settings_of
+from cmbert.transfer.finetune.defaults import Asked
+from cmbert.transfer.finetune.protocol import finetune
 from cmbert.transfer.finetune.results import write_results
 from cmbert.transfer.finetune.tasks import find_data, find_task
 
@@ -15,33 +16,29 @@ def finetune_tasks(
     data: Path,
     output: Path,
     *,
-    grid: bool,
-    learning_rates: Sequence[float] | None,
-    batch_sizes: Sequence[int] | None,
-    epochs: Sequence[int] | None,
+    asked: Asked,
     num_seeds: int,
     name: str | None = None,
     untrained: bool = False,
     trust: bool = False,
 ) -> None:
-    """Fine-tune `model` on every task and print the table. What is tried: see `settings_of`; the rest: see `finetune`.
+    """Fine-tune `model` on every task and print the table. See `finetune`.
 
     data: the task's folder; of several, their parent. name: of the model in folders and tables; None: of its path.
     Raises InputError, ConfigError or CheckpointError for what the user can mend, before any training if it can.
     """
     tasks = [find_task(task_name) for task_name in task_names]
     folders = [find_data(data, task, len(tasks)) for task in tasks]
-    grids = [settings_of(task, grid, learning_rates, batch_sizes, epochs) for task in tasks]
     backbone = open_backbone(model, untrained=untrained, trust=trust)
     name = name or "-".join(Path(model).parts[-2:]).strip("-/.") + "-untrained" * untrained
-    for task, folder, settings in zip(tasks, folders, grids, strict=True):
+    for task, folder in zip(tasks, folders, strict=True):
         finetune(
             backbone,
             task,
             folder,
             output,
             model_name=name,
-            settings=settings,
+            asked=asked,
             num_seeds=num_seeds,
             model_folder=Path(model),
         )

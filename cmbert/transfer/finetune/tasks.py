@@ -5,10 +5,11 @@ its own baselines/paddlenlp write too (github.com/CLUEbenchmark/CLUE; issue 104:
 {"id": 0, "label": "1"} in the order of the test file, C3's label a number, ChID and CMRC 2018 one object of id and
 answer. FewCLUE's names: resources/fewclue_submit_examples of github.com/CLUEbenchmark/FewCLUE. C3 (arXiv 1904.09679),
 ChID (arXiv 1906.01265), CMRC 2018 (arXiv 1810.07366). Lengths and epochs follow CLUE's own baselines where they have
-one; the grid is ours.
+one and it is not three epochs.
 """
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,9 +31,6 @@ KIND_OF_READER: dict[Reader, Kind] = {
     "cmrc": "span",
 }
 
-GRID_LEARNING_RATES = (1e-5, 2e-5, 3e-5, 5e-5, 8e-5)
-"""Every model of every task is tuned over the same rates and batches (ours; CLUE's baselines lie inside)."""
-GRID_BATCH_SIZES = (16, 32)
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 LEAST_LENGTH = 16  # tokens: a text's special tokens, a question and something of the text fit in no less
 OLDER_TEST = "test1.0.json"  # CLUE's first test sets of tnews, cluewsc2020, c3 and chid, beside those of its 1.1
@@ -61,12 +59,12 @@ class Task:
     """Likewise; may be absent. Scored if it has labels, answered in CLUE's submission format in any case."""
     max_length: int = 128
     """Longer texts are cut; tokens, [CLS] and [SEP] among them."""
-    epochs: int = 3
-    """Passes over the training examples."""
+    epochs: int = 0
+    """Passes over the training examples; 0: by their number (`defaults.default_epochs`)."""
     batch_size: int = 32
     """Examples in one optimizer step, without --grid."""
-    learning_rate: float = 3e-5
-    """Peak rate, without --grid."""
+    learning_rate: float = 0.0
+    """Peak rate; 0: by the model's width (`defaults.default_learning_rate`)."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
     """What is reported, in percent; a span task has exact match, with F1 beside it."""
     reader: Reader = "fields"
@@ -179,20 +177,20 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
         base = load_task(path.parent / like, other) if like.endswith(".toml") else find_task(like, f"{path}: like")
         changes = build(Task, {"name": base.name, **table}, str(path))
         task = replace(base, **{key: getattr(changes, key) for key in table})
-    _check(task, str(path))
+    _check(task, table, str(path))
     return task
 
 
-def _check(task: Task, where: str) -> None:
-    """Raise ConfigError for values that no training or no file name can be made of."""
+def _check(task: Task, given: Collection[str], where: str) -> None:
+    """Raise ConfigError for values that no training or no file name can be made of; `given`: the file's own keys."""
     labels_right = len(set(task.labels)) == len(task.labels) >= 2 and not set(task.labels) & set(task.dropped_labels)
     rules = {
         "name": (is_file_name(task.name), "be a folder's name: not empty, without /"),
         "predictions": (task.predictions == "" or is_file_name(task.predictions), "be a file's name, without /"),
         "max_length": (task.max_length >= LEAST_LENGTH, f"be {LEAST_LENGTH} tokens or more"),
-        "epochs": (task.epochs >= 1, "be 1 or more"),
+        "epochs": (task.epochs >= 1 or "epochs" not in given, "be 1 or more"),
         "batch_size": (task.batch_size >= 1, "be 1 or more"),
-        "learning_rate": (task.learning_rate > 0, "be positive"),
+        "learning_rate": (task.learning_rate > 0 or "learning_rate" not in given, "be positive"),
         "text": (1 <= len(set(task.text)) == len(task.text) <= 2, f"name one key or two, found {len(task.text)}"),
         "labels": (task.kind != "classification" or labels_right, "list two labels or more, each once, none dropped"),
         "train": (task.train and all(map(is_path, task.train)), "list one file or more"),

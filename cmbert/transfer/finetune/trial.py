@@ -1,11 +1,12 @@
 """One fine-tuning: one model, one setting, one seed. Deterministic on a CPU; goes on after the last saved epoch."""
 
 import copy
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from cmbert.transfer.finetune.items import Item
 from cmbert.transfer.finetune.spans import exact_match, span_f1
 from cmbert.transfer.finetune.task_model import Found, TaskModel
 from cmbert.transfer.finetune.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 WARMUP_SHARE = 0.1  # of the steps, in which the rate rises; then it falls in a line to 0 (BERT's recipe)
 FORWARD_TOKENS = 16_384  # positions in one forward, padding among them; a batch may take several
@@ -69,6 +72,8 @@ class TrialResult:
     losses: list[float]
     """Mean training loss of each epoch, nats per target."""
     seconds: float
+    dev_by_epoch: list[dict[str, float]] = field(default_factory=list)
+    """Scores after each epoch, percent, the last of them `dev`; empty in a record of before they were kept."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -80,27 +85,40 @@ class TrialResult:
         return cls(**{**values, "setting": Setting(**values["setting"])})
 
 
-def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, saved: Path) -> TrialResult:
-    """Train a copy of `backbone` on the training split and answer the others.
+@dataclass
+class Course:
+    """What a training has come to, epoch by epoch."""
 
-    saved: where an unfinished trial is kept, and found again.
+    losses: list[float] = field(default_factory=list)
+    dev: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Of earlier calls."""
+    found: list[Found] = field(default_factory=list)
+    """The answers to dev after the last epoch."""
+
+
+def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, saved: Path) -> TrialResult:
+    """Train a copy of `backbone` on the training split and answer the others, dev after every epoch.
+
+    The model of the last epoch is what counts, whatever an earlier one scored. saved: where an unfinished trial is
+    kept, and found again.
     """
     started = time.monotonic()
     model = TaskModel(copy.deepcopy(backbone), task, seed).to(*where_to_train())
-    losses, earlier_seconds = _train(model, task, data.train, setting, seed, saved)
-    model.eval()
-    dev, test = answer_all(model, data.dev), answer_all(model, data.test)
+    course = _train(model, task, data, setting, seed, saved)
+    test = answer_all(model, data.test)
     scored = bool(data.test) and is_labelled(data.test)
     saved.unlink(missing_ok=True)
     return TrialResult(
         setting=setting,
         seed=seed,
-        dev=score(task, data.dev, dev),
+        dev=course.dev[-1],
         test=score(task, data.test, test) if scored else {},
-        dev_answers=[answer_text(task, found) for found in dev],
+        dev_answers=[answer_text(task, found) for found in course.found],
         test_answers=[answer_text(task, found) for found in test],
-        losses=losses,
-        seconds=round(earlier_seconds + time.monotonic() - started, 1),
+        losses=course.losses,
+        seconds=round(course.seconds + time.monotonic() - started, 1),
+        dev_by_epoch=course.dev,
     )
 
 
@@ -125,17 +143,16 @@ def check_memory(backbone: Backbone, batch_size: int, data: Data) -> None:
     require_memory(f"fine-tuning {total / 1e6:,.0f}M parameters", needed, device, remedy)
 
 
-def _train(
-    model: TaskModel, task: Task, items: Sequence[Item], setting: Setting, seed: int, saved: Path
-) -> tuple[list[float], float]:
-    """Train from the last saved epoch on; return the epochs' losses and the seconds of earlier calls."""
-    optimizer = MixedPrecision(model, setting.learning_rate)
+def _train(model: TaskModel, task: Task, data: Data, setting: Setting, seed: int, saved: Path) -> Course:
+    """Train from the last saved epoch on, in evaluation mode at the end; say how each epoch went."""
+    optimizer, items = MixedPrecision(model, setting.learning_rate), data.train
     steps_per_epoch = -(-len(items) // setting.batch_size)
-    losses, seconds = _restore(saved, model, optimizer)
+    course = _restore(saved, model, optimizer)
     started = last_save = time.monotonic()
-    progress = Progress(f"{task.name} {setting.name} seed {seed}", setting.epochs * len(items), "examples")
-    progress.done = progress.done_before = len(losses) * len(items)
-    for epoch in range(len(losses), setting.epochs):
+    name = f"{task.name} {setting.name} seed {seed}"
+    progress = Progress(name, setting.epochs * len(items), "examples")
+    progress.done = progress.done_before = len(course.losses) * len(items)
+    for epoch in range(len(course.losses), setting.epochs):
         torch.manual_seed(integer_seed(seed, "finetune-dropout", epoch))
         order = generator(seed, "finetune-order", epoch).permutation(len(items))
         model.train()
@@ -147,32 +164,49 @@ def _train(
             share = (epoch * steps_per_epoch + step + 1) / (setting.epochs * steps_per_epoch)
             optimizer.step(setting.learning_rate * min(share / WARMUP_SHARE, (1 - share) / (1 - WARMUP_SHARE)))
             progress.advance(len(batch), f"loss {total / num_targets:.3f}")
-        losses.append(total / num_targets)
+        course.losses.append(total / num_targets)
+        progress.close()
+        _score_epoch(model, task, data, course, f"{name}, epoch {epoch + 1} of {setting.epochs}")
         if epoch + 1 < setting.epochs and time.monotonic() - last_save > SAVE_SECONDS:
-            _save(saved, model, optimizer, losses, seconds + time.monotonic() - started)
+            _save(saved, model, optimizer, course, course.seconds + time.monotonic() - started)
             last_save = time.monotonic()
-    progress.close()
-    return losses, seconds
+    return course
 
 
-def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, losses: list[float], seconds: float) -> None:
+def _score_epoch(model: TaskModel, task: Task, data: Data, course: Course, name: str) -> None:
+    """Answer dev. Nothing is drawn for it, and an epoch seeds its own dropout: the training goes on as without it."""
+    model.eval()
+    course.found = answer_all(model, data.dev)
+    course.dev.append(score(task, data.dev, course.found))
+    logger.info("%s: loss %.3f, dev %s", name, course.losses[-1], said_scores(course.dev[-1]))
+
+
+def said_scores(scores: dict[str, float]) -> str:
+    """Return scores, percent, for the log."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+
+
+def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, course: Course, seconds: float) -> None:
     aside = aside_path(path)
     copies = [] if model.output.weight.dtype == torch.float32 else optimizer.copies
     state = {"model": model.state_dict(), "optimizer": optimizer.optimizer.state_dict(), "copies": copies}
-    torch.save({**state, "losses": losses, "seconds": seconds}, aside)
+    torch.save({**state, "losses": course.losses, "dev": course.dev, "seconds": seconds}, aside)
     fsync_path(aside)
     os.replace(aside, path)
 
 
-def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> tuple[list[float], float]:
+def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> Course:
     if not path.is_file():
-        return [], 0.0
+        return Course()
     state = torch.load(path, map_location=model.output.weight.device, weights_only=True)
+    if "dev" not in state:
+        logger.warning("%s: begun by a version that did not score dev by epoch; begun anew", path)
+        return Course()
     model.load_state_dict(state["model"])
     optimizer.optimizer.load_state_dict(state["optimizer"])
     for copy_, kept in zip(optimizer.copies, state["copies"], strict=False):
         copy_.copy_(kept)
-    return state["losses"], state["seconds"]
+    return Course(losses=state["losses"], dev=state["dev"], seconds=state["seconds"])
 
 
 def backward(model: TaskModel, batch: Sequence[Item]) -> float:

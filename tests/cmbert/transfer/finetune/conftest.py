@@ -11,6 +11,7 @@ from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import Tokenizer
 from cmbert.transfer.finetune.backbone import Backbone, our_backbone, their_backbone
+from cmbert.transfer.finetune.tasks import Task, load_task
 
 SHAPE = {"num_layers": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "local_window": 16}
 
@@ -80,3 +81,8 @@ def review_folder(tmp_path: Path) -> Path:
     write_lines(folder / "test.json", reviews(20, 3, labelled=False))
     (folder / "task.toml").write_text('name = "reviews"\nlabels = ["0", "1"]\nmax_length = 32\n', encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def task(review_folder: Path) -> Task:
+    return load_task(review_folder / "task.toml")

@@ -1,96 +1,30 @@
-"""Trials learn, repeat bit for bit, go on where they were stopped; results are kept apart by model, data and split."""
+"""The protocol from files to results: what is chosen, what is kept apart by model, data and split, what is refused."""
 
 import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 from cmbert.cli import main
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.model.mixed_precision import MixedPrecision
 from cmbert.transfer.contamination import TrainingFile, sentence_hashes, write_training_data
-from cmbert.transfer.finetune import trial as trial_module
+from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.examples import read_split
-from cmbert.transfer.finetune.items import prepare
-from cmbert.transfer.finetune.protocol import finetune, interval, settings_of, share_of_texts_seen
+from cmbert.transfer.finetune.protocol import finetune, interval, share_of_texts_seen
 from cmbert.transfer.finetune.results import settings_table
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_task, load_task
-from cmbert.transfer.finetune.trial import Data, Setting, backward, run_trial
+from cmbert.transfer.finetune.tasks import find_task
+from cmbert.transfer.finetune.trial import Setting
 
 SETTING = Setting(learning_rate=5e-3, batch_size=8, epochs=6)
 
 
-@pytest.fixture
-def task(review_folder) -> Task:
-    return load_task(review_folder / "task.toml")
-
-
-def read(backbone, task, folder) -> Data:
-    splits = [read_split(task, folder, name) for name in ("train", "dev", "test")]
-    return Data(*(prepare(backbone, task, split.examples, 32) for split in splits))
-
-
-@pytest.mark.parametrize("kind", ["ours", "theirs"])
-def test_a_trial_learns_and_repeats(request, task, review_folder, tmp_path, kind):
-    backbone = request.getfixturevalue(kind)
-    before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
-    data = read(backbone, task, review_folder)
-    first, second = (run_trial(backbone, task, data, SETTING, 1, tmp_path / "saved.pt") for _ in range(2))
-    assert first.dev["accuracy"] > 90  # of two classes
-    assert first.test == {}
-    assert (first.losses, first.dev_answers, first.test_answers) == (
-        second.losses,
-        second.dev_answers,
-        second.test_answers,
-    )
-    assert run_trial(backbone, task, data, SETTING, 2, tmp_path / "saved.pt").losses != first.losses
-    assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bf16 with fp32 copies is what a GPU does
-def test_an_interrupted_trial_goes_on_bit_for_bit(ours, task, review_folder, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(trial_module, "where_to_train", lambda: (torch.device("cpu"), dtype))
-    data, saved = read(ours, task, review_folder), tmp_path / "saved.pt"
-    unbroken = run_trial(ours, task, data, SETTING, 1, saved)
-    assert unbroken.dev["accuracy"] > 90
-    monkeypatch.setattr(trial_module, "SAVE_SECONDS", 0.0)
-    steps = []
-
-    def interrupt(*arguments):
-        steps.append(1)
-        if len(steps) == 28:  # in the middle of the fourth epoch of eight steps
-            raise KeyboardInterrupt
-        return backward(*arguments)
-
-    monkeypatch.setattr(trial_module, "backward", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run_trial(ours, task, data, SETTING, 1, saved)
-    assert saved.is_file()
-    again = run_trial(ours, task, data, SETTING, 1, saved)
-    assert len(steps) == 28 + 24  # epochs four to six
-    assert replace(again, seconds=0) == replace(unbroken, seconds=0)
-    assert not saved.exists()
-
-
-def test_bf16_weights_follow_fp32_copies():
-    torch.manual_seed(0)
-    exact = torch.nn.Linear(8, 8)
-    half = torch.nn.Linear(8, 8).to(torch.bfloat16)
-    half.load_state_dict(exact.state_dict())
-    exact.load_state_dict({name: weight.float() for name, weight in half.state_dict().items()})
-    optimizers = [MixedPrecision(exact, 1e-4), MixedPrecision(half, 1e-4)]
-    for step in range(50):
-        gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(step)).bfloat16()
-        exact.weight.grad, half.weight.grad = gradient.float(), gradient
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(optimizers[1].copies[0], exact.weight.detach(), atol=1e-7, rtol=1e-6)
-    assert torch.equal(half.weight, exact.weight.bfloat16())
-
-
 def run(backbone, task, folder, output, settings, seeds=2, name="mine"):
-    return finetune(backbone, task, folder, output, model_name=name, settings=settings, num_seeds=seeds)
+    asked = Asked(
+        learning_rates=tuple(dict.fromkeys(setting.learning_rate for setting in settings)),
+        batch_sizes=tuple(dict.fromkeys(setting.batch_size for setting in settings)),
+        epochs=tuple(dict.fromkeys(setting.epochs for setting in settings)),
+    )
+    return finetune(backbone, task, folder, output, model_name=name, asked=asked, num_seeds=seeds)
 
 
 def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
@@ -106,6 +40,9 @@ def test_the_protocol(ours, task, review_folder, tmp_path, monkeypatch):
     lines = (place / "reviews_predict.json").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == list(range(20))
     assert {json.loads(line)["label"] for line in lines} <= {"0", "1"}
+    (curve, _) = result["curves"]
+    assert len(curve["dev"]) == len(curve["train_loss"]) == 6
+    assert curve["dev"][-1]["accuracy"] == dev["accuracy"]["values"][0]
     monkeypatch.setattr("cmbert.transfer.finetune.protocol.run_trial", None)  # nothing is trained again
     assert run(ours, task, review_folder, tmp_path / "out", settings) == result
 
@@ -144,15 +81,6 @@ def test_the_same_at_once_is_refused(ours, task, review_folder, tmp_path, occupy
 def test_intervals_are_students():
     assert interval([1.0, 2.0, 3.0])["half_width"] == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)
     assert interval([5.0])["half_width"] is None
-
-
-def test_the_grid():
-    task = CLUE_TASKS[0]
-    assert len(settings_of(task, True, None, None, None)) == 10
-    assert settings_of(task, False, None, None, None) == [Setting(learning_rate=3e-5, batch_size=32, epochs=3)]
-    assert len(settings_of(task, False, [1e-4, 1e-3], [8], [1, 2])) == 4
-    with pytest.raises(ConfigError, match="0 must be positive"):
-        settings_of(task, False, None, [0], None)
 
 
 def test_the_command(bert_folder, review_folder, tmp_path, capsys):
