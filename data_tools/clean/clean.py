@@ -27,7 +27,7 @@ from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 
 if TYPE_CHECKING:
     from datatrove.pipeline.base import PipelineStep
-from data_tools.clean.workers import deaf_workers, watching
+from data_tools.clean.workers import start_server, watching
 
 REPORT_FILE = "report.json"
 TEXTS = "${rank}.jsonl.zst"
@@ -154,11 +154,10 @@ class Passes:
     ):
         self.work, self.ranges, self.config, self.num_workers = work, ranges, config, num_workers
         self.held_out_ranges, self.only_heldout = held_out_ranges, only_heldout
-        suffix = TEXTS.replace("${rank}", "{rank:05d}")
-        self.filtered = [[ByteRange(work / "texts" / suffix.format(rank=rank))] for rank in range(len(ranges))]
 
     def find(self) -> None:
         """Do all passes that only say what is kept."""
+        start_server(min(self.num_workers, len(self.ranges)))
         if self.held_out_ranges:
             self.learn_held_out()
         self.filter()
@@ -180,13 +179,20 @@ class Passes:
 
     def filter(self) -> None:
         """Input -> normalised texts that are worth keeping."""
-        from datatrove.pipeline.writers.jsonl import JsonlWriter
-
         from data_tools.clean.heldout import NotHeldOut, OnlyHeldOut
-        from data_tools.clean.steps import ChineseQuality, Decodable, DropRecorder, Normalize, Read, as_record
+        from data_tools.clean.steps import (
+            WORK_LEVEL,
+            ChineseQuality,
+            Decodable,
+            DropRecorder,
+            HashTexts,
+            Normalize,
+            Read,
+            WriteTexts,
+        )
 
         config, work = self.config, self.work
-        for folder in ("skipped", "removed", "dropped_undecodable", "dropped_quality", "dropped_held_out"):
+        for folder in ("texts", "skipped", "removed", "dropped_undecodable", "dropped_quality", "dropped_held_out"):
             (work / folder).mkdir(exist_ok=True)
         self._run(
             "filter",
@@ -201,15 +207,15 @@ class Passes:
                     if self.held_out_ranges
                     else []
                 ),
-                JsonlWriter(str(work / "texts"), TEXTS, compression="zstd", adapter=as_record),
+                *([HashTexts(str(work / "exact_signatures"), self._equality())] if config.duplicates.exact else []),
+                WriteTexts(work / "texts", WORK_LEVEL),
             ],
         )
 
     def find_equal(self) -> None:
         """Texts -> which of them are equal to another."""
-        from datatrove.pipeline.dedup.exact_dedup import ExactDedupSignature, ExactFindDedups
+        from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
 
-        self._run("hash", [self._reread(), ExactDedupSignature(str(self.work / "exact_signatures"), self._equality())])
         finder = ExactFindDedups(
             str(self.work / "exact_signatures"),
             str(self.work / "exact"),
@@ -238,7 +244,7 @@ class Passes:
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
         from data_tools.clean.heldout import SetAside
-        from data_tools.clean.steps import CountKept, DropRecorder, as_record
+        from data_tools.clean.steps import OUTPUT_LEVEL, CountKept, DropRecorder, WriteTexts, as_record
 
         for folder in ("dropped_exact", "dropped_near", "kept", "held_out"):
             (self.work / folder).mkdir(exist_ok=True)
@@ -250,13 +256,7 @@ class Passes:
         if heldout:
             writer = JsonlWriter(str(heldout), TEXTS, compression="zstd", adapter=as_record)
             steps.append(SetAside(writer, self.config.heldout_share, self.work / "held_out"))
-        writer = JsonlWriter(str(output), TEXTS, compression="zstd", adapter=as_record)
-        self._run("write", [*steps, CountKept(self.work / "kept"), writer])
-
-    def _reread(self) -> "PipelineStep":
-        from data_tools.clean.steps import Read
-
-        return Read(self.filtered, "text", "fail", "", None)
+        self._run("write", [*steps, CountKept(self.work / "kept"), WriteTexts(output, OUTPUT_LEVEL)])
 
     def _equality(self) -> Any:
         from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
@@ -268,7 +268,9 @@ class Passes:
     def _without_equal(self, dropped: Any) -> list["PipelineStep"]:
         from datatrove.pipeline.dedup.exact_dedup import ExactDedupFilter
 
-        steps = [self._reread()]
+        from data_tools.clean.steps import Reread
+
+        steps: list[PipelineStep] = [Reread(self.work / "texts")]
         if self.config.duplicates.exact:
             steps.append(ExactDedupFilter(str(self.work / "exact"), self._equality(), dropped))
         return steps
@@ -280,5 +282,6 @@ class Passes:
         tasks = tasks or len(self.ranges)
         log = self.work / f"log {name}"
         workers = min(self.num_workers, tasks)
-        with naming(self.work), watching(name, log / "completions", tasks), deaf_workers(workers):
+        start_server(workers)
+        with naming(self.work), watching(name, log / "completions", tasks):
             QuietExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(log)).run()

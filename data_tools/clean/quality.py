@@ -4,7 +4,8 @@ The rules are those of Gopher (arXiv 2112.11446, appendix A) and C4 where they c
 limits are ours.
 """
 
-from collections import Counter
+import functools
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,6 +18,9 @@ ONE_PHRASE_CHARACTERS = 100  # in a shorter text a name said twice is a large sh
 LONG_LINE_CHARACTERS = 10  # shorter lines are headings and lists
 FEWEST_LINES = 5  # with fewer long lines their ends say little
 LINE_ENDS = tuple("。！？；…：，、”』」）》.!?;:,)\"'")
+GRAM_SHIFT = np.uint64(29)
+OTHER, HANZI, SPACE, DIGIT, LETTER = range(5)  # what a character is; OTHER: punctuation and symbols
+FIRST_WITHOUT_CLASS = 0x40000  # no code point from here on is a letter, digit or space
 GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
 HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 
@@ -47,39 +51,51 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
+@functools.cache
+def character_classes() -> np.ndarray:
+    """Return the class of every code point, OTHER to LETTER, shape (1114112,), uint8."""
+    classes = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
+    for code, character in enumerate(map(chr, range(FIRST_WITHOUT_CLASS))):
+        if character.isspace():
+            classes[code] = SPACE
+        elif character.isdigit():
+            classes[code] = DIGIT
+        elif character.isalpha():
+            classes[code] = LETTER
+    for first, last in HANZI_RANGES:
+        classes[first : last + 1] = HANZI
+    return classes
+
+
 def is_hanzi(codes: np.ndarray) -> np.ndarray:
     """Return which code points are Hanzi, shape of `codes`, bool."""
-    found = np.zeros(codes.shape, dtype=bool)
-    for first, last in HANZI_RANGES:
-        found |= (codes >= first) & (codes <= last)
+    found: np.ndarray = character_classes()[codes] == HANZI
     return found
 
 
 def character_shares(codes: np.ndarray) -> tuple[float, float, float]:
     """Return the shares of Hanzi, punctuation and digits among the characters that are not white space."""
-    hanzi_codes = is_hanzi(codes)
-    hanzi = int(np.count_nonzero(hanzi_codes))
-    others = Counter(map(chr, codes[~hanzi_codes].tolist()))
-    spaces = sum(count for character, count in others.items() if character.isspace())
-    digits = sum(count for character, count in others.items() if character.isdigit())
-    letters = sum(count for character, count in others.items() if character.isalpha())
-    total = max(len(codes) - spaces, 1)
-    return hanzi / total, (total - hanzi - digits - letters) / total, digits / total
+    counts = np.bincount(character_classes()[codes], minlength=LETTER + 1).tolist()
+    total = max(len(codes) - counts[SPACE], 1)
+    return counts[HANZI] / total, counts[OTHER] / total, counts[DIGIT] / total
 
 
 def gram_hashes(codes: np.ndarray, length: int) -> np.ndarray:
     """Return a 64-bit hash of every run of `length` characters, shape (characters - length + 1,), uint64."""
     hashes = np.zeros(max(len(codes) - length + 1, 0), dtype=np.uint64)
+    codes, upper = codes.astype(np.uint64), np.empty_like(hashes)
     for offset in range(length):
-        hashes = (hashes + codes[offset : offset + len(hashes)].astype(np.uint64)) * GRAM_MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
+        hashes += codes[offset : offset + len(hashes)]
+        hashes *= GRAM_MULTIPLIER
+        np.right_shift(hashes, GRAM_SHIFT, out=upper)
+        hashes ^= upper
     return hashes
 
 
 def repeated_share(codes: np.ndarray) -> float:
     """Return the share of the characters that lie in a 10-gram which began earlier in the text, too."""
     hashes = gram_hashes(codes, REPEATED_GRAM_CHARACTERS)
-    if not len(hashes):
+    if not _repeats(hashes):
         return 0.0
     _, first = np.unique(hashes, return_index=True)
     repeats = np.ones(len(hashes), dtype=bool)
@@ -89,12 +105,19 @@ def repeated_share(codes: np.ndarray) -> float:
     return float(np.count_nonzero(covered)) / len(codes)
 
 
+def _repeats(hashes: np.ndarray) -> int:
+    """Return how many of the hashes were there before."""
+    ordered = np.sort(hashes)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
 def top_gram_share(codes: np.ndarray) -> float:
     """Return the share of the characters that the commonest 4-gram makes up; 0 for short texts."""
     if len(codes) < ONE_PHRASE_CHARACTERS:
         return 0.0
-    _, counts = np.unique(gram_hashes(codes, TOP_GRAM_CHARACTERS), return_counts=True)
-    largest = int(counts.max())
+    ordered = np.sort(gram_hashes(codes, TOP_GRAM_CHARACTERS))
+    bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    largest = int(np.diff(bounds).max())
     return largest * TOP_GRAM_CHARACTERS / len(codes) if largest > 1 else 0.0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cmbert.progress import Progress
 
 POLL_SECONDS = 0.3
+STEPS = ("data_tools.clean.executor", "data_tools.clean.heldout", "datatrove.pipeline.writers.jsonl")
 
 
 @contextmanager
@@ -33,15 +34,17 @@ def watching(name: str, completions: Path, total: int) -> Iterator[None]:
         progress.close()
 
 
-@contextmanager
-def deaf_workers(workers: int) -> Iterator[None]:
-    """Start the server that forks the workers deaf to Ctrl-C: the parent answers it and ends them."""
-    if workers > 1:
-        from multiprocess.forkserver import ensure_running
+def start_server(workers: int) -> None:
+    """Start the server that forks the workers, if there are several: with the steps imported, so that no worker of any
+    pass has to, and deaf to Ctrl-C, which the parent answers by ending them. It imports while this process goes on.
+    """
+    if workers == 1:
+        return
+    from multiprocess.forkserver import ensure_running, set_forkserver_preload
 
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    yield
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        set_forkserver_preload(list(STEPS))
+        ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
