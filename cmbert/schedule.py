@@ -83,7 +83,7 @@ class Schedule:
                 return rates.lr_max
             case "warmup_stable_decay":  # 1 - sqrt, the decay that did best in arXiv 2405.18392
                 decayed = max(tokens - self.total_tokens + rates.decay_tokens, 0) / rates.decay_tokens
-                return rates.lr_min + span * (1 - math.sqrt(min(decayed, 1.0)))
+                return rates.lr_min + span * (1 - math.sqrt(min(decayed, 1.0))) if decayed else rates.lr_max
 
     def mask_rate_at(self, tokens: int) -> float:
         """Share of the tokens to predict once `tokens` have been seen: start -> peak in the warm-up, then -> end."""

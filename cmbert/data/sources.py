@@ -57,10 +57,16 @@ def open_blend(
                 plan_folder=plan_folder,
             )
         )
+    return Blend(sources, phases_of(data, rows_per_step))
+
+
+def phases_of(data: DataConfig, rows_per_step: int) -> list[Phase]:
+    """Return the weights in force from which row on; changes begin with a step of `rows_per_step` rows."""
     step_tokens = rows_per_step * data.context_tokens
     phases = [Phase(0, tuple(source.weight for source in data.sources))]
-    phases += [Phase(-(-change.at_tokens // step_tokens) * rows_per_step, change.weights) for change in data.changes]
-    return Blend(sources, phases)
+    return phases + [
+        Phase(-(-change.at_tokens // step_tokens) * rows_per_step, change.weights) for change in data.changes
+    ]
 
 
 def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:

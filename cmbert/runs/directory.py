@@ -1,13 +1,12 @@
 """The run directory: what it records about the run, to whom it belongs, and where a resume starts."""
 
-import dataclasses
-import json
+import logging
 import os
 import platform
 import socket
 import sys
+from collections.abc import Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,10 @@ from cmbert.environment import git_commit, installed_versions, number_in
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.operations import file_size, patiently
 from cmbert.files.whole import write_json
+from cmbert.runs.going_on import changes_between, goes_on_in_place, way_on
 from cmbert.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "resolved.toml"
 PLAN_FOLDER = "plan"  # rows of each shard set, proofs of Megatron pairs: a resume need not read documents for them
@@ -57,6 +59,11 @@ RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "fla
 def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader: RowReader) -> None:
     """Write the recipe, DeepSpeed config, environment and plan of rows in force. Only who has the lease."""
     directory = Path(recipe.run_directory)
+    if (directory / RECIPE_FILE).is_file():
+        before = read_run_recipe(directory)
+        changed = [key for key in differing_keys(before, recipe) if key not in FREE_KEYS]
+        for change in changes_between(before, recipe, changed):
+            logger.info("%s: goes on with another recipe: %s", directory, change)
     write_resolved(recipe, directory / RECIPE_FILE)
     write_json(directory / "ds_config.json", deepspeed_config)
     write_json(directory / "environment.json", describe_environment())
@@ -93,23 +100,26 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def check_belongs(recipe: Recipe) -> None:
-    """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt."""
+def check_belongs(recipe: Recipe, candidates: Sequence[Path] | None = None) -> None:
+    """Raise ConfigError when the run directory was made with a recipe that differs in what is learnt.
+
+    What differs only after the first of `candidates` (default: the run's checkpoints) may: see going_on.py.
+    """
     directory = Path(recipe.run_directory)
     if patiently(partial(file_size, directory / RECIPE_FILE)) is None:
         return
     theirs = read_run_recipe(directory)
     differing = [key for key in differing_keys(theirs, recipe) if key not in FREE_KEYS]
-    if differing:
-        changes = [f"{key} is {_value(theirs, key)} there and {_value(recipe, key)} here" for key in differing]
+    if not differing:
+        return
+    states = readable_states(resume_candidates(directory) if candidates is None else candidates)
+    done = {path: state.step for path, state in states.items()}
+    steps = next(iter(done.values()), 0)
+    if not steps or not goes_on_in_place(differing, theirs, recipe, steps):
+        changes = changes_between(theirs, recipe, differing)
         raise ConfigError(
-            f"{directory}: belongs to another recipe: {'; '.join(changes)}; set another run_directory, "
-            "or move this one away"
+            f"{directory}: belongs to another recipe: {'; '.join(changes)}; {way_on(differing, theirs, recipe, done)}"
         )
-
-
-def _value(recipe: Recipe, key: str) -> str:
-    return json.dumps(attrgetter(key)(recipe), ensure_ascii=False, default=dataclasses.asdict)
 
 
 def find_resume(recipe: Recipe, resume: str) -> list[Path]:
@@ -120,15 +130,14 @@ def find_resume(recipe: Recipe, resume: str) -> list[Path]:
     another recipe, or holds checkpoints and must not.
     """
     directory = Path(recipe.run_directory)
-    check_belongs(recipe)
     found = resume_candidates(directory)
     if resume != "auto" and _is_of_an_earlier_life(found):
-        return found
-    if resume not in ("auto", "never"):
-        return [require_checkpoint(Path(resume))]
+        resume = "auto"
+    candidates = [require_checkpoint(Path(resume))] if resume not in ("auto", "never") else found
+    check_belongs(recipe, candidates)
     if resume == "never" and found:
         raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")
-    return found
+    return candidates
 
 
 def _is_of_an_earlier_life(found: list[Path]) -> bool:

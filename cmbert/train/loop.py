@@ -23,6 +23,7 @@ from cmbert.data.reader import StepBatches
 from cmbert.memory import peak_memory_bytes
 from cmbert.runs.directory import find_resume, open_run_directory
 from cmbert.runs.first_rows import begin_reading
+from cmbert.runs.going_on import how_to_train_further
 from cmbert.train.giving_up import give_up
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.saving import finish_save, is_save_due, maybe_save, note_resume, rewind
@@ -67,7 +68,8 @@ def train(
         logging.getLogger("cmbert").setLevel(logging.ERROR)  # every rank knows the same, and rank 0 says it
     start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished)
     if start.is_finished:
-        logger.info("%s: already finished, %d steps", recipe.run_directory, start.schedule.num_steps)
+        further = how_to_train_further(recipe)
+        logger.info("%s: already finished, %d steps; %s", recipe.run_directory, start.schedule.num_steps, further)
         return 0
     if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
         begun = "all ranks were there" if launch.world_size > 1 else "it began"

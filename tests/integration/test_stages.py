@@ -49,7 +49,7 @@ def test_wrong_starts_are_one_line_and_leave_nothing(
     assert not (tmp_path / "run").exists()
     train(recipe_file, "--max-steps", "1")
     other = train(recipe_file, "--set", "schedule.lr_max=5e-3", code=2)
-    assert f"{tmp_path}/run: belongs to another recipe: schedule.lr_max is 0.001 there and 0.005 here; set" in other
+    assert f"{tmp_path}/run: belongs to another recipe: schedule.lr_max is 0.001 there and 0.005 here; 1 step" in other
     assert other.count("\n") == 1
 
 
