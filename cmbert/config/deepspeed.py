@@ -5,7 +5,6 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-import cmbert.config
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.deepspeed_sections import SECTIONS, section_fault
 from cmbert.config.schema import Recipe
@@ -13,6 +12,7 @@ from cmbert.errors import ConfigError
 from cmbert.files.json_types import shown_key
 from cmbert.files.operations import read_input
 from cmbert.files.reading import parse_json
+from cmbert.files.shipped import shipped_files
 
 RECIPE_KEYS = {
     "train_batch_size": "train.rows_per_step",
@@ -35,13 +35,7 @@ REFUSED_KEYS = {
     "zero_allow_untested_optimizer": "always set by this trainer; remove it",
     "zero_force_ds_cpu_optimizer": "always set by this trainer; remove it",
 }
-
-
-def shipped_deepspeed_files() -> dict[str, Path]:
-    """Return the files of ds_configs/ by name: in an installed package a part of it, in a clone beside it."""
-    package = Path(cmbert.config.__path__[0]).parent
-    folder = next((f for f in (package / "ds_configs", package.parent / "ds_configs") if f.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+SHIPPED = ("ds_configs", ".json")
 
 
 def deepspeed_path(name: str | Path) -> Path:
@@ -52,7 +46,7 @@ def deepspeed_path(name: str | Path) -> Path:
     path = Path(name)
     if len(path.parts) > 1 or path.suffix:
         return path
-    shipped = shipped_deepspeed_files()
+    shipped = shipped_files(*SHIPPED)
     if path.name not in shipped:
         raise ConfigError(
             f"train.deepspeed: no shipped DeepSpeed file is called {str(name)!r}; there are {', '.join(shipped)}, or "
@@ -76,7 +70,7 @@ def load_deepspeed_file(name: str | Path) -> dict[str, Any]:
     if raw is None:
         raise ConfigError(
             f"{path}: no such DeepSpeed file; train.deepspeed names it; the shipped ones go by name, from any folder: "
-            f"{', '.join(shipped_deepspeed_files())}"
+            f"{', '.join(shipped_files(*SHIPPED))}"
         )
     try:
         table = parse_json(raw)

@@ -1,7 +1,6 @@
 """A measured step: real steps of a recipe's shapes by `cmbert train` on this machine, in a folder that then goes."""
 
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmbert.config.batch import taken_micro_batch
+from cmbert.config.deepspeed import deepspeed_path
 from cmbert.config.load import write_resolved
 from cmbert.config.schema import EvaluationConfig, Recipe, SourceConfig
 from cmbert.data.shards.layout import is_shard_set
@@ -100,14 +100,15 @@ def _recipe_to_measure(recipe: Recipe, num_processes: int, folder: Path) -> tupl
         length = int(min(Assumptions().document_tokens, data.context_tokens))
         tokens = min(MADE_UP_TOKENS, max(MEASURED_STEPS * rows, 2 * data.shuffle_block_rows) * data.context_tokens)
         write_synthetic(folder, recipe.model.vocab_size, [length] * math.ceil(tokens / length))
-        sources = (SourceConfig(path=str(folder / "shards"), max_epochs=1e12),)
+        sources: tuple[SourceConfig, ...] = (SourceConfig(path=str(folder / "shards"), max_epochs=1e12),)
         data = replace(data, tokenizer=str(folder / "tokenizer"), sources=sources, changes=())
     else:
         sources = tuple(replace(source, path=_absolute(source.path)) for source in data.sources)
         data = replace(data, tokenizer=_absolute(data.tokenizer), sources=sources)
+    deepspeed = str(deepspeed_path(train.deepspeed).absolute())
     steps = replace(
         train, rows_per_step=rows, micro_batch_rows=micro, ramp_start_rows=0, ramp_increment_rows=0, ramp_tokens=0,
-        deepspeed=_absolute(train.deepspeed), init_from="", init_tiling=False, wandb_project="", log_every_steps=1,
+        deepspeed=deepspeed, init_from="", init_tiling=False, wandb_project="", log_every_steps=1,
         checkpoint_every_steps=MEASURED_STEPS, ephemeral_every_steps=0, keep_every_tokens=0,
     )  # fmt: skip
     small = replace(recipe, run_directory=str(folder / "run"), data=data, train=steps, evaluation=EvaluationConfig())
@@ -121,18 +122,12 @@ def _absolute(path: str) -> str:
 
 def _train(folder: Path, num_processes: int) -> None:
     """Train the steps, quietly. Raises as the training's last words say."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-endpoint", "127.0.0.1:0"]
-    train = ["-m", "cmbert", "train", str(folder / "recipe.toml"), "--max-steps", str(MEASURED_STEPS)]
-    train += ["--stop-after-seconds", str(STOP_SECONDS)]
-    command = [sys.executable, *(launch if num_processes > 1 else []), *train]
-    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_processes))}
-    environment = {**os.environ, **(threads if num_processes > 1 and "OMP_NUM_THREADS" not in os.environ else {})}
+    command = [sys.executable, "-m", "cmbert", "train", str(folder / "recipe.toml"), "--processes", str(num_processes)]
+    command += ["--max-steps", str(MEASURED_STEPS), "--stop-after-seconds", str(STOP_SECONDS)]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False,
-            timeout=HOPELESS_SECONDS,
-        )  # fmt: skip
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=HOPELESS_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"--measure: a step takes more than {HOPELESS_SECONDS / 60:.0f} minutes on this machine; lower "

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import cmbert.transfer
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 from cmbert.files.names import real
 from cmbert.files.reading import shown
+from cmbert.files.shipped import shipped_files
 
 Reader = Literal["fields", "keywords", "pronoun", "c3", "chid", "cmrc"]
 Kind = Literal["classification", "choice", "span"]
@@ -130,20 +130,12 @@ CLUE_TASKS = (
 )
 
 
-def shipped_task_files() -> dict[str, Path]:
-    """Return the files of recipes/tasks/ by name: in an installed package a part of it, in a clone beside it."""
-    package = Path(cmbert.transfer.__path__[0]).parent
-    places = (package / "recipes" / "tasks", package.parent / "recipes" / "tasks")
-    folder = next((place for place in places if place.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
 def find_task(name: str, where: str = "--task") -> Task:
     """Return CLUE's task of that name, a shipped one, or the one that the TOML file `name` describes.
 
     Raises ConfigError.
     """
-    known, shipped = {task.name: task for task in CLUE_TASKS}, shipped_task_files()
+    known, shipped = {task.name: task for task in CLUE_TASKS}, shipped_files("recipes/tasks", ".toml")
     if name.endswith(".toml"):
         if not Path(name).exists() and Path(name).stem in {*known, *shipped}:
             raise ConfigError(f"{where} {shown(name)[1:-1]}: no such file; {Path(name).stem} is shipped, without .toml")

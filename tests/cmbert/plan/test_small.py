@@ -1,6 +1,7 @@
 """The plan of a small run: which form it gets, what is measured, and what that says of the whole stage."""
 
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -40,9 +41,9 @@ def trained_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return scratch
 
 
-def run_forked(command: list[str], *, env: dict[str, str], **options: Any) -> Any:
+def run_forked(command: list[str], **options: Any) -> Any:
     """Run a command as `measure` does, forked."""
-    return forking.run(command, env={**env, "OMP_NUM_THREADS": "1"})
+    return forking.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize(
