@@ -67,13 +67,14 @@ def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> 
 def export(path: Path, output: Path, format: Format) -> Comparison:
     """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
 
-    Returns what the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
+    Returns what the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold
+    the model.
     """
     recipe, tokenizer = _recipe_and_tokenizer(path, num_copies=4)  # the gate has one in fp64, beside these two
     check_export(recipe.model, tokenizer.directory, output, format)
     texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
     lineage = read_lineage(path)
-    measured = export_folder(
+    return export_folder(
         load_weights(path),
         recipe.model,
         tokenizer.directory,
@@ -82,7 +83,6 @@ def export(path: Path, output: Path, format: Format) -> Comparison:
         texts=texts,
         card=lambda measured: render_card(lineage, format, measured),
     )
-    return measured
 
 
 def _recipe_and_tokenizer(path: Path, num_copies: int = 2) -> tuple[Recipe, Tokenizer]:
