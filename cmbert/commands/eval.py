@@ -63,4 +63,6 @@ def run(options: argparse.Namespace) -> int:
     figures = evaluation.score(open_model(options.model))
     if options.output:
         write_json(options.output, {"model": str(options.model), **figures})
+    for written in filter(None, (options.output, options.plot)):
+        print(f"written to {written}")
     return 0

@@ -1,6 +1,5 @@
 """From a run, a checkpoint or an exported folder to a model one can use: opening it, and exporting it behind a gate."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cmbert.config.schema import ModelConfig, Recipe
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import CheckpointError
 from cmbert.export.card import render_card
+from cmbert.export.gate import Comparison
 from cmbert.export.hf import Format, check_export, export_folder, load_folder, read_config
 from cmbert.export.lineage import read_lineage
 from cmbert.memory import require_memory
@@ -21,8 +21,6 @@ from cmbert.model.cost import FP32_BYTES
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.runs.directory import read_run_recipe, run_of
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_TOKENS = 1024  # for an exported folder, which does not say at what length it was trained
 PROBE_DOCUMENTS = 1000  # the export gate picks its texts among this many
@@ -66,16 +64,17 @@ def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> 
     return next(found for found in (rows, weights, [float(s.num_tokens) for s in shards]) if any(found))
 
 
-def export(path: Path, output: Path, format: Format) -> None:
+def export(path: Path, output: Path, format: Format) -> Comparison:
     """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
 
-    Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
+    Returns what the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold
+    the model.
     """
     recipe, tokenizer = _recipe_and_tokenizer(path, num_copies=4)  # the gate has one in fp64, beside these two
     check_export(recipe.model, tokenizer.directory, output, format)
     texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
     lineage = read_lineage(path)
-    measured = export_folder(
+    return export_folder(
         load_weights(path),
         recipe.model,
         tokenizer.directory,
@@ -84,7 +83,6 @@ def export(path: Path, output: Path, format: Format) -> None:
         texts=texts,
         card=lambda measured: render_card(lineage, format, measured),
     )
-    logger.info("%s: logits on %d tokens differ from ours in fp64 by %s", output, measured.num_tokens, measured)
 
 
 def _recipe_and_tokenizer(path: Path, num_copies: int = 2) -> tuple[Recipe, Tokenizer]:

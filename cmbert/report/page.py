@@ -82,7 +82,7 @@ def write_report(run: Path, output: Path) -> None:
         figures=headline(line, score, scored, sum(phases.values())),
         sections=sections,
     )
-    logger.info("report %s (%d kB)", output, size // 1000)
+    logger.info("report written to %s (%d kB)", output, size // 1000)
 
 
 def utc(seconds: float, how: str) -> str:

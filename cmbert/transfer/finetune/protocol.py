@@ -102,7 +102,8 @@ def _follow(
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
     searched += _tried_before(place, settings)
     best = max(searched, key=lambda result: result.dev[task.score_names[0]])
-    logger.info("%s, %s: best on dev of %d settings: %s", task.name, place.name, len(searched), best.setting.name)
+    if len(searched) > 1:
+        logger.info("%s, %s: best on dev of %d settings: %s", task.name, place.name, len(searched), best.setting.name)
     trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
     result = {
         "task": task.name,

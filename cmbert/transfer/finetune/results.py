@@ -60,8 +60,8 @@ NOTES = (
     "A model's setting is the one that did best on dev, so dev figures flatter a little; the test split chose nothing.",
     "Models are compared fairly only if all were tuned over the same settings: see the column “settings tried”.",
     "“no labels”: the answers wait beside the result, in the form that the leaderboard takes.",
-    "Published: both in one table that third parties give; they do not name the split.",
 )
+PUBLISHED_NOTE = "Published: both in one table that third parties give; they do not name the split."
 FEW_SHOT_NOTE = f"Few-shot: learned from fewer than {FEW_SHOT_EXAMPLES:,} examples; no published row compares with it."
 
 
@@ -81,12 +81,14 @@ def write_results(output: Path) -> None:
     parts = ["# Fine-tuning results"]
     for name, (head, rows) in scores.items():
         parts += [f"## {name}", markdown_table(head, rows), ""]
-    parts += [f"- {note}" for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few))]
+    is_published = any(row[0] in PUBLISHED for _, rows in scores.values() for row in rows)
+    notes = [*NOTES, *[PUBLISHED_NOTE] * is_published, *[FEW_SHOT_NOTE] * bool(few)]
+    parts += [f"- {note}" for note in notes]
     parts += ["", "## How each was trained", markdown_table(settings_head, settings_rows)]
     parts += curves_markdown(results)
     write_text(output / "results.md", "\n".join(parts) + "\n")
     turned = {name: list(zip(["split", *head[1:]], *rows, strict=True)) for name, (head, rows) in scores.items()}
-    notes = "".join(f'<p class="faint">{note}</p>' for note in (*NOTES, *[FEW_SHOT_NOTE] * bool(few)))
+    shown = "".join(f'<p class="faint">{note}</p>' for note in notes)
     tasks = sorted({result["task"] for result in results})
     write_page(
         output / "results.html",
@@ -94,7 +96,7 @@ def write_results(output: Path) -> None:
         subtitle=f"{len({result['model'] for result in results})} models · {', '.join(tasks)}",
         sections=[  # scores: a row per split, for a page has more room below than beside
             *(section(name, table(lines[0], lines[1:], "numbers")) for name, lines in turned.items()),
-            notes,
+            shown,
             section("How each was trained", table(settings_head, settings_rows, "numbers")),
             curves_section(results),
         ],

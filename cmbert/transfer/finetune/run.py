@@ -44,3 +44,4 @@ def finetune_tasks(
         )
         write_results(output)
     print((output / "results.md").read_text(encoding="utf-8"))
+    print(f"written to {output / 'results.md'} and {output / 'results.html'}")
