@@ -1,4 +1,4 @@
-"""The machine that a plan is printed on: its GPUs, its cores, the memory that is free. Torch only where a GPU may be."""
+"""The machine a plan is printed on: its GPUs, its cores, the memory that is free. Torch only where a GPU may be."""
 
 import os
 from dataclasses import dataclass

@@ -100,7 +100,7 @@ def _recipe_to_measure(recipe: Recipe, num_processes: int, folder: Path) -> tupl
         length = int(min(Assumptions().document_tokens, data.context_tokens))
         tokens = min(MADE_UP_TOKENS, max(MEASURED_STEPS * rows, 2 * data.shuffle_block_rows) * data.context_tokens)
         write_synthetic(folder, recipe.model.vocab_size, [length] * math.ceil(tokens / length))
-        sources = (SourceConfig(path=str(folder / "shards"), max_epochs=1e12),)
+        sources: tuple[SourceConfig, ...] = (SourceConfig(path=str(folder / "shards"), max_epochs=1e12),)
         data = replace(data, tokenizer=str(folder / "tokenizer"), sources=sources, changes=())
     else:
         sources = tuple(replace(source, path=_absolute(source.path)) for source in data.sources)
