@@ -52,6 +52,13 @@ def test_a_plan_imports_no_torch(recipe_file: Path) -> None:
     assert not found & set(BESIDE_TORCH)
 
 
+def test_the_documents_of_a_step_import_no_torch(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, "--max-steps", "2")
+    words = ("cmbert", "ledger", str(tmp_path / "run"), "--step", "1")
+    assert not imported(*words) & {*BESIDE_TORCH, "cmbert.data.kernels"}
+    assert "cmbert.data.kernels" in imported(*words, "--show")
+
+
 def test_a_report_imports_no_torch(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, "--max-steps", "2")
     found = imported("cmbert", "report", str(tmp_path / "run"), "--output", str(tmp_path / "run.html"))
