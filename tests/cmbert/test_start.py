@@ -66,6 +66,22 @@ def test_a_report_imports_no_torch(recipe_file: Path, tmp_path: Path) -> None:
     assert not found & {"torch", "tensorboard"}
 
 
+def test_an_exported_folder_is_read_without_a_compiler() -> None:
+    """To compare its weights with the configuration no torch.nn.init runs on the meta device, which imports dynamo."""
+    code = """
+import sys, torch
+from cmbert.config.schema import ModelConfig
+from cmbert.export.hf import _model_from
+from cmbert.model.heads import MaskedLanguageModel
+config = ModelConfig(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=64)
+weights = MaskedLanguageModel(config).state_dict()
+built = _model_from(weights, config, "here")
+assert all(torch.equal(value, weights[name]) for name, value in built.state_dict().items())
+sys.exit(bool({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_training_without_compilation_imports_no_compiler(recipe_file: Path) -> None:
     for _ in range(2):  # the second call resumes what the first has saved
         found = imported("cmbert", "train", str(recipe_file), "--max-steps", "2")
