@@ -21,6 +21,7 @@ from cmbert.files.folders import building
 from cmbert.files.json_types import read_as
 from cmbert.files.whole import write_json
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.init import WithoutInitialisation
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
@@ -171,7 +172,7 @@ def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, sou
     weights = dict(state_dict)
     if EMBEDDING in weights:
         weights.setdefault("decoder.weight", weights[EMBEDDING])
-    with torch.device("meta"):  # a damaged configuration may ask for more than there is memory
+    with torch.device("meta"), WithoutInitialisation():  # a damaged configuration may ask for more than there is memory
         expected = {name: weight.shape for name, weight in MaskedLanguageModel(config).state_dict().items()}
     found = {name: weight.shape for name, weight in weights.items()}
     if expected != found:

@@ -1,9 +1,12 @@
 """ModernBERT's initialisation (arXiv 2412.13663, appendix; after Megatron), the same on every rank and device."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.seeding import integer_seed
@@ -32,3 +35,19 @@ def initialise(model: MaskedLanguageModel, seed: int) -> None:
         weight = torch.empty(parameter.shape, dtype=torch.float32)
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
         parameter.copy_(weight)
+
+
+class WithoutInitialisation(TorchFunctionMode):
+    """Context manager: modules built within keep their tensors as they come, for weights that are loaded or not read.
+
+    On the meta device torch draws through its compiler's decompositions, whose import takes 2 s.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out the functions of torch.nn.init."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

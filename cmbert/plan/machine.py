@@ -10,6 +10,7 @@ from cmbert.memory import free_host_bytes
 
 GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # in /dev: NVIDIA's driver, Windows' for Linux, AMD's
 DEVICES = Path("/dev")
+MEASURED_STEPS = 10  # of training, by --measure (ours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,34 @@ class Machine:
     def most_processes(self) -> int:
         """The most processes that are worth starting: one a GPU, or one a core."""
         return self.num_gpus or self.num_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What steps of a recipe took on this machine, and what the whole stage takes at that rate."""
+
+    num_processes: int
+    num_steps: int
+    """Steps that count."""
+    step_seconds: float
+    """Of a whole step, waiting for data included; the median."""
+    tokens_per_second: float
+    """Row positions, of all processes."""
+    training_hours: float
+    """Of all steps of the stage."""
+    heldout_hours: float
+    """Of the held-out scores between them, at the rate of forward passes."""
+    start_seconds: float
+    """From the command to the beginning of the first step, once a call."""
+    memory_bytes: int
+    """The most that one process held: on a GPU torch's allocator, on a CPU all of the process."""
+    made_up_rows: bool
+    """Whether rows were made up, since shards or tokenizer are not there yet."""
+
+    @property
+    def hours(self) -> float:
+        """Of the whole stage."""
+        return self.start_seconds / 3600 + self.training_hours + self.heldout_hours
 
 
 def look_at_machine() -> Machine:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cmbert.config.batch import taken_micro_batch
@@ -17,45 +17,16 @@ from cmbert.data.shards.layout import is_shard_set
 from cmbert.data.synthetic import write_synthetic
 from cmbert.errors import ConfigError, InputError
 from cmbert.plan.assumptions import Assumptions
-from cmbert.plan.machine import Machine
+from cmbert.plan.machine import MEASURED_STEPS, Machine, Measured
 from cmbert.runs.metrics import METRICS_FILE, read_metrics
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import TOKENIZER_FILE
 
-MEASURED_STEPS = 10
 UNCOUNTED_STEPS = 3  # of them, the first: they compile, and allocate what later ones find (ours)
 MOST_MICRO_BATCHES = 4  # of a measured step; a larger one is taken for so many times as long (ours)
 STOP_SECONDS = 300.0  # then what has been measured is enough (ours)
 HOPELESS_SECONDS = 900.0  # then not even a first step has ended (ours)
 MADE_UP_TOKENS = 1_000_000  # most tokens of made-up documents (ours: written in a second)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What steps of a recipe took on this machine, and what the whole stage takes at that rate."""
-
-    num_processes: int
-    num_steps: int
-    """Steps that count."""
-    step_seconds: float
-    """Of a whole step, waiting for data included; the median."""
-    tokens_per_second: float
-    """Row positions, of all processes."""
-    training_hours: float
-    """Of all steps of the stage."""
-    heldout_hours: float
-    """Of the held-out scores between them, at the rate of forward passes."""
-    start_seconds: float
-    """From the command to the beginning of the first step, once a call."""
-    memory_bytes: int
-    """The most that one process held: on a GPU torch's allocator, on a CPU all of the process."""
-    made_up_rows: bool
-    """Whether rows were made up, since shards or tokenizer are not there yet."""
-
-    @property
-    def hours(self) -> float:
-        """Of the whole stage."""
-        return self.start_seconds / 3600 + self.training_hours + self.heldout_hours
 
 
 def measure(recipe: Recipe, num_processes: int, machine: Machine) -> Measured:

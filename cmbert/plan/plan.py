@@ -14,8 +14,7 @@ from cmbert.model.cost import OPTIMIZER_BYTES, FlopsPerToken, count_flops
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.data import DataCost, PlannedSource, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
-from cmbert.plan.machine import Machine
-from cmbert.plan.measure import Measured
+from cmbert.plan.machine import Machine, Measured
 from cmbert.plan.memory import STAGES, Memory, host_memory, memory_table, peak_memory
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point

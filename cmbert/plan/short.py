@@ -5,8 +5,7 @@ import textwrap
 
 from cmbert.files.whole import json_text
 from cmbert.plan.describe import TEXT_WIDTH, count_rows, describe, describe_sources, gigabytes
-from cmbert.plan.machine import Machine
-from cmbert.plan.measure import MEASURED_STEPS
+from cmbert.plan.machine import MEASURED_STEPS, Machine
 from cmbert.plan.plan import Plan
 from cmbert.progress import duration
 

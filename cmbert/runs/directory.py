@@ -8,19 +8,21 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmbert.checkpoint.files import CHECKPOINTS, require_checkpoint, resume_candidates
 from cmbert.checkpoint.state import TrainState, readable_states
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.config.schema import Recipe
-from cmbert.data.reader import RowReader
 from cmbert.environment import git_commit, installed_versions, number_in
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.operations import file_size, patiently
 from cmbert.files.whole import write_json
 from cmbert.runs.going_on import changes_between, goes_on_in_place, way_on
 from cmbert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # torch and numba
+    from cmbert.data.reader import RowReader
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ FREE_KEYS = (
 RECORDED_PACKAGES = ("cmbert", "torch", "deepspeed", "numpy", "tokenizers", "flash-attn", "apex")
 
 
-def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader: RowReader) -> None:
+def open_run_directory(recipe: Recipe, deepspeed_config: dict[str, Any], reader: "RowReader") -> None:
     """Write the recipe, DeepSpeed config, environment and plan of rows in force. Only who has the lease."""
     directory = Path(recipe.run_directory)
     if (directory / RECIPE_FILE).is_file():
@@ -147,7 +149,7 @@ def _is_of_an_earlier_life(found: list[Path]) -> bool:
     return any(state.job == os.environ.get("SLURM_JOB_ID") for state in readable_states(found[:1]).values())
 
 
-def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: RowReader) -> None:
+def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: "RowReader") -> None:
     """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data.
 
     A Megatron pair whose tokens are not proved yet passes.

@@ -3,19 +3,23 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cmbert.checkpoint.files import find_checkpoint
 from cmbert.checkpoint.state import read_state
-from cmbert.data.batches import PackedBatch
+from cmbert.config.schema import Recipe
+from cmbert.data.blend import Blend
 from cmbert.data.ledger import StepRecord, read_record
-from cmbert.data.reader import RowReader, open_reader
+from cmbert.data.sources import open_blend, prove_ids
 from cmbert.errors import CheckpointError
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe
-from cmbert.runs.first_rows import begin_reading, rows_after_stage_before
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:  # torch and numba, seconds that only the texts need
+    from cmbert.data.batches import PackedBatch
 
 MASKED, REPLACED, KEPT = "⟦{}⟧", "⟦{}→{}⟧", "⟦{}=⟧"
 
@@ -28,24 +32,28 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
     record = read_record(run, step)
     recipe = read_run_recipe(run)
     tokenizer = load_tokenizer(recipe.data.tokenizer)
-    reader = open_reader(
-        recipe.data,
-        recipe.mask,
-        tokenizer,
-        recipe.train.seed,
-        rows_per_step=recipe.train.rows_per_step,
-        plan_folder=run / PLAN_FOLDER,
-    )
+    rows_per_step, folder = recipe.train.rows_per_step, run / PLAN_FOLDER
+    blend = open_blend(recipe.data, tokenizer, recipe.train.seed, rows_per_step=rows_per_step, plan_folder=folder)
     print(f"step {step}, rows from {record.first_row:,} of the data: {len(record.segments.documents):,} segments")
-    for line in describe(record, reader):
+    for line in describe(record, blend):
         print(line)
-    if not show:
-        return
+    if show:
+        _print_texts(run, recipe, record, blend, tokenizer)
+
+
+def _print_texts(run: Path, recipe: Recipe, record: StepRecord, blend: Blend, tokenizer: Tokenizer) -> None:
+    """Print the texts of a step. Raises CheckpointError when the run's data gives another batch today."""
+    from cmbert.data.reader import RowReader
+    from cmbert.runs.first_rows import begin_reading, rows_after_stage_before
+
+    for source in blend.sources:
+        prove_ids(source.shards, tokenizer, run / PLAN_FOLDER)
+    reader = RowReader(blend, recipe.mask, tokenizer.vocab_size, recipe.train.seed)
     if checkpoint := find_checkpoint(run):
         begin_reading(recipe, reader, read_state(checkpoint))
     else:
-        reader.blend.begin_at(rows_after_stage_before(recipe, reader))
-    schedule = Schedule.of(recipe)
+        blend.begin_at(rows_after_stage_before(recipe, reader))
+    step, schedule = record.step, Schedule.of(recipe)
     rows = range(record.first_row, record.first_row + len(schedule.rows(step)))
     again = reader.segments(reader.find(rows))
     if not all(np.array_equal(a, b) for a, b in zip(again, record.segments, strict=True)):
@@ -59,9 +67,9 @@ def print_step(run: Path, step: int, *, show: bool) -> None:
             print(f"row {row}: {text}")
 
 
-def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
+def describe(record: StepRecord, blend: Blend) -> Iterator[str]:
     """Yield a line for each segment: source, shard, document in the shard, tokens."""
-    sets = [source.shards for source in reader.blend.sources]
+    sets = [source.shards for source in blend.sources]
     for source, document, start, length in zip(*(column.tolist() for column in record.segments), strict=True):
         if source >= len(sets) or not 0 <= document < sets[source].num_documents:
             raise CheckpointError(
@@ -74,7 +82,7 @@ def describe(record: StepRecord, reader: RowReader) -> Iterator[str]:
         yield f"{shards.path} {shards.prefixes[shard].name} document {local} tokens {start}-{start + length - 1}"
 
 
-def decode(batch: PackedBatch, tokenizer: Tokenizer) -> Iterator[str]:
+def decode(batch: "PackedBatch", tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the text of each segment of a batch, what is asked for in brackets."""
     ids, bounds = batch.input_ids.tolist(), batch.cu_seqlens.tolist()
     asked = dict(zip(batch.masked_positions.tolist(), batch.targets.tolist(), strict=True))

@@ -52,11 +52,34 @@ def test_a_plan_imports_no_torch(recipe_file: Path) -> None:
     assert not found & set(BESIDE_TORCH)
 
 
+def test_the_documents_of_a_step_import_no_torch(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, "--max-steps", "2")
+    words = ("cmbert", "ledger", str(tmp_path / "run"), "--step", "1")
+    assert not imported(*words) & {*BESIDE_TORCH, "cmbert.data.kernels"}
+    assert "cmbert.data.kernels" in imported(*words, "--show")
+
+
 def test_a_report_imports_no_torch(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, "--max-steps", "2")
     found = imported("cmbert", "report", str(tmp_path / "run"), "--output", str(tmp_path / "run.html"))
     assert "matplotlib" in found
     assert not found & {"torch", "tensorboard"}
+
+
+def test_an_exported_folder_is_read_without_a_compiler() -> None:
+    """To compare its weights with the configuration no torch.nn.init runs on the meta device, which imports dynamo."""
+    code = """
+import sys, torch
+from cmbert.config.schema import ModelConfig
+from cmbert.export.hf import _model_from
+from cmbert.model.heads import MaskedLanguageModel
+config = ModelConfig(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=64)
+weights = MaskedLanguageModel(config).state_dict()
+built = _model_from(weights, config, "here")
+assert all(torch.equal(value, weights[name]) for name, value in built.state_dict().items())
+sys.exit(bool({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_training_without_compilation_imports_no_compiler(recipe_file: Path) -> None:

@@ -15,8 +15,8 @@ from cmbert.config.load import load_recipe
 from cmbert.model.loss import CPU_CHUNK_BYTES
 from cmbert.plan import machine as machine_module
 from cmbert.plan import measure as measure_module
-from cmbert.plan.machine import Machine, look_at_machine, processes_here
-from cmbert.plan.measure import MEASURED_STEPS, UNCOUNTED_STEPS, Measured, _extrapolate, measure
+from cmbert.plan.machine import MEASURED_STEPS, Machine, Measured, look_at_machine, processes_here
+from cmbert.plan.measure import UNCOUNTED_STEPS, _extrapolate, measure
 from cmbert.plan.memory import CPU_LOSS_CHUNK_BYTES
 from tests import forking
 
