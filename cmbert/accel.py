@@ -121,7 +121,8 @@ def _choose(device: str, dtype: torch.dtype, capability: tuple[int, int] | None,
     able = [name for name, lack in missing.items() if not lack]
     name = requested if requested != "auto" else [*able, "cpu"][0]
     passed_over = "".join(f"; not {other}: {lack}" for other, lack in missing.items() if lack and capability)
-    log.info("attention on %s: %s (asked for %s%s)", device, name, requested, passed_over)
+    if capability is not None:  # a CPU leaves no choice
+        log.info("attention on %s: %s (asked for %s%s)", device, name, requested, passed_over)
     return AttentionBackend(name, ATTENTION_KERNELS[name].call if name in ATTENTION_KERNELS else None)
 
 

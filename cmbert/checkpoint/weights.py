@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-from cmbert.checkpoint.files import check_files, require_checkpoint
+from cmbert.checkpoint.files import check_files
 
 
-def load_weights(path: Path) -> dict[str, "torch.Tensor"]:
-    """Return the fp32 weights of a run's latest checkpoint, or of a checkpoint. Raises CheckpointError."""
+def load_weights(checkpoint: Path) -> dict[str, "torch.Tensor"]:
+    """Return the fp32 weights of a checkpoint. Raises CheckpointError."""
     from cmbert.zero.engine import consolidate  # torch and DeepSpeed: who only looks for checkpoints needs neither
 
-    checkpoint = require_checkpoint(path)
     check_files(checkpoint)
     return consolidate(checkpoint.parent, checkpoint.name)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from cmbert.checkpoint.files import require_checkpoint
 from cmbert.checkpoint.state import TrainState, read_state
 from cmbert.checkpoint.weights import load_weights
 from cmbert.config.parameters import count_parameters
@@ -20,6 +19,7 @@ from cmbert.memory import require_memory
 from cmbert.model.cost import FP32_BYTES
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.runs.directory import read_run_recipe, run_of
+from cmbert.runs.weights import choose_weights
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 
 DEFAULT_CONTEXT_TOKENS = 1024  # for an exported folder, which does not say at what length it was trained
@@ -48,11 +48,11 @@ def open_model(path: Path) -> TrainedModel:
         _require_memory(path, read_config(path))
         model, _ = load_folder(path)
         return TrainedModel(model, load_tokenizer(path), DEFAULT_CONTEXT_TOKENS, None, [], [])
-    recipe, tokenizer = _recipe_and_tokenizer(path)
+    checkpoint = choose_weights(path)
+    recipe, tokenizer = _recipe_and_tokenizer(path, checkpoint)
     model = MaskedLanguageModel(recipe.model)
-    model.load_state_dict(load_weights(path))
+    model.load_state_dict(load_weights(checkpoint))
     shards = [ShardSet(source.path) for source in recipe.data.sources]
-    checkpoint = require_checkpoint(path)
     amounts = _amounts_read(recipe, read_state(checkpoint), shards)
     return TrainedModel(model.eval(), tokenizer, recipe.data.context_tokens, run_of(checkpoint), shards, amounts)
 
@@ -70,12 +70,13 @@ def export(path: Path, output: Path, format: Format) -> Comparison:
     Returns what the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold
     the model.
     """
-    recipe, tokenizer = _recipe_and_tokenizer(path, num_copies=4)  # the gate has one in fp64, beside these two
+    checkpoint = choose_weights(path)
+    recipe, tokenizer = _recipe_and_tokenizer(path, checkpoint, num_copies=4)  # one in fp64 for the gate, beside two
     check_export(recipe.model, tokenizer.directory, output, format)
     texts = probe_texts(ShardSet(recipe.data.sources[0].path), tokenizer)
     lineage = read_lineage(path)
     return export_folder(
-        load_weights(path),
+        load_weights(checkpoint),
         recipe.model,
         tokenizer.directory,
         output,
@@ -85,9 +86,8 @@ def export(path: Path, output: Path, format: Format) -> Comparison:
     )
 
 
-def _recipe_and_tokenizer(path: Path, num_copies: int = 2) -> tuple[Recipe, Tokenizer]:
+def _recipe_and_tokenizer(path: Path, checkpoint: Path, num_copies: int = 2) -> tuple[Recipe, Tokenizer]:
     """num_copies: of the weights in fp32 that must fit; at least the checkpoint's and the model's."""
-    checkpoint = require_checkpoint(path)
     recipe = read_run_recipe(run_of(checkpoint))
     _require_memory(path, recipe.model, num_copies)
     tokenizer = load_tokenizer(recipe.data.tokenizer)

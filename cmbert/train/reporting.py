@@ -70,16 +70,16 @@ class Reporter:
         record["time"] = time.time()
         self.metrics.write(record)
         done = record["step"] + 1
-        left = self.time_left(done)
+        left, num_steps = self.time_left(done), self.schedule.num_steps
         if done % self.recipe.train.log_every_steps == 0 or done in (self.first_step + 1, self.last_step):
             logger.info(
                 "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  mask %.3f  grad %.2f  %s tokens/s%s",
-                done, self.last_step, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
+                done, num_steps, record["loss"], record["accuracy"], record["learning_rate"], record["mask_rate"],
                 record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
             )  # fmt: skip
         if "heldout_loss" in record:
             logger.info(
-                "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", done, self.last_step,
+                "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", done, num_steps,
                 record["heldout_loss"], record["heldout_accuracy"], record["heldout_seconds"],
             )  # fmt: skip
 

@@ -104,9 +104,10 @@ def note_resume(run: Run, resume: Resume) -> None:
     """Say where the run begins, and leave the checkpoints as those who look for one shall find them."""
     begins = f"resuming at step {run.step} from {resume.checkpoint}" if resume.checkpoint else "starting"
     logger.info(
-        "%s: %s on %d x %s, %d steps, %d tokens",
+        "%s: %s on %d x %s, %d steps, %d tokens%s",
         run.directory, begins, run.launch.world_size, run.device.type, run.schedule.num_steps,
         run.recipe.train.total_tokens,
+        f"; this call ends after step {run.last_step}" if run.last_step < run.schedule.num_steps else "",
     )  # fmt: skip
     quarantine_others(run, resume)
     if resume.state and resume.state.world_size != run.launch.world_size:

@@ -13,7 +13,7 @@ from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.model.tiling import check_tiling, tile_weights
 from cmbert.runs.directory import read_run_recipe, run_of
-from cmbert.schedule import Schedule
+from cmbert.runs.weights import choose_weights, progress_of
 from cmbert.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def check_starting_weights(recipe: Recipe, *, allow_unfinished: bool = False) ->
     if not recipe.train.init_from:
         return
     checkpoint = require_checkpoint(Path(recipe.train.init_from))
-    step, last_step = _progress(checkpoint)
+    step, last_step = progress_of(checkpoint)
     if step < last_step and checkpoint != Path(recipe.train.init_from) and not allow_unfinished:
         raise ConfigError(
             f"{recipe.train.init_from} (train.init_from) is not finished: its newest checkpoint, {checkpoint.name}, is "
@@ -66,10 +66,7 @@ def starting_model(recipe: Recipe) -> MaskedLanguageModel:
     model = MaskedLanguageModel(recipe.model, recipe.kernels)
     initialise(model, recipe.train.seed)
     if recipe.train.init_from:
-        checkpoint = require_checkpoint(Path(recipe.train.init_from))
-        step, last_step = _progress(checkpoint)
-        logger.info("starting from the weights of %s, step %s of %s", checkpoint, f"{step:,}", f"{last_step:,}")
-        weights = load_weights(checkpoint)
+        weights = load_weights(choose_weights(Path(recipe.train.init_from)))
         if recipe.train.init_tiling:
             source = _source_model(recipe)
             tile_weights(weights, source, model)
@@ -80,11 +77,6 @@ def starting_model(recipe: Recipe) -> MaskedLanguageModel:
         else:
             model.load_state_dict(weights)
     return model
-
-
-def _progress(checkpoint: Path) -> tuple[int, int]:
-    """Return the steps done at a checkpoint, and those of its whole run."""
-    return read_state(checkpoint).step, Schedule.of(read_run_recipe(run_of(checkpoint))).num_steps
 
 
 def _source_model(recipe: Recipe) -> ModelConfig:

@@ -31,7 +31,7 @@ def test_a_decayed_run_says_what_to_type_and_that_works(recipe_file: Path, tmp_p
     words = refused.partition("these weights, the same command with ")[2].split()
     assert tuple(words) == settings(f"run_directory={tmp_path}/run-2", f"train.init_from={tmp_path}/run")
     output = train(recipe_file, *DECAYING, *words)
-    assert f"starting from the weights of {tmp_path}/run/checkpoints/step_000000008" in output
+    assert f"weights of {tmp_path}/run/checkpoints/step_000000008 (step 8 of 8, the run's last)" in output
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ init_from = "{tmp_path}/run"
         encoding="utf-8",
     )
     said = train(stage2)
-    assert f"starting from the weights of {tmp_path}/run/checkpoints/step_000000016, step 16 of 16" in said
+    assert f"weights of {tmp_path}/run/checkpoints/step_000000016 (step 16 of 16, the run's last)" in said
     first, second = losses(tmp_path / "run"), losses(tmp_path / "stage2")
     assert second[0] < first[0] - 0.05  # it starts where stage 1 ended, not from scratch
     assert "already finished" in train(stage2)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmbert.checkpoint.files import require_checkpoint
 from cmbert.checkpoint.weights import load_weights
 from cmbert.cli import main
 from cmbert.cluster.preemption import EXIT_STOPPED
@@ -114,7 +115,7 @@ def test_zero_agrees_with_plain_torch(
     # fp32: only the order of the sums differs
     assert losses(run) == pytest.approx(expected, rel=1e-5)
     weights = dict(model.named_parameters())
-    for name, weight in load_weights(run).items():
+    for name, weight in load_weights(require_checkpoint(run)).items():
         expected_weight = weights[name if name != "decoder.weight" else "model.embeddings.tok_embeddings.weight"]
         torch.testing.assert_close(weight, expected_weight.detach(), rtol=1e-4, atol=1e-5)
 

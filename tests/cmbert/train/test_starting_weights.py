@@ -53,7 +53,7 @@ def test_the_log_names_the_checkpoint_and_its_step(
     monkeypatch.setattr(starting_weights, "load_weights", lambda checkpoint: fresh)
     with caplog.at_level(logging.INFO, "cmbert"):
         starting_model(next_stage(recipe_file, run))
-    assert f"starting from the weights of {run}/checkpoints/step_000000006, step 6 of 16" in caplog.text
+    assert f"weights of {run}/checkpoints/step_000000006 (step 6 of 16, the newest" in caplog.text
 
 
 def test_weights_of_another_tokenizer_are_refused(recipe_file: Path, tokenizer_directory: Path, tmp_path: Path) -> None:
