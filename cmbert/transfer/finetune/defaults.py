@@ -10,19 +10,17 @@ from cmbert.errors import ConfigError
 from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import Setting
 
-NARROW_WIDTH, NARROW_RATE = 128, 1e-3
-RATE_POWER = 1.8  # the rate falls with the width to this power: 4e-5 at 768
-LOWEST_RATE, HIGHEST_RATE = 3e-5, 1e-3
-LEAST_STEPS = 600
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
+BASE_WIDTH, BASE_RATE = 768, 5e-5  # BERT-base and the highest of its paper's rates (arXiv 1810.04805, A.3)
+LOWEST_RATE, HIGHEST_RATE = 3e-5, 2e-3  # peak rates: the middle one of BERT's paper; the highest that was measured safe
+LEAST_STEPS = 600  # optimizer steps (ours)
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 10  # CLUE's usual passes; more of a small set mostly learns it by heart (ours)
 GRID_FACTORS = (1 / 3, 2 / 3, 1, 5 / 3, 8 / 3)  # of the rate: around 3e-5 they are 1e-5 to 8e-5, BERT's range (ours)
 GRID_BATCH_SIZES = (16, 32)  # examples; with the factors the same for every model of every task (ours)
 
 
 def default_learning_rate(width: int) -> float:
-    """Return the peak rate for a model of `width` hidden values, to two digits."""
-    rate = NARROW_RATE * (NARROW_WIDTH / width) ** RATE_POWER
-    return min(max(to_two_digits(rate), LOWEST_RATE), HIGHEST_RATE)
+    """Return the peak rate for a model of `width` hidden values: as one over its square, within bounds, two digits."""
+    return min(max(to_two_digits(BASE_RATE * (BASE_WIDTH / width) ** 2), LOWEST_RATE), HIGHEST_RATE)
 
 
 def default_epochs(num_examples: int, batch_size: int) -> int:
