@@ -75,9 +75,11 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return f'<div class="bars">{"".join(bar.format(escape(n), 100 * s / longest, escape(t)) for n, s, t in rows)}</div>'
 
 
-def quotes(texts: Sequence[str]) -> str:
-    """Return Chinese texts as quotations."""
-    return "".join(f'<blockquote lang="zh-CN">{escape(text)}</blockquote>' for text in texts)
+def quotes(texts: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """Return Chinese texts as quotations, under each its note if there are notes."""
+    below = [f'\n<span class="faint" lang="en">{escape(note)}</span>' for note in notes] or [""] * len(texts)
+    quote = '<blockquote lang="zh-CN">{}{}</blockquote>'
+    return "".join(quote.format(escape(text), note) for text, note in zip(texts, below, strict=True))
 
 
 def chips(texts: Sequence[str]) -> str:

@@ -27,10 +27,10 @@ from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 
 if TYPE_CHECKING:
     from datatrove.pipeline.base import PipelineStep
-from data_tools.clean.workers import start_server, watching
 
 REPORT_FILE = "report.json"
 TEXTS = "${rank}.jsonl.zst"
+PASSES = 2  # of these passes: what another version has begun is no beginning
 SIGNATURES_READ = 4096  # records of each signature file read at a time
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def clean(
     if heldout or only_heldout:
         config = replace(config, heldout_share=share_in_force(config, files))
     with alone_in(work):
-        _open_work_folder(work, [task.identity(settings) for task in tasks])
+        _open_work_folder(work, [task.identity({**settings, "passes": PASSES}) for task in tasks])
         passes = Passes(
             work,
             [task.ranges for task in tasks],
@@ -157,6 +157,8 @@ class Passes:
 
     def find(self) -> None:
         """Do all passes that only say what is kept."""
+        from data_tools.clean.workers import start_server
+
         start_server(min(self.num_workers, len(self.ranges)))
         if self.held_out_ranges:
             self.learn_held_out()
@@ -228,15 +230,15 @@ class Passes:
         """Texts without equal ones -> which of them are nearly equal to another."""
         from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
 
-        from data_tools.clean.steps import ShingleSignature, minhash_config
+        from data_tools.clean.similar import ShingleSignature, minhash_config
 
         config = minhash_config(self.config.duplicates)
         signatures, pairs = str(self.work / "near_signatures"), str(self.work / "near_pairs")
         self._run("sign", [*self._without_equal(None), ShingleSignature(signatures, self.config.duplicates)])
         buckets = MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=SIGNATURES_READ)
         self._run("compare signatures", [buckets], tasks=config.num_buckets)
-        cluster = MinhashDedupCluster(pairs, str(self.work / "near"), config=config, lines_to_buffer=SIGNATURES_READ)
-        self._run("cluster", [cluster], tasks=1)
+        how: dict[str, Any] = {"config": config, "save_cluster_id": True, "lines_to_buffer": SIGNATURES_READ}
+        self._run("cluster", [MinhashDedupCluster(pairs, str(self.work / "near"), **how)], tasks=1)
 
     def write(self, output: Path, heldout: Path | None) -> None:
         """Texts -> those that stay, a share of them in `heldout`."""
@@ -244,6 +246,7 @@ class Passes:
         from datatrove.pipeline.writers.jsonl import JsonlWriter
 
         from data_tools.clean.heldout import SetAside
+        from data_tools.clean.similar import write_twins
         from data_tools.clean.steps import OUTPUT_LEVEL, CountKept, DropRecorder, WriteTexts, as_record
 
         for folder in ("dropped_exact", "dropped_near", "kept", "held_out"):
@@ -252,11 +255,14 @@ class Passes:
         steps = self._without_equal(DropRecorder(self.work / "dropped_exact", "exact_duplicate"))
         if self.config.duplicates.near:
             dropped = DropRecorder(self.work / "dropped_near", "near_duplicate")
-            steps.append(MinhashDedupFilter(str(self.work / "near"), dropped, lines_to_buffer=SIGNATURES_READ))
+            near = str(self.work / "near")
+            steps.append(MinhashDedupFilter(near, dropped, load_cluster_ids=True, lines_to_buffer=SIGNATURES_READ))
         if heldout:
             writer = JsonlWriter(str(heldout), TEXTS, compression="zstd", adapter=as_record)
             steps.append(SetAside(writer, self.config.heldout_share, self.work / "held_out"))
         self._run("write", [*steps, CountKept(self.work / "kept"), WriteTexts(output, OUTPUT_LEVEL)])
+        if self.config.duplicates.near:
+            write_twins(self.work, lambda: self._without_equal(None), self.config.duplicates)
 
     def _equality(self) -> Any:
         from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
@@ -277,7 +283,7 @@ class Passes:
 
     def _run(self, name: str, steps: list["PipelineStep"], tasks: int | None = None) -> None:
         """Run one pass on all tasks that are not complete."""
-        from data_tools.clean.executor import QuietExecutor
+        from data_tools.clean.workers import QuietExecutor, start_server, watching
 
         tasks = tasks or len(self.ranges)
         log = self.work / f"log {name}"

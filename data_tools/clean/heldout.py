@@ -1,5 +1,6 @@
 """The steps of `clean` that keep held-out text and its near copies out of what is trained on."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,16 @@ class SetAside(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the other documents."""
-        count = 0
+        counts = Counter[str]()
         with self.writer as writer:
             for document in data:
                 if heldout_key(canonical_letters(document.text)) < self.bound:
                     writer.write(document, rank)
-                    count += 1
+                    counts[document.metadata["source"]] += 1
                 else:
                     yield document
-        if count:
-            write_json(self.folder / f"{rank:05d}.json", {"documents": count})
+        if counts:
+            write_json(self.folder / f"{rank:05d}.json", counts)
 
 
 class KeepSketches(PipelineStep):

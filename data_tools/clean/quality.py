@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data_tools.clean.config import QualityConfig
+from data_tools.clean.decodability import mojibake_share, undecodable_share
 
+DAMAGES = {"undecodable": undecodable_share, "mojibake": mojibake_share}  # judged before a text is normalised
 REPEATED_GRAM_CHARACTERS = 10
 TOP_GRAM_CHARACTERS = 4
 ONE_PHRASE_CHARACTERS = 100  # in a shorter text a name said twice is a large share
@@ -25,25 +27,50 @@ GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's m
 HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 
 
+LIMITS = {  # reason: the key of its limit in QualityConfig, of which min_ is undercut and max_ exceeded
+    "undecodable": "max_undecodable_share",
+    "mojibake": "max_mojibake_share",
+    "too_short": "min_characters",
+    "too_long": "max_characters",
+    "few_hanzi": "min_hanzi_share",
+    "much_punctuation": "max_punctuation_share",
+    "many_digits": "max_digit_share",
+    "duplicate_lines": "max_duplicate_line_share",
+    "no_sentences": "min_ended_line_share",
+    "repetitive": "max_repeated_share",
+    "one_phrase": "max_top_gram_share",
+}
+
+
 def drop_reason(text: str, config: QualityConfig) -> str | None:
     """Return why `text` is to be dropped, or None; the first rule that it breaks, cheap ones first."""
-    if len(text) < config.min_characters:
-        return "too_short"
-    if len(text) > config.max_characters:
-        return "too_long"
-    return next((reason for reason, broken in _rules(text, config) if broken()), None)
+    return next((reason for reason, measure in _measures(text) if _breaks(measure(), LIMITS[reason], config)), None)
 
 
-def _rules(text: str, config: QualityConfig) -> Iterator[tuple[str, Callable[[], bool]]]:
+def _breaks(value: float, key: str, config: QualityConfig) -> bool:
+    limit: float = getattr(config, key)
+    return value < limit if key.startswith("min_") else value > limit
+
+
+def measured(text: str, reason: str) -> float:
+    """Return what the rule of `reason` measures: characters, or a share."""
+    if reason in DAMAGES:
+        return DAMAGES[reason](text)
+    return next(measure() for name, measure in _measures(text) if name == reason)
+
+
+def _measures(text: str) -> Iterator[tuple[str, Callable[[], float]]]:
+    yield "too_short", lambda: len(text)
+    yield "too_long", lambda: len(text)
     codes = code_points(text)
     hanzi, punctuation, digits = character_shares(codes)
-    yield "few_hanzi", lambda: hanzi < config.min_hanzi_share
-    yield "much_punctuation", lambda: punctuation > config.max_punctuation_share
-    yield "many_digits", lambda: digits > config.max_digit_share
-    yield "duplicate_lines", lambda: duplicate_line_share(text) > config.max_duplicate_line_share
-    yield "no_sentences", lambda: ended_line_share(text) < config.min_ended_line_share
-    yield "repetitive", lambda: repeated_share(codes) > config.max_repeated_share
-    yield "one_phrase", lambda: top_gram_share(codes) > config.max_top_gram_share
+    yield "few_hanzi", lambda: hanzi
+    yield "much_punctuation", lambda: punctuation
+    yield "many_digits", lambda: digits
+    yield "duplicate_lines", lambda: duplicate_line_share(text)
+    yield "no_sentences", lambda: ended_line_share(text)
+    yield "repetitive", lambda: repeated_share(codes)
+    yield "one_phrase", lambda: top_gram_share(codes)
 
 
 def code_points(text: str) -> np.ndarray:

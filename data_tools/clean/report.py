@@ -8,9 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.html.page import bars, quotes, section, table, write_page
+from data_tools.clean.quality import LIMITS
 
 SAMPLES = 3  # of each reason and source
 SAMPLE_CHARACTERS = 160
+TWINS_FILE = "twins.json"
+SHARES = {  # what is measured, as a share of the text
+    "undecodable": "characters that stand for none",
+    "mojibake": "characters as in another encoding",
+    "few_hanzi": "Hanzi",
+    "much_punctuation": "punctuation and symbols",
+    "many_digits": "digits",
+    "duplicate_lines": "in lines that stood there before",
+    "no_sentences": "of its long lines ended by punctuation",
+    "repetitive": "in runs of 10 characters that stood there before",
+    "one_phrase": "in its commonest run of 4 characters",
+}
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
@@ -26,20 +39,36 @@ def collect(work: Path) -> dict[str, Any]:
         for source, counts in record.items():
             kept.setdefault(source, Counter()).update(counts)
     dropped: dict[str, Counter[str]] = {}
-    samples: dict[str, dict[str, list[str]]] = {}
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for folder in ("dropped_undecodable", "dropped_quality", "dropped_held_out", "dropped_exact", "dropped_near"):
-        for record in read_records(work / folder):
-            for source, counts in record["counts"].items():
-                dropped.setdefault(source, Counter()).update(counts)
-                for reason, texts in record["samples"][source].items():
-                    found = samples.setdefault(source, {}).setdefault(reason, [])
-                    found.extend(texts[: SAMPLES - len(found)])
+        counts, found = read_dropped(work / folder)
+        for source, own in counts.items():
+            dropped.setdefault(source, Counter()).update(own)
+            samples.setdefault(source, {}).update(found[source])
+    twins = json.loads((work / TWINS_FILE).read_text(encoding="utf-8")) if (work / TWINS_FILE).exists() else {}
+    for source, kept_instead in twins.items():
+        for sample, twin in zip(samples[source]["near_duplicate"], kept_instead, strict=True):
+            sample["twin"] = twin
+            del sample["cluster"], sample["whole"]
     skipped: Counter[str] = Counter()
     for record in read_records(work / "skipped"):
         skipped.update(record)
-    held_out = sum(record["documents"] for record in read_records(work / "held_out"))
-    counts = {"kept": kept, "held_out": held_out, "dropped": dropped, "skipped_lines": skipped, "samples": samples}
-    return {**counts, "removed": collect_removed(work / "removed")}
+    held_out = sum(map(Counter, read_records(work / "held_out")), Counter[str]())
+    found_all = {"kept": kept, "held_out": held_out.total(), "held_out_by_source": held_out, "dropped": dropped}
+    return {**found_all, "skipped_lines": skipped, "samples": samples, "removed": collect_removed(work / "removed")}
+
+
+def read_dropped(folder: Path) -> tuple[dict[str, Counter[str]], dict[str, dict[str, list[dict[str, Any]]]]]:
+    """Return how many texts a filter dropped, by source and reason, and the first samples."""
+    counts: dict[str, Counter[str]] = {}
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for record in read_records(folder):
+        for source, own in record["counts"].items():
+            counts.setdefault(source, Counter()).update(own)
+            for reason, texts in record["samples"][source].items():
+                found = samples.setdefault(source, {}).setdefault(reason, [])
+                found.extend(texts[: SAMPLES - len(found)])
+    return counts, samples
 
 
 def collect_removed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -77,14 +106,17 @@ def describe_drops(report: dict[str, Any]) -> str:
 
 def write_report_page(report: dict[str, Any], output: Path) -> None:
     """Write the report as one HTML page."""
-    kept, dropped = report["kept"], report["dropped"]
+    kept, dropped, held_out = report["kept"], report["dropped"], report["held_out_by_source"]
     reasons = sorted({reason for counts in dropped.values() for reason in counts})
-    sources = sorted({*kept, *dropped})
+    sources = sorted({*kept, *dropped, *held_out})
     total = {name: kept.get(name, {}).get("documents", 0) + sum(dropped.get(name, {}).values()) for name in sources}
+    for name, count in held_out.items():
+        total[name] = total.get(name, 0) + count
     lines: dict[str, dict[str, str]] = {
         "documents": {name: f"{count:,}" for name, count in total.items()},
         "kept": {name: f"{counts['documents']:,}" for name, counts in kept.items()},
         "MB kept": {name: f"{counts['bytes'] / 1e6:,.2f}" for name, counts in kept.items()},
+        **({"held out": {name: f"{count:,}" for name, count in held_out.items()}} if held_out else {}),
         **{spell(reason): {name: f"{counts[reason]:,}" for name, counts in dropped.items()} for reason in reasons},
     }
     rows = [[line, *(numbers.get(name, "0") for name in sources)] for line, numbers in lines.items()]
@@ -94,17 +126,60 @@ def write_report_page(report: dict[str, Any], output: Path) -> None:
     sections = [
         section("Documents by source", table(["", *sources], rows, "numbers")),
         section("Where they went", bars(shares)),
+        section("Limits in force", table(["filter", "drops a text", "key"], limits(report["settings"]), "texts")),
     ]
     if report["skipped_lines"]:
         skipped = [[spell(reason), f"{count:,}"] for reason, count in report["skipped_lines"].items()]
         sections.append(section("Lines that were no documents", table(["reason", "lines"], skipped, "numbers")))
     sections += [
-        section(f"Dropped from {name}: {spell(reason)}", quotes(texts))
+        section(f"Dropped from {name}: {spell(reason)}", sample_quotes(reason, samples, report["settings"]))
         for name, by_reason in report["samples"].items()
-        for reason, texts in by_reason.items()
+        for reason, samples in by_reason.items()
     ]
     sections += removed_sections(report["removed"])
     write_page(output, title="What was cleaned", subtitle=escape(describe_kept(report)), sections=sections)
+
+
+def limits(settings: dict[str, Any]) -> list[list[str]]:
+    """Return the filters, each with what it drops and the key of its limit in a --config file."""
+    quality, duplicates = settings["config"]["quality"], settings["config"]["duplicates"]
+    rows = [[spell(reason), f"with {limit(reason, quality)}", f"quality.{key}"] for reason, key in LIMITS.items()]
+    if "against" in settings:
+        from data_tools.clean.letters import GRAM_LETTERS, NEAR_SHARE  # which imports what imports this module
+
+        share = f"{100 * NEAR_SHARE:.0f} %"
+        rows.append(["held out", "that equals one of --against in its letters", ""])
+        rows.append(["near held out", f"with {share} of its runs of {GRAM_LETTERS} letters in one of --against", ""])
+    size, bands, hashes = (duplicates[key] for key in ("shingle_characters", "num_buckets", "hashes_per_bucket"))
+    alike = f"with {100 * bands ** (-1 / hashes):.0f} % or so of its runs of {size} characters in another text"
+    rows.append(["exact duplicate", "equal to one before it" if duplicates["exact"] else "off", "duplicates.exact"])
+    return [*rows, ["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"]]
+
+
+def limit(reason: str, quality: dict[str, Any]) -> str:
+    """Return the limit of a reason in words: what a text has that is dropped for it."""
+    key = LIMITS[reason]
+    return f"{'less' if key.startswith('min_') else 'more'} than {amount(reason, quality[key])}"
+
+
+def amount(reason: str, value: float) -> str:
+    """Return what the rule of a reason measures, in words: characters, or a share in percent."""
+    return f"{value:,} characters" if reason not in SHARES else f"{100 * value:.3g} % {SHARES[reason]}"
+
+
+def sample_quotes(reason: str, samples: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """Return samples of what was dropped, each with what was measured and the limit, or with what was kept instead."""
+    texts, notes = [], []
+    for sample in samples:
+        texts.append(sample["text"])
+        notes.append(sample["id"])
+        if "measured" in sample:
+            quality = settings["config"]["quality"]
+            notes[-1] += f": {amount(reason, sample['measured'])}; dropped with {limit(reason, quality)}"
+        if twin := sample.get("twin"):
+            texts.append(twin["text"])
+            notes.append(f"{twin['id']}: kept instead; {100 * twin['shared']:.0f} % of what both hold is in both")
+    return quotes(texts, notes)
 
 
 def removed_sections(removed: dict[str, dict[str, Any]]) -> list[str]:

@@ -9,30 +9,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupSignature
-from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.hashing import HashConfig
-from datatrove.utils.word_tokenizers import WordTokenizer
 
 from cmbert.files.whole import write_json
-from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig
+from data_tools.clean.config import CleanConfig, NormalizeConfig, QualityConfig
 from data_tools.clean.decodability import damage
 from data_tools.clean.markup import strip_html
 from data_tools.clean.normalization import Removed, normalizer
-from data_tools.clean.quality import code_points, drop_reason, gram_hashes
+from data_tools.clean.quality import drop_reason, measured
 from data_tools.clean.report import SAMPLE_CHARACTERS, SAMPLES
 from data_tools.input.readers import ByteRange, DocumentReader
 
 HASHES = HashConfig(precision=64, hash_fc="sha1")
-SIGNATURE_BLOCK = 64  # shingles hashed at a time: with 112 hashes 57 kB, which stay in a core's cache
-MERSENNE = np.uint64((1 << 61) - 1)  # datatrove's hashes are those modulo this prime
-MERSENNE_BITS = np.uint64(61)
+CLUSTER = "minhash_cluster_id"  # datatrove's name in a document's metadata: near duplicates of each other
+COMPARED_CHARACTERS = 20_000  # of a sample and the text that was kept instead
 TEXT_FILE = "{:05d}.jsonl.zst"  # of a task
 WORK_LEVEL = 1  # zstd, of texts that are read again and removed: a quarter of the time of OUTPUT_LEVEL
 OUTPUT_LEVEL = 10  # zstd; datatrove's (fsspec's), so that an output's bytes are those of earlier versions
@@ -120,7 +116,7 @@ class HashTexts(ExactDedupSignature):
 
 
 class Decodable(BaseFilter):
-    """Drop texts that were read in the wrong encoding, before the marks of that are removed."""
+    """Drop texts that were read in the wrong encoding, before the marks of that are removed. Markup does not count."""
 
     name = "decodable"
 
@@ -129,9 +125,11 @@ class Decodable(BaseFilter):
         self.config = config
 
     def filter(self, doc: Document) -> tuple[bool, str]:
-        """Return (keep, reason). What markup a text has does not count."""
-        strips = self.config.normalize.strip_html
-        reason = damage(strip_html(doc.text, lambda *_: None) if strips else doc.text, self.config.quality)
+        """Return (keep, reason)."""
+        text = strip_html(doc.text, lambda *_: None) if self.config.normalize.strip_html else doc.text
+        reason = damage(text, self.config.quality)
+        if reason:
+            doc.metadata["measured"] = measured(text, reason)
         return reason is None, reason or ""
 
 
@@ -166,17 +164,22 @@ class ChineseQuality(BaseFilter):
     def filter(self, doc: Document) -> tuple[bool, str]:
         """Return (keep, reason)."""
         reason = drop_reason(doc.text, self.config)
+        if reason:
+            doc.metadata["measured"] = measured(doc.text, reason)
         return reason is None, reason or ""
 
 
 class DropRecorder:
-    """What datatrove's filters write dropped documents to: counts and the first samples instead of all texts."""
+    """What datatrove's filters write dropped documents to: counts and the first samples instead of all texts.
+
+    A sample: id, the text's start, what was measured; of a near duplicate more, until `twins` has found what was kept.
+    """
 
     def __init__(self, folder: Path, reason: str = ""):
         self.folder, self.reason = folder, reason
         self.rank = 0
         self.counts: dict[str, Counter[str]] = {}
-        self.samples: dict[str, dict[str, list[str]]] = {}
+        self.samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
 
     def __enter__(self) -> "DropRecorder":
         return self
@@ -192,7 +195,12 @@ class DropRecorder:
         self.counts.setdefault(source, Counter())[reason] += 1
         samples = self.samples.setdefault(source, {}).setdefault(reason, [])
         if len(samples) < SAMPLES:
-            samples.append(document.text[:SAMPLE_CHARACTERS])
+            sample = {"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]}
+            if "measured" in document.metadata:
+                sample["measured"] = round(document.metadata["measured"], 4)
+            if CLUSTER in document.metadata:
+                sample |= {"cluster": document.metadata[CLUSTER], "whole": document.text[:COMPARED_CHARACTERS]}
+            samples.append(sample)
 
 
 class CountKept(PipelineStep):
@@ -214,64 +222,6 @@ class CountKept(PipelineStep):
             yield document
         if kept:
             write_json(self.folder / f"{rank:05d}.json", kept)
-
-
-class Characters(WordTokenizer):
-    """A text's characters as its words; datatrove's own tokenizers each need a language's package."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        """Return the characters."""
-        return list(text)
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        """Return the lines."""
-        return text.split("\n")
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Return the bounds of the characters."""
-        return [(index, index + 1) for index in range(len(text))]
-
-
-class ShingleSignature(MinhashDedupSignature):
-    """datatrove's MinHash over runs of characters: a text without spaces has no words to shingle."""
-
-    name = "MinHash of character shingles"
-
-    def __init__(self, folder: str, config: DuplicatesConfig):
-        super().__init__(folder, minhash_config(config), language=Characters())
-
-    def get_shingles(self, text: str) -> np.ndarray:
-        """Return the hashes of all shingles of letters and digits, shape (shingles, 1), uint64."""
-        letters = code_points("".join(filter(str.isalnum, text.lower())))
-        return gram_hashes(letters, self.config.n_grams).reshape(-1, 1)
-
-    def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """Return the signature, one list of hashes per bucket: datatrove's, whose division takes most of its time.
-
-        x modulo 2^61 - 1 is the sum of x's upper and lower bits, less the prime where the sum reaches it.
-        """
-        factors, summands = self.parameters
-        lowest = np.full(factors.shape[1], MERSENNE, dtype=np.uint64)
-        for first in range(0, len(shingles), SIGNATURE_BLOCK):
-            hashes = shingles[first : first + SIGNATURE_BLOCK] * factors
-            hashes += summands
-            upper = hashes >> MERSENNE_BITS
-            hashes &= MERSENNE
-            hashes += upper
-            np.subtract(hashes, MERSENNE, out=upper)  # wraps to something larger where the sum is smaller
-            np.minimum(hashes, upper, out=hashes)
-            np.minimum(lowest, hashes.min(axis=0), out=lowest)
-        return lowest.reshape(self.config.num_buckets, -1).tolist()
-
-
-def minhash_config(config: DuplicatesConfig) -> MinhashConfig:
-    """Return datatrove's configuration of the same numbers."""
-    return MinhashConfig(
-        n_grams=config.shingle_characters,
-        num_buckets=config.num_buckets,
-        hashes_per_bucket=config.hashes_per_bucket,
-        hash_config=HASHES,
-    )
 
 
 def as_record(self: Any, document: Document) -> dict[str, str]:

@@ -85,17 +85,19 @@ def tokenizer_report(folder: Path) -> Path:
 
 
 def clean_report(folder: Path) -> Path:
-    """`data_tools clean` of texts to keep, to drop for several reasons, and of lines that are none."""
+    """`data_tools clean` of texts to keep, to hold out, to drop for several reasons, and of lines that are none."""
     pytest.importorskip("datatrove")
     from data_tools.clean.clean import clean
     from data_tools.clean.config import CleanConfig
 
     texts = [*TEXTS, TEXTS[0], "太短了", "This text is in English and says nothing at all. " * 3, TEXTS[1] * 4]
     texts += ["好的！！是吗？？来吧、、去了。。看看！！想说——什么呢，，真的", "很长的网址 https://" + "a" * 300]
+    texts += [f"{TEXTS[2]}嗯", *(f"第{i}篇。{TEXTS[i % 4]}{TEXTS[(i * 5 + 3) % 7 % 4]}" for i in range(8))]
     records = [{"text": text, "source": ("cci3_hq", "新闻", "评论")[i % 3]} for i, text in enumerate(texts)]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     (folder / "raw.jsonl").write_text("\n".join([*lines, "{"]), encoding="utf-8")
-    clean([str(folder / "raw.jsonl")], folder / "clean", config=CleanConfig(on_bad_line="skip"))
+    config = CleanConfig(on_bad_line="skip", heldout_share=0.3)
+    clean([str(folder / "raw.jsonl")], folder / "clean", config=config, heldout=folder / "heldout")
     return folder / "clean" / "report.html"
 
 

@@ -45,6 +45,20 @@ def texts_of(directory: Path) -> list[str]:
     return [document.text for document in DocumentReader(whole_files(input_files([str(directory)])))]
 
 
+def check_twins(corpus: Path, samples: dict) -> None:
+    """Each near duplicate's twin is what was kept of its number: the text itself."""
+    texts = {document.id: document.text for document in DocumentReader(whole_files([corpus]))}
+    for by_reason in samples.values():
+        assert len(by_reason["near_duplicate"]) == 3
+        for dropped in by_reason["near_duplicate"]:
+            assert dropped.keys() == {"id", "text", "twin"}
+            assert dropped["text"][:6] == dropped["twin"]["text"][:6]
+            assert {dropped["id"], dropped["twin"]["id"]} <= texts.keys()
+            assert texts[dropped["id"]] != texts[dropped["twin"]["id"]]
+            assert texts[dropped["twin"]["id"]].startswith(dropped["twin"]["text"])
+            assert 0.9 < dropped["twin"]["shared"] <= 1  # a comma more is no letter more
+
+
 def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean([str(corpus)], tmp_path / "clean", config=CleanConfig())
     found = texts_of(tmp_path / "clean")
@@ -54,9 +68,14 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
     total = {reason: sum(by.get(reason, 0) for by in report["dropped"].values()) for reason in report["dropped"]["s0"]}
     assert total == {"too_short": 1, "few_hanzi": 1, "exact_duplicate": 15, "near_duplicate": 10}
     assert sum(counts["documents"] for counts in report["kept"].values()) == 40
-    assert report["samples"]["s0"]["too_short"] == ["短"]
+    (short,) = report["samples"]["s0"]["too_short"]
+    assert (short["text"], short["measured"]) == ("短", 1)
+    check_twins(corpus, report["samples"])
     page = (tmp_path / "clean/report.html").read_text(encoding="utf-8")
     assert "near duplicate" in page
+    assert "1 characters; dropped with less than 20 characters" in page
+    assert "0 % Hanzi; dropped with less than 50 % Hanzi" in page
+    assert page.count("kept instead; ") == 6
     assert "English English" in page
     assert not list(tmp_path.glob(".*"))
     capsys.readouterr()
@@ -135,7 +154,8 @@ def test_a_share_is_set_aside(corpus: Path, tmp_path: Path, capsys: pytest.Captu
     assert 4 <= len(aside) <= 16
     assert f"{len(aside)} held out" in capsys.readouterr().out
     report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
-    assert report["held_out"] == len(aside)
+    assert report["held_out"] == len(aside) == sum(report["held_out_by_source"].values())
+    assert set(report["held_out_by_source"]) <= {"s0", "s1"}
     assert sum(counts["documents"] for counts in report["kept"].values()) == len(train)
     clean([str(corpus)], tmp_path / "clean", config=config, heldout=heldout)
     assert "done already" in capsys.readouterr().out

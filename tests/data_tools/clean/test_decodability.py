@@ -136,7 +136,7 @@ def test_they_are_dropped_before_normalisation(write_lines: Callable, tmp_path: 
     clean([str(corpus)], tmp_path / "clean", config=config)
     report = json.loads((tmp_path / "clean/report.json").read_text(encoding="utf-8"))
     assert report["dropped"] == {"corpus": {"undecodable": 3, "mojibake": 1}}
-    assert report["samples"]["corpus"]["undecodable"][0] == torn
+    assert report["samples"]["corpus"]["undecodable"][0]["text"] == torn
     assert report["removed"]["corpus"]["pieces"] == {"undecodable_character": 1}
     assert report["kept"]["corpus"]["documents"] == 2
 

@@ -15,7 +15,8 @@ pytest.importorskip("datatrove")
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
-from data_tools.clean.steps import MERSENNE, OUTPUT_LEVEL, SIGNATURE_BLOCK, Reread, ShingleSignature, WriteTexts
+from data_tools.clean.similar import MERSENNE, SIGNATURE_BLOCK, ShingleSignature
+from data_tools.clean.steps import OUTPUT_LEVEL, Reread, WriteTexts
 
 
 def test_signatures_are_datatroves(tmp_path: Path) -> None:
