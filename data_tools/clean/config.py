@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
+from data_tools.input.readers import reading_options
 
 LEAST_SHARE, MOST_SHARE = 0.001, 0.1  # that are held out by rule: of a large corpus, and of a small one
 WANTED_HELD_OUT = 500  # documents; five times what FEWEST_HELD_OUT asks for
@@ -86,12 +87,18 @@ class CleanConfig:
     """Name of the text's field or column."""
     on_bad_line: Literal["fail", "skip"] = "fail"
     """A line without usable text: stop there, or skip and count it."""
+    txt_document: Literal["line", "block", "file"] = "line"
+    """What a document of a .txt file is: a line, what lies between blank lines, or the whole file."""
     heldout_share: float = 0.0
     """Share of the texts that --heldout sets aside, chosen by a hash of their letters. 0: a thousandth, but some 500
     texts at least, and a tenth at most."""
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+
+    def reading(self) -> dict[str, Any]:
+        """Return how the input is read, as DocumentReader takes it."""
+        return reading_options(self.text_key, self.on_bad_line, self.txt_document)
 
 
 def load_clean_config(path: Path | None) -> CleanConfig:
