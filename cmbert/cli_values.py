@@ -37,7 +37,7 @@ documents = whole(0, MOST_DOCUMENTS)
 
 def num_bytes(text: str) -> int:
     """Return a number of bytes, 1 or more: plain digits, or with a unit, for example 500KB, 10MB, 1.5GB, 2GiB."""
-    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?(?:([KMGT])(I)?)?B?", text.upper())
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)(?: ?([KMGT])(I)?B?|B)?", text.upper())
     if found and (found[2] or "." not in found[1]):
         exponent = "KMGT".index(found[2]) + 1 if found[2] else 0
         number = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** exponent)
