@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +33,18 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
 positive, not_negative, seed = whole(1), whole(0), whole(0, MOST_SEED)
 tokens = whole(1, MOST_TOKENS)
 documents = whole(0, MOST_DOCUMENTS)
+
+
+def num_bytes(text: str) -> int:
+    """Return a number of bytes, 1 or more: plain digits, or with a unit, for example 500KB, 10MB, 1.5GB, 2GiB."""
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)(?: ?([KMGT])(I)?B?|B)?", text.upper())
+    if found and (found[2] or "." not in found[1]):
+        exponent = "KMGT".index(found[2]) + 1 if found[2] else 0
+        number = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** exponent)
+        if 1 <= number <= MOST:
+            return number
+    what = f"must be bytes from 1 to {MOST}, with a unit or without: 5000000, 500KB, 10MB, 1.5GB, 2GiB"
+    raise argparse.ArgumentTypeError(f"{shown(text)}: {what}")
 
 
 def words(text: str) -> list[str]:

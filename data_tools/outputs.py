@@ -50,14 +50,14 @@ def refuse_inside(inputs: Sequence[str], option: str, output: Path) -> None:
             raise ConfigError(f"{option} {output}: lies inside {folder}, which is read as input; name another")
 
 
-def is_done(output: Path, record: str, settings: dict[str, Any]) -> bool:
+def is_done(output: Path, record: str, settings: dict[str, Any], option: str = "--output") -> bool:
     """Return whether `output` was already made with `settings`, which it keeps in the JSON file `record`.
 
-    Raises ConfigError when `output` holds anything else: it is never overwritten.
+    Raises ConfigError, naming the `option` it was given by, when it holds anything else: it is never overwritten.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
-    advice = "choose another --output or remove it"
+    advice = f"choose another {option} or remove it"
     if not (output / record).is_file():
         raise ConfigError(f"{output}: exists and has no {record}; {advice}")
     try:

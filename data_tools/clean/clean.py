@@ -21,6 +21,7 @@ from cmbert.files.whole import write_json
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.report import collect, describe_drops, describe_kept, write_report_page
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
+from data_tools.input.announcement import announced_files
 from data_tools.input.readers import ByteRange, input_files
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
@@ -54,7 +55,7 @@ def clean(
     into the same `output`.
     """
     _import_datatrove()
-    files = input_files(inputs)
+    files = announced_files(inputs, config.txt_document)
     held_out_texts = input_files(against) if against else []
     settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config)}
     if held_out_texts:
@@ -66,13 +67,13 @@ def clean(
         refuse_inside([*inputs, str(output)], "--heldout", heldout)
     settings |= {"only": "held out"} if only_heldout else {"heldout": str(heldout)} if heldout else {}
     work = output.with_name(f".{output.name}.clean")
-    if is_done(output, REPORT_FILE, settings):
+    if is_done(output, REPORT_FILE, settings, "--heldout" if only_heldout else "--output"):
         remove(work)  # a kill may have come between the last rename and the end
         print(f"{output}: done already, with the same settings")
         return
     if heldout and heldout.is_dir():
         raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
-    tasks = plan_tasks(files)
+    tasks = plan_tasks(files, config.txt_document)
     if heldout or only_heldout:
         config = replace(config, heldout_share=share_in_force(config, files))
     with alone_in(work):
@@ -175,7 +176,7 @@ class Passes:
 
         folder = self.work / "held_out_texts"
         folder.mkdir(exist_ok=True)
-        steps = [Read(self.held_out_ranges, "text", "fail", "", None), KeepSketches(folder)]
+        steps = [Read(self.held_out_ranges, has_options=False), KeepSketches(folder)]
         self._run("sketch held-out text", steps, tasks=len(self.held_out_ranges))
         self._run("join sketches", [JoinSketches(folder)], tasks=1)
 
@@ -199,7 +200,7 @@ class Passes:
         self._run(
             "filter",
             [
-                Read(self.ranges, config.text_key, config.on_bad_line, config.source, work / "skipped"),
+                Read(self.ranges, config.reading(), config.source, work / "skipped"),
                 *([OnlyHeldOut(config.heldout_share)] if self.only_heldout else []),
                 Decodable(config, DropRecorder(work / "dropped_undecodable")),
                 Normalize(config.normalize, work / "removed"),

@@ -1,14 +1,26 @@
 """Every knob of `clean`, as frozen dataclasses; a TOML file per source sets them. Defaults are ours."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
+from data_tools.input.readers import reading_options
 
 LEAST_SHARE, MOST_SHARE = 0.001, 0.1  # that are held out by rule: of a large corpus, and of a small one
 WANTED_HELD_OUT = 500  # documents; five times what FEWEST_HELD_OUT asks for
+WORDS = {  # what people type, and what it is called here
+    **dict.fromkeys(("min_length", "min_chars", "min_len"), "quality.min_characters"),
+    **dict.fromkeys(("max_length", "max_chars", "max_len"), "quality.max_characters"),
+    **dict.fromkeys(("min_chinese_share", "min_chinese_ratio", "chinese_ratio"), "quality.min_hanzi_share"),
+    **dict.fromkeys(("dedup", "deduplicate", "exact_dedup"), "duplicates.exact"),
+    **dict.fromkeys(("near_dedup", "fuzzy_dedup", "minhash"), "duplicates.near"),
+    **dict.fromkeys(("html", "remove_html"), "normalize.strip_html"),
+    **dict.fromkeys(("text_column", "text_field", "column"), "text_key"),
+    **dict.fromkeys(("heldout", "holdout", "held_out", "heldout_ratio", "holdout_share"), "heldout_share"),
+    **dict.fromkeys(("name", "corpus"), "source"),
+}
 MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text
 
 
@@ -86,6 +98,8 @@ class CleanConfig:
     """Name of the text's field or column."""
     on_bad_line: Literal["fail", "skip"] = "fail"
     """A line without usable text: stop there, or skip and count it."""
+    txt_document: Literal["line", "block", "file"] = "line"
+    """What a document of a .txt file is: a line, what lies between blank lines, or the whole file."""
     heldout_share: float = 0.0
     """Share of the texts that --heldout sets aside, chosen by a hash of their letters. 0: a thousandth, but some 500
     texts at least, and a tenth at most."""
@@ -93,12 +107,39 @@ class CleanConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
 
+    def reading(self) -> dict[str, Any]:
+        """Return how the input is read, as DocumentReader takes it."""
+        return reading_options(self.text_key, self.on_bad_line, self.txt_document)
+
+
+def dotted_keys() -> dict[str, Any]:
+    """Return every key with its default, those of a section as section.key."""
+    keys: dict[str, Any] = {}
+    for name, value in vars(CleanConfig()).items():
+        keys |= {f"{name}.{key}": inner for key, inner in vars(value).items()} if is_dataclass(value) else {name: value}
+    return keys
+
+
+def _check_words(table: dict[str, Any], path: Path) -> None:
+    """Raise ConfigError for a key that stands in the wrong section, or is what others call one of ours."""
+    keys = dotted_keys()
+    for name, value in table.items():
+        for key in [f"{name}.{inner}" for inner in value] if isinstance(value, dict) else [name]:
+            word = key.rpartition(".")[2]
+            meant = [WORDS[word]] if word in WORDS else [known for known in keys if known.rpartition(".")[2] == word]
+            if key not in keys and meant:
+                section, _, right = meant[0].rpartition(".")
+                place = f"under [{section}]" if section else "above the first section"
+                raise ConfigError(f"{path}: {key}: unknown key; write {right} {place}")
+
 
 def load_clean_config(path: Path | None) -> CleanConfig:
     """Read a TOML file, or return the defaults. Raises ConfigError naming file, key and the nearest known key."""
     if path is None:
         return CleanConfig()
-    config = build(CleanConfig, read_toml(path, "configuration"), str(path))
+    table = read_toml(path, "configuration")
+    _check_words(table, path)
+    config = build(CleanConfig, table, str(path))
     quality, duplicates = config.quality, config.duplicates
     if not 0 <= config.heldout_share < 1:
         raise ConfigError(f"{path}: heldout_share: {config.heldout_share} must lie between 0 and 1 (0: by rule)")

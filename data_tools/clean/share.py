@@ -23,10 +23,10 @@ def share_in_force(config: CleanConfig, files: Sequence[Path]) -> float:
 
 def documents_about(config: CleanConfig, files: Sequence[Path]) -> int:
     """Return how many documents `files` hold: counted, or estimated from evenly spread tasks where they are large."""
-    tasks = plan_tasks(files)
+    tasks = plan_tasks(files, config.txt_document)
     looked_at = tasks[:: max(1, sum(task.num_bytes for task in tasks) // LOOKED_AT_BYTES)]
     ranges = [span for task in looked_at for span in task.ranges]
-    count = sum(1 for _ in DocumentReader(ranges, text_key=config.text_key, on_bad_line="skip"))
+    count = sum(1 for _ in DocumentReader(ranges, **{**config.reading(), "on_bad_line": "skip"}))
     return count * sum(task.num_bytes for task in tasks) // max(sum(task.num_bytes for task in looked_at), 1)
 
 

@@ -41,16 +41,21 @@ class Read(PipelineStep):
     type = "reader"
 
     def __init__(
-        self, ranges: Sequence[Sequence[ByteRange]], text_key: str, on_bad_line: str, source: str, skipped: Path | None
+        self,
+        ranges: Sequence[Sequence[ByteRange]],
+        how: dict[str, Any] | None = None,
+        source: str = "",
+        skipped: Path | None = None,
+        has_options: bool = True,
     ):
         super().__init__()
-        self.ranges, self.text_key, self.on_bad_line = ranges, text_key, on_bad_line
-        self.source, self.skipped = source, skipped
+        self.ranges, self.how, self.source, self.skipped = ranges, how or {}, source, skipped
+        self.has_options = has_options
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of task `rank`."""
         ranges = [span for span in self.ranges[rank] if self.skipped or span.path.exists()]
-        reader = DocumentReader(ranges, text_key=self.text_key, on_bad_line=self.on_bad_line)
+        reader = DocumentReader(ranges, **self.how, has_options=self.has_options)
         for document in reader:
             yield Document(document.text, document.id, metadata={"source": self.source or document.source})
         if self.skipped and reader.skipped:

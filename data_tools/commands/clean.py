@@ -1,10 +1,11 @@
 """`data_tools clean`: normalise, filter, remove duplicates."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from cmbert.cli_values import new_folder
-from data_tools.commands.shared import add_input, add_workers
+from data_tools.commands.shared import add_input, add_text_options, add_workers, text_options
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -18,7 +19,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     clean.add_argument("--output", type=new_folder, metavar="DIR", help="folder to make; without it only --heldout is")
     clean.add_argument("--config", type=Path, metavar="FILE", help="TOML, see recipes/large/clean (default: defaults)")
     clean.add_argument(
-        "--heldout", type=new_folder, metavar="DIR", help="set heldout_share of the texts aside there (default: none)"
+        "--heldout",
+        type=new_folder,
+        metavar="DIR",
+        help="set texts aside there that nothing is to be trained on: heldout_share of them, by default a thousandth, "
+        "but some 500 at least, a tenth at most (default: none)",
     )
     clean.add_argument(
         "--against",
@@ -27,6 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="PATH",
         help="drop what equals or nearly equals these texts, held out of any corpus (default: none)",
     )
+    add_text_options(clean, configured=True)
     add_workers(clean)
     clean.set_defaults(command=run)
 
@@ -36,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from data_tools.clean.clean import clean
     from data_tools.clean.config import load_clean_config
 
-    config = load_clean_config(options.config)
+    config = replace(load_clean_config(options.config), **text_options(options))
     clean(
         options.inputs,
         options.output,

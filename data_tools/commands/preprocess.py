@@ -5,7 +5,13 @@ from pathlib import Path
 
 from cmbert.cli_values import positive
 from cmbert.errors import ConfigError
-from data_tools.commands.shared import add_input, add_output, add_text_options, add_workers
+from data_tools.commands.shared import (
+    add_input,
+    add_output,
+    add_text_options,
+    add_workers,
+    text_options,
+)
 from data_tools.defaults import SHARD_TOKENS
 
 
@@ -63,8 +69,7 @@ def run(options: argparse.Namespace) -> int:
             options.tokenizer,
             options.output,
             segmenter_name=options.segmenter,
-            text_key=options.text_key,
-            on_bad_line=options.on_bad_line,
+            **text_options(options),
             shard_tokens=options.shard_tokens,
             workers=workers,
             share=None if options.num_tasks is None else Share(options.task_index, options.num_tasks),

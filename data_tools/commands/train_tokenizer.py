@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from cmbert.cli_values import positive
-from data_tools.commands.shared import add_input, add_output, add_text_options
+from cmbert.cli_values import num_bytes
+from data_tools.commands.shared import add_input, add_output, add_text_options, text_options
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 
@@ -27,11 +27,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument(
         "--sample-size",
-        type=positive,
+        type=num_bytes,
         default=TOKENIZER_SAMPLE_BYTES,
         metavar="N",
-        help=f"learn from at most N bytes of UTF-8, of every source its share (default {TOKENIZER_SAMPLE_BYTES}: 3 GB "
-        "of memory)",
+        help=f"learn from at most N bytes of UTF-8, for example 50MB, of every source its share (default "
+        f"{TOKENIZER_SAMPLE_BYTES}: 3 GB of memory)",
     )
     train.add_argument("--report", type=Path, metavar="FILE", help="also write a report: FILE.html, or FILE.json")
     train.add_argument(
@@ -53,7 +53,6 @@ def run(options: argparse.Namespace) -> int:
         sample_bytes=options.sample_size,
         report=options.report,
         against=options.against,
-        text_key=options.text_key,
-        on_bad_line=options.on_bad_line,
+        **text_options(options),
     )
     return 0

@@ -94,7 +94,7 @@ def whole_manifest(directory: Path) -> dict[str, Any]:
     if not shards.manifest:
         raise ShardError(f"{directory}: a Megatron pair without a manifest; preprocess its text instead")
     if fault := whole_fault(shards.manifest):
-        raise ShardError(f"{directory / MANIFEST_FILE}: {fault}; damaged, preprocess again")
+        raise ShardError(f"{directory / MANIFEST_FILE}: {fault}; damaged; remove the set and preprocess again")
     return shards.manifest
 
 

@@ -33,7 +33,10 @@ def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[s
             yield document_of({text_key: row.get(text_key)}, text_key, f"{source}:{number}", source)
         except BadRecordError as bad:
             if on_bad_line == "fail":
-                raise InputError(f"hf:{name}: row {number}: {bad} (--on-bad-line skip counts such rows)") from bad
+                see_text_key = "see --text-key; " if bad.reason == "no_text" else ""
+                raise InputError(
+                    f"hf:{name}: row {number}: {bad} ({see_text_key}--on-bad-line skip counts such rows)"
+                ) from bad
             skipped[bad.reason] += 1
 
 

@@ -12,11 +12,25 @@ from typing import Any, BinaryIO, NamedTuple
 from cmbert.errors import InputError
 from cmbert.files.operations import doing
 from cmbert.files.reading import BOM, MAX_LINE_BYTES
+from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
+from data_tools.input.arrays import array_records, begins_array, may_be_array
 from data_tools.input.document import Document
-from data_tools.input.records import BadRecordError, document_of, is_text_type, json_object, plain_values
-from data_tools.input.streams import READ_BYTES, check_magic, damages, open_parquet, reading_parquet, text_stream
+from data_tools.input.paragraphs import txt_documents
+from data_tools.input.records import BadRecordError, Record, document_of, is_text_type, json_object, plain_values
+from data_tools.input.streams import (
+    READ_BYTES,
+    SUFFIXES,
+    check_magic,
+    damages,
+    kind_of,
+    open_parquet,
+    reading_parquet,
+    skip_line,
+    text_stream,
+)
+from data_tools.input.tables import table_rows
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+SEE_TEXT_KEY = " (see --text-key)"
 PARQUET_BATCH_ROWS = 256  # a few megabytes of long documents
 
 logger = logging.getLogger(__name__)
@@ -34,12 +48,12 @@ def input_files(paths: Sequence[str]) -> list[Path]:
         matches = [Path(name)] if os.path.exists(name) else _matches(name)
         found = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
         if not found:
-            raise InputError(f"{name}: no {' '.join(SUFFIXES)} file there")
+            raise InputError(f"{name}: no {KINDS_LISTED} file there")
         for file in found:
             files.setdefault(os.path.realpath(file), file)
     for file in files.values():
         if not file.name.endswith(SUFFIXES):
-            raise InputError(f"{file}: not a {' '.join(SUFFIXES)} file")
+            raise InputError(f"{file}: not a {KINDS_LISTED} file")
     if not any(file.stat().st_size for file in files.values()):
         raise InputError(f"{', '.join(paths)}: empty")
     return list(files.values())
@@ -56,8 +70,19 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _files_below(root: Path) -> list[Path]:
-    """Return the files below a folder that are of our kinds, sorted."""
-    return sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
+    """Return the files below a folder that are of our kinds, sorted; of .json those that hold an array.
+
+    Other .json files beside texts say something about them: report.json, sample.json.
+    """
+    files = sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
+    others = {file for file in files if kind_of(file) == "json" and not may_be_array(file)}
+    if others:
+        logger.info(
+            "%s: .json files that are no array are left out, name one to read it as JSON lines: %s",
+            root,
+            ", ".join(sorted(map(str, others))),
+        )
+    return [file for file in files if file not in others]
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -102,25 +127,36 @@ def whole_files(files: Sequence[Path]) -> list[ByteRange]:
     return [ByteRange(path) for path in files]
 
 
-class _Record(NamedTuple):
-    """A line's bytes, or a row. `start`: byte where the line begins, or number of the row, in the whole file."""
-
-    start: int
-    value: bytes | dict[str, Any]
+def reading_options(text_key: str, on_bad_line: str, txt_document: str) -> dict[str, Any]:
+    """Return how text is read, as DocumentReader takes it and a record keeps it; what .txt holds only if it is said."""
+    said = {} if txt_document == TXT_DOCUMENTS[0] else {"txt_document": txt_document}
+    return {"text_key": text_key, "on_bad_line": on_bad_line, **said}
 
 
 class DocumentReader:
     """Iterate over the documents of `ranges`.
 
     JSON lines: one object a line, its text under `text_key`, "id" and "source" optional; blank lines are no records.
-    parquet: the same names as columns. txt: each line that is not blank is a document.
+    json: one array of such objects, or of texts. parquet, csv, tsv: the same names as columns. txt: each line that is
+    not blank is a document; with txt_document="block" what lies between blank lines, with "file" the whole file.
     A record that is not JSON or UTF-8, has no text, holds a NUL or a lone surrogate, or is longer than MAX_LINE_BYTES
-    raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason.
+    raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason. has_options:
+    the command has --text-key and --on-bad-line for these files, so that an error may name them.
     """
 
-    def __init__(self, ranges: Sequence[ByteRange], *, text_key: str = "text", on_bad_line: str = "fail"):
+    def __init__(
+        self,
+        ranges: Sequence[ByteRange],
+        *,
+        text_key: str = "text",
+        on_bad_line: str = "fail",
+        txt_document: str = TXT_DOCUMENTS[0],
+        has_options: bool = True,
+    ):
         assert on_bad_line in ("fail", "skip")
-        self.ranges, self.text_key, self.on_bad_line = ranges, text_key, on_bad_line
+        assert txt_document in TXT_DOCUMENTS
+        self.ranges, self.text_key, self.on_bad_line, self.txt_document = ranges, text_key, on_bad_line, txt_document
+        self.has_options, self.see_text_key = has_options, SEE_TEXT_KEY if has_options else ""
         self.skipped: Counter[str] = Counter()
         self.total_bytes = sum(span.path.stat().st_size for span in ranges)
         self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
@@ -129,20 +165,28 @@ class DocumentReader:
         finished = 0
         for span in self.ranges:
             with open(span.path, "rb") as raw:
-                for record in _records(span, raw, self.text_key):
+                for record in _records(span, raw, self):
                     self.bytes_read = finished + raw.tell()
                     try:
                         yield self._document(span.path, record)
                     except BadRecordError as bad:
                         if self.on_bad_line == "fail":
                             where = f"{span.path}:{_record_number(span.path, record)}"
-                            raise InputError(f"{where}: {bad} (--on-bad-line skip counts such lines)") from bad
+                            raise InputError(f"{where}: {bad}{self._remedy(bad)}") from bad
                         self.skipped[bad.reason] += 1
             finished += span.path.stat().st_size
             self.bytes_read = finished
 
-    def _document(self, path: Path, record: _Record) -> Document:
-        value = record.value
+    def _remedy(self, bad: BadRecordError) -> str:
+        """Return what to type, if the command that reads has the options."""
+        if not self.has_options:
+            return ""
+        return f"{self.see_text_key * (bad.reason == 'no_text')} (--on-bad-line skip counts such lines)"
+
+    def _document(self, path: Path, record: Record) -> Document:
+        value, kind = record.value, kind_of(path)
+        if isinstance(value, BadRecordError):
+            raise value
         if isinstance(value, bytes):
             if len(value) > MAX_LINE_BYTES:
                 raise BadRecordError("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes; cut the document")
@@ -150,38 +194,49 @@ class DocumentReader:
                 line = value.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise BadRecordError("invalid_utf8", f"not valid UTF-8 at byte {error.start} of the line") from error
-            value = {self.text_key: line.rstrip("\r\n")} if path.name.endswith(".txt") else json_object(line)
+            if kind == "txt":
+                value = {self.text_key: line.rstrip("\r\n")}
+            else:
+                value = json_object(line, self.text_key if kind == "json" else "")
         return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0])
 
 
-def _records(span: ByteRange, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
-    if span.path.name.endswith(".parquet"):
-        yield from _parquet_rows(span, raw, text_key)
+def _records(span: ByteRange, raw: BinaryIO, reader: DocumentReader) -> Iterator[Record]:
+    path, kind = span.path, kind_of(span.path)
+    if kind == "parquet":
+        yield from _parquet_rows(span, raw, reader.text_key, reader.see_text_key)
         return
     try:
-        yield from _lines(text_stream(span.path, raw), span)
+        if kind in ("csv", "tsv"):
+            yield from table_rows(path, text_stream(path, raw), reader.text_key, reader.see_text_key)
+        elif kind == "json" and begins_array(path, raw):
+            yield from array_records(path, text_stream(path, raw))
+        elif kind == "txt" and reader.txt_document != TXT_DOCUMENTS[0]:
+            yield from txt_documents(path, text_stream(path, raw), reader.txt_document)
+        else:
+            yield from _lines(text_stream(path, raw), span)
     except damages(span.path) as error:
         raise InputError(f"{span.path}: damaged or truncated ({error})") from error
 
 
-def _lines(stream: BinaryIO, span: ByteRange) -> Iterator[_Record]:
+def _lines(stream: BinaryIO, span: ByteRange) -> Iterator[Record]:
     """Yield the lines of `span` that are not blank. A line belongs to the byte range in which its first byte lies."""
     position = span.start
     if position:
         _skip_bytes(stream, position - 1)
-        position += _skip_line(stream, None if span.end is None else span.end - position + 1) - 1
+        position += skip_line(stream, None if span.end is None else span.end - position + 1) - 1
     while span.end is None or position < span.end:
         line = stream.readline(MAX_LINE_BYTES + 1)
         if not line:
             return
         start, position = position, position + len(line)
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            position += _skip_line(stream, None)
+            position += skip_line(stream, None)
         if start == 0:
             check_magic(span.path, line)
             line = line.removeprefix(BOM)
         if line and not line.isspace():
-            yield _Record(start, line)
+            yield Record(start, line)
 
 
 def _skip_bytes(stream: BinaryIO, count: int) -> None:
@@ -193,21 +248,10 @@ def _skip_bytes(stream: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _skip_line(stream: BinaryIO, most: int | None) -> int:
-    """Read to the end of the line, or `most` bytes, in bounded memory; return the bytes read."""
-    skipped = 0
-    while most is None or skipped < most:
-        part = stream.readline(READ_BYTES if most is None else min(READ_BYTES, most - skipped))
-        skipped += len(part)
-        if not part or part.endswith(b"\n"):
-            break
-    return skipped
-
-
-def _record_number(path: Path, record: _Record) -> int:
+def _record_number(path: Path, record: Record) -> int:
     """Return the line or row number of a record, from 1; counted only when something is wrong with it."""
-    if isinstance(record.value, dict):
-        return record.start + 1
+    if record.number is not None:
+        return record.number
     with open(path, "rb") as raw:
         stream, number, left = text_stream(path, raw), 1, record.start
         while left and (block := stream.read(min(left, READ_BYTES))):
@@ -216,14 +260,14 @@ def _record_number(path: Path, record: _Record) -> int:
     return number
 
 
-def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str) -> Iterator[_Record]:
+def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str, advice: str) -> Iterator[Record]:
     with reading_parquet(span.path):
         file = open_parquet(span.path, raw)
         names = file.schema_arrow.names
         if text_key not in names:
-            raise InputError(f"{span.path}: no column {text_key!r} among {', '.join(names)} (see --text-key)")
+            raise InputError(f"{span.path}: no column {text_key!r} among {', '.join(names)}{advice}")
         if not is_text_type(kind := file.schema_arrow.field(names.index(text_key)).type):
-            raise InputError(f"{span.path}: column {text_key!r} holds {kind}, no text (see --text-key)")
+            raise InputError(f"{span.path}: column {text_key!r} holds {kind}, no text{advice}")
         columns = [name for name in (text_key, "id", "source") if name in names]
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         number = sum(sizes[: span.start])
@@ -232,7 +276,7 @@ def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str) -> Iterator[_Re
             columns_by_name = zip(batch.schema.names, batch.columns, strict=True)
             values = {name: plain_values(column, is_text=name == text_key) for name, column in columns_by_name}
             for row in zip(*values.values(), strict=True):
-                yield _Record(number, dict(zip(values, row, strict=True)))
                 number += 1
+                yield Record(number - 1, dict(zip(values, row, strict=True)), number)
         if number != sum(sizes[: groups[-1] + 1] if groups else sizes[: span.start]):  # pyarrow says nothing of it
             raise InputError(f"{span.path}: damaged: it holds other rows than it says")

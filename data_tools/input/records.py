@@ -1,12 +1,12 @@
 """A record -> a document, or the reason why it is none. Whatever a field holds, it costs one record and no run."""
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmbert.files.reading import json_value
 from data_tools.input.document import Document
 
-ARRAY_ADVICE = "; one object a line, no array around them"
+ARRAY_ADVICE = "; one object a line, or name a file that is one array .json"
 
 
 class BadRecordError(Exception):
@@ -17,15 +17,25 @@ class BadRecordError(Exception):
         self.reason = reason
 
 
-class _Undecoded(bytes):
+class Undecoded(bytes):
     """UTF-8 of a text column, to be decoded row by row: one row may be damaged."""
+
+
+class Record(NamedTuple):
+    """What may be a document: bytes of text or JSON, a row by column, or what is wrong with it."""
+
+    start: int
+    """Byte where it begins in the whole text, or its number from 0."""
+    value: bytes | dict[str, Any] | BadRecordError
+    number: int | None = None
+    """Of the row or element, from 1; None where it is the line's, which is counted only when something is wrong."""
 
 
 def document_of(value: dict[str, Any], text_key: str, name: str, source: str) -> Document:
     """Return the document of a record; its "id" and "source" come before `name` and `source`. Raises BadRecordError."""
     text = _characters(value, text_key)
     if text is None:
-        raise BadRecordError("no_text", f"no text under {text_key!r} (see --text-key)")
+        raise BadRecordError("no_text", f"no text under {text_key!r}")
     if "\0" in text:
         raise BadRecordError("nul_character", "the text holds a NUL character")
     number = value.get("id")
@@ -37,7 +47,7 @@ def document_of(value: dict[str, Any], text_key: str, name: str, source: str) ->
 def _characters(value: dict[str, Any], key: str) -> str | None:
     """Return what stands under `key` if it is text."""
     text = value.get(key)
-    if isinstance(text, _Undecoded):
+    if isinstance(text, Undecoded):
         try:
             return text.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -51,12 +61,14 @@ def _characters(value: dict[str, Any], key: str) -> str | None:
     return text
 
 
-def json_object(line: str) -> dict[str, Any]:
-    """Return the object that a line of JSON holds. Raises BadRecordError."""
+def json_object(line: str, text_key: str = "") -> dict[str, Any]:
+    """Return the object that a line of JSON holds; with text_key a text alone is one, too. Raises BadRecordError."""
     try:
         record = json_value(line)
     except ValueError as error:
         raise BadRecordError("not_json", f"not JSON ({error}){ARRAY_ADVICE if line.startswith('[') else ''}") from error
+    if text_key and isinstance(record, str):
+        return {text_key: record}
     if not isinstance(record, dict):
         raise BadRecordError("not_json", f"not a JSON object{ARRAY_ADVICE if isinstance(record, list) else ''}")
     return record
@@ -97,5 +109,5 @@ def plain_values(column: Any, *, is_text: bool = False) -> list[Any]:
         column = column.dictionary_decode()
     if _is_string(column.type) or (is_text and _is_binary(column.type)):
         texts = column.cast(pyarrow.large_binary()).to_pylist()
-        return [None if text is None else _Undecoded(text) for text in texts]
+        return [None if text is None else Undecoded(text) for text in texts]
     return column.to_pylist() if types.is_integer(column.type) else [None] * len(column)

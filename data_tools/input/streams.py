@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cmbert.errors import ConfigError, InputError, first_line
+from data_tools.defaults import COMPRESSIONS, KINDS
 
+SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS for compression in COMPRESSIONS), ".parquet")
 READ_BYTES = 1 << 17
 ZSTD_READ_BYTES = 1 << 10  # at zstd's utmost ratio this becomes 32 MB
 ZSTD_HEADER_BYTES = 18  # a frame's longest header
@@ -91,6 +93,30 @@ def _window_bytes(frame: bytes) -> int:
         return 0
     exponent, eighths = divmod(frame[5], 8)
     return (1 << (10 + exponent)) // 8 * (8 + eighths)
+
+
+def kind_of(path: Path) -> str:
+    """Return what a file of one of the SUFFIXES holds: jsonl, json, csv, tsv, txt or parquet."""
+    name = path.name
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return name.rsplit(".", 1)[-1]
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether the whole file is."""
+    return path.name.endswith(COMPRESSIONS)
+
+
+def skip_line(stream: BinaryIO, most: int | None) -> int:
+    """Read to the end of the line, or `most` bytes, in bounded memory; return the bytes read."""
+    skipped = 0
+    while most is None or skipped < most:
+        part = stream.readline(READ_BYTES if most is None else min(READ_BYTES, most - skipped))
+        skipped += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return skipped
 
 
 def check_magic(path: Path, head: bytes) -> None:

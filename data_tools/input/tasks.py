@@ -11,8 +11,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from data_tools.defaults import TXT_DOCUMENTS
 from data_tools.input.readers import ByteRange
-from data_tools.input.streams import row_group_bytes, text_bytes
+from data_tools.input.streams import is_compressed, kind_of, row_group_bytes, text_bytes
 
 SMALLEST_TASK_BYTES = 4_000_000  # half a second of work
 LARGEST_TASK_BYTES = 256_000_000  # half a minute of work; 5.66 TB are then 22,000 tasks
@@ -39,7 +40,7 @@ class InputTask:
         return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
 
 
-def plan_tasks(files: Sequence[Path]) -> list[InputTask]:
+def plan_tasks(files: Sequence[Path], txt_document: str = TXT_DOCUMENTS[0]) -> list[InputTask]:
     """Cut `files` into tasks, in order. Raises InputError for a damaged file that has to be looked into."""
     sizes = [path.stat().st_size for path in files]
     task_bytes = min(max(sum(sizes) // MOST_TASKS, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
@@ -47,7 +48,9 @@ def plan_tasks(files: Sequence[Path]) -> list[InputTask]:
     ranges = (
         span
         for path, size in zip(files, sizes, strict=True)
-        for span in (_cut(path, size, task_bytes, few) if size > task_bytes else [(ByteRange(path), size)])
+        for span in (
+            _cut(path, size, task_bytes, few, txt_document) if size > task_bytes else [(ByteRange(path), size)]
+        )
     )
     return list(_group(ranges, task_bytes))
 
@@ -66,15 +69,18 @@ def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator
         yield InputTask(tuple(group), total)
 
 
-def _cut(path: Path, size: int, task_bytes: int, few_files: bool) -> list[tuple[ByteRange, int]]:
+def _cut(path: Path, size: int, task_bytes: int, few_files: bool, txt_document: str) -> list[tuple[ByteRange, int]]:
     """Return the byte ranges of a file larger than a task, with their share of its size."""
-    if path.name.endswith(".parquet"):
+    kind = kind_of(path)
+    if kind == "parquet":
         ends = accumulate(row_group_bytes(path), initial=0)
         firsts = [
             index for index, (a, b) in enumerate(pairwise(ends)) if index == 0 or a // task_bytes < b // task_bytes
         ]
         bounds: list[int | None] = [*firsts, None]
-    elif path.name.endswith((".jsonl", ".txt")):
+    elif kind not in ("jsonl", "txt") or (kind == "txt" and txt_document != TXT_DOCUMENTS[0]):
+        bounds = [0, None]  # where a record begins is known only to who has read all before it
+    elif not is_compressed(path):
         bounds = [*range(0, size, task_bytes), None]
     elif few_files:
         whole = text_bytes(path)

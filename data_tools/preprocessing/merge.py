@@ -25,7 +25,9 @@ def merge(directories: Sequence[Path], output: Path) -> None:
     for directory, manifest in zip(directories, manifests, strict=True):
         ShardSet(directory).check_indexes()
         if manifest.get(SEAL) != seal(manifest):
-            raise ShardError(f"{directory / MANIFEST_FILE}: changed since it was written; preprocess again")
+            raise ShardError(
+                f"{directory / MANIFEST_FILE}: changed since it was written; remove the set and preprocess again"
+            )
         check_same_kind(directories[0], manifests[0], directory, manifest)
     settings = {"merged": [manifest[SEAL] for manifest in manifests]}
     if is_done(output, MANIFEST_FILE, settings):

@@ -27,12 +27,13 @@ from cmbert.files.folders import asides, building, publish_directory, remove
 from cmbert.files.operations import new_digest
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from data_tools.defaults import SHARD_TOKENS
+from data_tools.defaults import SHARD_TOKENS, TXT_DOCUMENTS
 from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally, sealed, whole_manifest
 from data_tools.encoding.segment import Segmenter, segmenter
+from data_tools.input.announcement import announced_files
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, input_files
+from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
@@ -50,8 +51,8 @@ class Work:
     part: Path
     tokenizer_directory: Path
     segmenter_name: str
-    text_key: str
-    on_bad_line: str
+    how: dict[str, Any]
+    """How its text is read, as DocumentReader takes it."""
     former: Path | None = None
     """A part of the same byte ranges, made when a file had another content or time."""
 
@@ -71,6 +72,7 @@ def preprocess(
     segmenter_name: str = "auto",
     text_key: str = "text",
     on_bad_line: str = "fail",
+    txt_document: str = TXT_DOCUMENTS[0],
     shard_tokens: int = SHARD_TOKENS,
     workers: Workers | None = None,
     share: Share | None = None,
@@ -83,26 +85,26 @@ def preprocess(
     if share and not 0 <= share.number < share.num_jobs:
         raise ConfigError(f"--task-index {share.number}: --num-tasks {share.num_jobs} allows 0 to {share.num_jobs - 1}")
     workers = workers or Workers()
-    files = input_files(inputs)
+    files = announced_files(inputs, txt_document)
     tokenizer = load_tokenizer(tokenizer_directory)
     kind = describe(tokenizer, segmenter(segmenter_name))
-    options = {"text_key": text_key, "on_bad_line": on_bad_line}
+    options = reading_options(text_key, on_bad_line, txt_document)
     described = dict(zip(files, describe_inputs(files), strict=True))
     settings = {"inputs": list(described.values()), **kind, **options, "shard_tokens": shard_tokens}
     parts_directory = output.with_name(f".{output.name}.parts")
     if is_done(output, MANIFEST_FILE, settings):
         remove(parts_directory)  # a kill may have come between the rename of the set and the end
-        print(f"{output}: done already, with the same settings")
+        print(f"{output}: done already, with the same settings; to make it again, remove it first")
         return
-    name = kind["segmenter"]["name"]  # "auto" is settled once
-    tasks = {parts_directory / part_name(task, {**kind, **options}, described): task for task in plan_tasks(files)}
-    parts = list(tasks)
-    work = [Work(task, part, tokenizer_directory, name, text_key, on_bad_line) for part, task in tasks.items()]
+    planned = plan_tasks(files, txt_document)
+    tasks = {parts_directory / part_name(task, {**kind, **options}, described): task for task in planned}
+    parts, name = list(tasks), kind["segmenter"]["name"]  # "auto" is settled once
+    work = [Work(task, part, tokenizer_directory, name, options) for part, task in tasks.items()]
     try:
         if share:
             make_parts(work[share.number :: share.num_jobs], workers, output)
             done = f"share {share.number} of {share.num_jobs} is done"
-            print(f"{output}: {done}; when all are, run it without --task-index")
+            print(f"{output}: {done}; when all are, run it without --num-tasks and --task-index")
             return
         made = make_parts(work, workers, output)
         tally, encoders = sum_parts(parts)
@@ -203,7 +205,7 @@ def make_part(work: Work) -> tuple[int, Tally]:
             writer, tally = ShardWriter(aside, PART_SHARD, token_dtype(encoder.tokenizer.vocab_size)), Tally()
             for batch in hashed(reader, digest):
                 encoded = encoder(batch)
-                if encoded.refused and work.on_bad_line == "fail":
+                if encoded.refused and work.how["on_bad_line"] == "fail":
                     raise not_encodable(work, *encoded.refused[0])
                 if encoded.refused:
                     tally.skipped[NOT_ENCODABLE] += len(encoded.refused)
@@ -225,7 +227,7 @@ def make_part(work: Work) -> tuple[int, Tally]:
 
 def reader_of(work: Work) -> DocumentReader:
     """Return the reader of a task's documents."""
-    return DocumentReader(work.task.ranges, text_key=work.text_key, on_bad_line=work.on_bad_line)
+    return DocumentReader(work.task.ranges, **work.how)
 
 
 def hashed(reader: DocumentReader, digest: hashlib.blake2b) -> Iterator[list[Document]]:
@@ -258,7 +260,7 @@ def adopt_former(work: Work) -> Tally | None:
 
 def not_encodable(work: Work, document: Document, said: str) -> InputError:
     """Return the error that names a document which no encoder takes; its file is looked up only now."""
-    files = (span.path for span in work.task.ranges if document in DocumentReader([span], text_key=work.text_key))
+    files = (span.path for span in work.task.ranges if document in DocumentReader([span], **work.how))
     return InputError(
         f"{next(files)}: no encoder takes document {document.id} ({said}); --on-bad-line skip counts such documents"
     )

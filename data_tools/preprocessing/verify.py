@@ -22,6 +22,7 @@ from data_tools.input.readers import DocumentReader, input_files, whole_files
 
 SAMPLED_DOCUMENTS = 64  # decoded and encoded again when the tokenizer is given
 FEWEST_TOKENS_TO_JUDGE = 1_000  # in less text every token may be a unit honestly
+AGAIN = "remove the set and preprocess again"  # as long as it is there, preprocess says that it is done
 EXIT_FAULTS = 1  # exit code of a shard set with faults
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def find_faults(
         yield str(error)
         return
     if manifest.get(SEAL) != seal(manifest):
-        yield f"{directory / MANIFEST_FILE}: changed since it was written (its {SEAL} does not match); preprocess again"
+        yield f"{directory / MANIFEST_FILE}: changed since it was written (its {SEAL} does not match); {AGAIN}"
         return  # nothing it says can be relied on
     if fault := whole_fault(manifest):
-        yield f"{directory / MANIFEST_FILE}: {fault}; preprocess again"
+        yield f"{directory / MANIFEST_FILE}: {fault}; {AGAIN}"
         return
     torn = False
     for shard in manifest["shards"]:
@@ -86,7 +87,7 @@ def shard_faults(directory: Path, shard: dict[str, Any], vocab_size: int, quick:
             yield str(error)
             continue
         if not quick and hash_file(path) != shard["blake2b"][suffix]:
-            yield f"{path}: its hash is not the manifest's: changed since it was written; preprocess again"
+            yield f"{path}: its hash is not the manifest's: changed since it was written; {AGAIN}"
     if torn:
         return
     try:
@@ -211,8 +212,9 @@ def source_faults(
     directory: Path, manifest: dict[str, Any], encoder: DocumentEncoder, source: Sequence[str], texts: dict[int, str]
 ) -> Iterator[str]:
     """Yield documents (by number, in `texts`) that differ from the source's, and a difference in their number."""
-    how = {key: manifest["settings"][key] for key in ("text_key", "on_bad_line") if key in manifest["settings"]}
-    reader = DocumentReader(whole_files(input_files(source)), **how)
+    keys = ("text_key", "on_bad_line", "txt_document")
+    how = {key: manifest["settings"][key] for key in keys if key in manifest["settings"]}
+    reader = DocumentReader(whole_files(input_files(source)), **how, has_options=False)
     some_refused = NOT_ENCODABLE in manifest["skipped_lines"]  # seldom: then all are encoded again to know which
     number = 0
     for document in reader:

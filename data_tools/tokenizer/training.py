@@ -15,10 +15,11 @@ from cmbert.files.folders import building
 from cmbert.files.whole import write_json
 from cmbert.progress import Progress
 from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
-from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
+from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, TXT_DOCUMENTS, VOCAB_SIZE
 from data_tools.encoding.segment import segmenter
+from data_tools.input.announcement import announced_files
 from data_tools.input.document import Document, Purpose, text_hash
-from data_tools.input.readers import DocumentReader, input_files
+from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.sample import count, stratified
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done
@@ -66,6 +67,7 @@ def train_tokenizer(
     sample_bytes: int = TOKENIZER_SAMPLE_BYTES,
     text_key: str = "text",
     on_bad_line: str = "fail",
+    txt_document: str = TXT_DOCUMENTS[0],
     report: Path | None = None,
     against: Path | None = None,
 ) -> None:
@@ -76,24 +78,17 @@ def train_tokenizer(
     multiple of 64 or more than the text can fill, InputError for unusable text.
     """
     check_vocab_size(vocab_size)
-    files = input_files(inputs)
+    files = announced_files(inputs, txt_document)
     legacy = read_wordpiece(against) if against else None
-    settings = {
-        "inputs": describe_inputs(files),
-        "vocab_size": vocab_size,
-        "boundaries": boundaries,
-        "sample_bytes": sample_bytes,
-        "text_key": text_key,
-        "on_bad_line": on_bad_line,
-        "pattern": PATTERN,
-        "min_pair_count": MIN_PAIR_COUNT,
-    }
+    how = reading_options(text_key, on_bad_line, txt_document)
+    settings = {"inputs": describe_inputs(files), "vocab_size": vocab_size, "boundaries": boundaries}
+    settings |= {"sample_bytes": sample_bytes, **how, "pattern": PATTERN, "min_pair_count": MIN_PAIR_COUNT}
     done = is_done(output, RECORD_FILE, settings)
     if done and (report is None or report.is_file()):
         print(f"{output}: done already, with the same settings")
         return
     started = time.monotonic()
-    sample, skipped = read_sample(files, sample_bytes, text_key, on_bad_line)
+    sample, skipped = read_sample(files, sample_bytes, how)
     if not sample:
         raise InputError(f"the input has no document with text of at most --sample-size {sample_bytes} bytes")
     training, measured = map(cut_long, hold_out(sample))
@@ -129,18 +124,17 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ConfigError(f"--vocab-size {vocab_size}: must be a multiple of {VOCAB_MULTIPLE}; nearest: {nearest}")
 
 
-def read_sample(
-    files: Sequence[Path], sample_bytes: int, text_key: str, on_bad_line: str
-) -> tuple[list[Document], Counter[str]]:
+def read_sample(files: Sequence[Path], sample_bytes: int, how: dict[str, Any]) -> tuple[list[Document], Counter[str]]:
     """Return about `sample_bytes` of documents, of every source the same share, and the lines that were none.
 
-    Memory follows `sample_bytes`, not the corpus; of a very large corpus evenly spread tasks are read.
+    how: as `reading_options` gives it. Memory follows `sample_bytes`, not the corpus; of a very large corpus evenly
+    spread tasks are read.
     """
-    tasks = plan_tasks(files)
+    tasks = plan_tasks(files, how.get("txt_document", TXT_DOCUMENTS[0]))
     total = sum(task.num_bytes for task in tasks)
     stride = max(1, total // (READ_FACTOR * sample_bytes))
     ranges = [span for task in tasks[::stride] for span in task.ranges]
-    reader = DocumentReader(ranges, text_key=text_key, on_bad_line=on_bad_line)
+    reader = DocumentReader(ranges, **how)
     progress = Progress("read", total / stride / 1e6, "MB")
 
     def reading() -> Iterator[Document]:

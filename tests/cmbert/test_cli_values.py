@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmbert.cli import build_parser, main
-from cmbert.cli_values import any_lengths, lengths, numbers, positive_number, share, step_range, whole, words
+from cmbert.cli_values import any_lengths, lengths, num_bytes, numbers, positive_number, share, step_range, whole, words
 
 NO_NUMBERS = (
     "",
@@ -126,8 +126,17 @@ def test_the_line_names_the_option(words: list[str], said: str, capsys: pytest.C
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("text", [*NO_WHOLE_NUMBERS, "0", "0MB", "1.5", "1.5B", "MB", "10XB", "10MBit", "-1MB", "0.1B"])
+def test_only_sizes_pass(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="500KB, 10MB"):
+        num_bytes(text)
+
+
 def test_what_passes() -> None:
     assert whole(0)("007") == 7
+    assert [num_bytes(text) for text in ("5", "5B", "500KB", "10MB", "10 mb", "10M", "1.5GB", "2GiB", "1TiB")] == [
+        5, 5, 500_000, 10**7, 10**7, 10**7, 1_500_000_000, 2**31, 2**40,
+    ]  # fmt: skip
     assert lengths("512,8192") == [512, 8192]
     assert step_range("5:9") == (5, 9)
     assert words("tnews,my task.toml") == ["tnews", "my task.toml"]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import data_tools.defaults
 from data_tools.clean.config import CleanConfig, NormalizeConfig, load_clean_config
 from data_tools.clean.decodability import damage
 from data_tools.clean.normalization import normalizer
@@ -87,6 +88,32 @@ def test_lines(tmp_path: Path, name: str, data: st.DataObject) -> None:
     (tmp_path / name).write_bytes(content)
     bounds = sorted(data.draw(st.sets(st.integers(1, len(text) + 10), max_size=3)))
     whole_and_in_ranges(tmp_path / name, bounds)
+
+
+WHOLE = {
+    "a.csv": 'id,text,source\r\n1,"今天天气很好，\n我们去公园。",web\r\n2,"他说""好""",s\r\n3,,\r\n'.encode(),
+    "a.tsv": b"\xef\xbb\xbftext\tlabel\n" + '好\t1\n\n"一\t二"\t0\n'.encode(),
+    "a.json": json_bytes([RECORD, {**RECORD, "id": 8}, '今天"\\', [], {"text": "好"}], escaped=False),
+    "b.json": json_bytes(["今天\ud83d", RECORD["text"], [[{}]]], escaped=True),
+    "a.txt": "第一章\n开头。\n\n \n第二章\r\n完。\n".encode(),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("compression", ["", ".gz"])
+@given(data=st.data())
+@inputs_at_this_door(share=0.3)
+def test_files_that_are_read_whole(tmp_path: Path, name: str, compression: str, data: st.DataObject) -> None:
+    path = tmp_path / (name + compression)
+    values = st.lists(RECORDS, max_size=4).map(json_bytes) if name == "a.json" else damaged_bytes(WHOLE[name])
+    text = data.draw(st.one_of(damaged_bytes(WHOLE[name]), values))
+    path.write_bytes(data.draw(st.one_of(st.just(packed(path.name, text)), damaged_bytes(packed(path.name, text)))))
+    block = data.draw(st.sampled_from(data_tools.defaults.TXT_DOCUMENTS))
+    for on_bad_line in ("fail", "skip"):
+        reader = DocumentReader([ByteRange(path)], on_bad_line=on_bad_line, txt_document=block)
+        for document in accepts_or_says(lambda reader=reader: list(reader), str(path)) or ():
+            assert "".join(document).encode("utf-8") is not None
+            assert "\0" not in document.text
 
 
 @given(data=st.data())

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import data_tools.input.tasks
 from cmbert.errors import InputError
 from data_tools.input.readers import ByteRange, DocumentReader, whole_files
+from data_tools.input.streams import kind_of
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs
 
-FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".txt.gz", ".csv", ".tsv.zst", ".json", ".json.gz")
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -27,8 +28,10 @@ def write(path: Path, texts: list[str]) -> Path:
         pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=7)
         return path
-    if path.name.endswith(".txt"):
-        raw = "".join(text + "\n" for text in texts).encode()
+    if kind_of(path) == "json":
+        raw = json.dumps(texts, ensure_ascii=False).encode()
+    elif kind_of(path) in ("txt", "csv", "tsv"):
+        raw = "".join(text + "\n" for text in (["text"] * (kind_of(path) != "txt") + texts)).encode()
     else:
         raw = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
     if path.name.endswith(".gz"):
@@ -55,6 +58,9 @@ def test_every_document_once_in_order(
     assert len(found) == 84
     if task_bytes == 10**6:
         assert len(tasks) == 1
+    elif kind_of(files[0]) in ("csv", "tsv", "json"):
+        spans = [span for task in tasks for span in task.ranges]
+        assert spans == whole_files(files), "a line break in quotes looks like one between rows"
     elif suffix in (".jsonl", ".txt") and task_bytes < 500:
         assert len(tasks) > 80
     else:
