@@ -35,7 +35,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     train.add_argument("--report", type=Path, metavar="FILE", help="also write a report: FILE.html, or FILE.json")
     train.add_argument(
-        "--against", type=Path, metavar="VOCAB.txt", help="compare with a WordPiece vocabulary, one token a line"
+        "--against",
+        type=Path,
+        metavar="VOCAB.txt",
+        help="compare with a WordPiece vocabulary, one token a line, or a folder that holds vocab.txt",
     )
     add_text_options(train)
     train.set_defaults(command=run)

