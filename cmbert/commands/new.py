@@ -1,8 +1,6 @@
 """`cmbert new`: a recipe of one's own."""
 
 import argparse
-import os
-from pathlib import Path
 
 from cmbert.cli_values import any_path, new_folder, positive
 
@@ -24,6 +22,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--text", type=any_path, nargs="+", default=[], metavar="PATH", help="your text: files and folders to measure"
     )
     new.add_argument(
+        "--text-key", metavar="KEY", help="name of the text's field or column, for the commands (default text)"
+    )
+    new.add_argument(
         "--tokens", type=positive, metavar="N", help="tokens to train on (default: by the text, else by the size)"
     )
     new.set_defaults(command=run)
@@ -33,10 +34,14 @@ def run(options: argparse.Namespace) -> int:
     """Write the recipes and print what to type."""
     from cmbert.config.new import commands_for, plan_order, write_order
     from cmbert.config.texts import measure_texts
+    from cmbert.plan.machine import look_at_machine
 
     text = measure_texts(options.text) if options.text else None
     order = plan_order(options.name, options.size, text, options.tokens)
-    commands = commands_for(order, options.text, usable_processes())
+    machine = look_at_machine()
+    processes = min(MOST_PROCESSES, machine.most_processes)
+    soon = machine.num_gpus > 0 or order.size == "tiny"  # else ten steps take minutes
+    commands = commands_for(order, options.text, processes, text_key=options.text_key, measure=soon)
     first, second = write_order(order, commands)
     if text:
         print(f"text: about {text.utf8_bytes / 1e6:,.1f} MB, some {text.tokens / 1e6:,.1f}M tokens")
@@ -47,12 +52,3 @@ def run(options: argparse.Namespace) -> int:
     print("\nType next, in this order (the same lines stand at the head of the first recipe):\n")
     print("\n".join(f"    {command}" for command in commands))
     return 0
-
-
-def usable_processes() -> int:
-    """Return the processes to train with: one per GPU that the system shows, else one per core; MOST_PROCESSES at most.
-
-    Asks nothing of torch, which takes seconds to start.
-    """
-    gpus = len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
-    return min(MOST_PROCESSES, gpus or len(os.sched_getaffinity(0)))

@@ -143,8 +143,12 @@ def write_order(order: Order, commands: list[str]) -> list[Path]:
     return paths
 
 
-def commands_for(order: Order, texts: list[Path], processes: int) -> list[str]:
-    """Return what to type after `cmbert new`, in order. processes: as many as there are GPUs or cores to use."""
+def commands_for(order: Order, texts: list[Path], processes: int, *, text_key: str | None, measure: bool) -> list[str]:
+    """Return what to type after `cmbert new`, in order.
+
+    processes: as many as there are GPUs or cores to use. text_key: where the texts have theirs; None: under "text".
+    measure: whether the plan is to train ten steps.
+    """
     rows = min(tomllib.loads(recipe)["train"]["rows_per_step"] for recipe in order.recipes())
     ranks = max(count for count in range(1, rows + 1) if rows % count == 0 and count <= max(processes, 1))
 
@@ -152,14 +156,16 @@ def commands_for(order: Order, texts: list[Path], processes: int) -> list[str]:
         return shlex.quote(str(order.folder.joinpath(*parts)))
 
     raw = " ".join(shlex.quote(str(path)) for path in texts) or at("raw")
+    raw += f" --text-key {shlex.quote(text_key)}" if text_key else ""
     encode = f"data_tools preprocess --tokenizer {at('tokenizer')}"
     return [
         f"data_tools clean --input {raw} --heldout {at('heldout_text')}",
         f"data_tools clean --input {raw} --output {at('text')} --against {at('heldout_text')}",
-        f"data_tools train-tokenizer --input {at('text')} --vocab-size {order.vocabulary} --output {at('tokenizer')}",
+        f"data_tools train-tokenizer --input {at('text')} --vocab-size {order.vocabulary} --output {at('tokenizer')} "
+        f"--report {at('tokenizer.html')}",
         f"{encode} --input {at('text')} --output {at('shards')}",
         f"{encode} --input {at('heldout_text')} --output {at('heldout')}",
-        f"cmbert plan {at('stage1.toml')} --gpus {ranks}",
+        f"cmbert plan {at('stage1.toml')} --gpus {ranks}" + " --measure" * measure,
         *(f"cmbert train {at(f'stage{number}.toml')} --processes {ranks}" for number in (1, 2)),
         f"cmbert eval {at('runs', 'stage2')} --data {at('heldout')}",
         f"cmbert export {at('runs', 'stage2')} --output {at('export')}",

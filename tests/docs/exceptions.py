@@ -22,6 +22,7 @@ NOT_RUN = (
            "tests/cmbert/bench/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",
            "tests/integration/test_gpu_recipe.py"),
+    NotRun(r"python3 -m venv \.venv", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download) .*", "downloads packages", ".ci/run"),
@@ -62,6 +63,10 @@ TRAIN = "python -m cmbert train recipes/{0}.toml"
 ARRAY = "data_tools preprocess --input legal.jsonl --tokenizer runs/large/tokenizer --output runs/array"
 SMALL_BENCH = "--segments 64,32 --set model.vocab_size=1024 --set model.hidden_size=32 --set kernels.compile=false"
 SHORT_BENCH = f"--lengths 64 --batch-tokens 128 {SMALL_BENCH}"
+SMALL_STAGE = " ".join(
+    f"--set {key}"
+    for key in ("model.vocab_size=1024", "train.total_tokens=16384", "mask.warmup_tokens=0", "schedule.warmup_tokens=0")
+)
 DOMAINS_SCORED = (
     "cmbert eval runs/quickstart/stage2 --data news+reviews=runs/quickstart/heldout laws=runs/laws "
     "reviews=runs/reviews --context 512,1024 --unit word,token --max-rows 40"
@@ -121,6 +126,8 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 }
 # What is added to a command that begins so, to make it small: the last of an option counts.
 SMALLER = {
+    "data_tools train-tokenizer --input mine/text": "--vocab-size 1024",
+    **{f"cmbert {words} mine/stage": SMALL_STAGE for words in ("plan", "train")},
     "data_tools sample --output runs/quickstart/text": "--size 1000000",
     "cmbert eval runs/large/stage2 --data runs/large/heldout --long-context": "--max-rows 1 --long-context 4096",
     "cmbert eval runs/quickstart/stage2 --data runs/laws --long-context": "--max-rows 1 --long-context 4096",

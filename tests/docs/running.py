@@ -87,9 +87,9 @@ class Shell:
             case ["mpiexec", "-n", ranks, program, *rest]:
                 mpiexec = Path(sys.executable).parent / "mpiexec"
                 return [str(mpiexec), "-n", ranks, sys.executable, "-m", program, *rest]
-            case ["cmbert", "train", recipe, "--processes", ranks]:
+            case ["cmbert", "train", recipe, "--processes", ranks, *more]:
                 fewer = ["--processes", str(min(int(ranks), MAX_RANKS))]
-                return [sys.executable, "-m", "cmbert", "train", recipe, *fewer]
+                return [sys.executable, "-m", "cmbert", "train", recipe, *fewer, *more]
             case ["cmbert", *rest]:
                 return [sys.executable, "-m", "cmbert", *rest]
             case ["python", *rest]:

@@ -81,6 +81,8 @@ def make_world(folder: Path) -> Path:
     for name in ("legal", "medical", "reviews"):
         _lines(folder / f"{name}.jsonl", ({"text": _text(draw, words, 200)} for _ in range(40)))
     _lines(folder / "laws.jsonl", ({"text": _text(draw, words, 30_000)} for _ in range(2)))
+    _lines(folder / "raw/mine/0.jsonl", ({"text": _text(draw, words, 200)} for _ in range(600)))
+    _write(folder / "raw/mine/1.csv", "\n".join(["text", *(_text(draw, words, 60) for _ in range(100))]))
     characters = sorted(set("".join(words)))
     _write(folder / "vocab.txt", "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]))
     _write_tasks(folder, draw, words)
@@ -138,6 +140,10 @@ def _write_tasks(folder: Path, draw: np.random.Generator, words: list[str]) -> N
             _lines(folder / f"clue/{task}_public/{split}.json", records)
         rows = [f"{number % 2}\t{short()}" for number in range(8)]
         _write(folder / f"chnsenticorp/{split}.tsv", "\n".join(["label\ttext_a", *rows]))
+        _write(folder / f"sentiment/{split}.tsv", "\n".join(["label\ttext", *rows]))
+    own = {"name": "sentiment", "text": ["text"], "labels": ["0", "1"]}
+    files = {split: [f"{split}.tsv"] for split in ("train", "dev", "test")}
+    _write(folder / "sentiment.toml", tomli_w.dumps(own | files))
 
 
 def _write_pairs(folder: Path, draw: np.random.Generator, words: list[str]) -> None:
