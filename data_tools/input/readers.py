@@ -31,6 +31,7 @@ from data_tools.input.streams import (
 from data_tools.input.tables import table_rows
 
 SEE_TEXT_KEY = " (see --text-key)"
+CONVERT = "; if the file is GBK: iconv -f GB18030 -t UTF-8"
 PARQUET_BATCH_ROWS = 256  # a few megabytes of long documents
 
 logger = logging.getLogger(__name__)
@@ -172,16 +173,17 @@ class DocumentReader:
                     except BadRecordError as bad:
                         if self.on_bad_line == "fail":
                             where = f"{span.path}:{_record_number(span.path, record)}"
-                            raise InputError(f"{where}: {bad}{self._remedy(bad)}") from bad
+                            raise InputError(f"{where}: {bad}{self._remedy(bad, span.path)}") from bad
                         self.skipped[bad.reason] += 1
             finished += span.path.stat().st_size
             self.bytes_read = finished
 
-    def _remedy(self, bad: BadRecordError) -> str:
-        """Return what to type, if the command that reads has the options."""
+    def _remedy(self, bad: BadRecordError, path: Path) -> str:
+        """Return what to type; options only if the command that reads has them."""
+        convert = CONVERT if bad.reason == "invalid_utf8" and kind_of(path) != "parquet" else ""
         if not self.has_options:
-            return ""
-        return f"{self.see_text_key * (bad.reason == 'no_text')} (--on-bad-line skip counts such lines)"
+            return convert
+        return f"{convert}{self.see_text_key * (bad.reason == 'no_text')} (--on-bad-line skip counts such lines)"
 
     def _document(self, path: Path, record: Record) -> Document:
         value, kind = record.value, kind_of(path)
