@@ -12,7 +12,7 @@ from cmbert.transfer.finetune.trial import Setting
 
 BASE_WIDTH, BASE_RATE = 768, 5e-5  # BERT-base and the highest of its paper's rates (arXiv 1810.04805, A.3)
 LOWEST_RATE, HIGHEST_RATE = 3e-5, 2e-3  # peak; the middle one of that paper; 3e-3 still did no harm at 128 and 256
-LEAST_STEPS = 600  # optimizer steps (ours)
+LEAST_STEPS = 150  # optimizer steps: 50 were too few at a width of 128, 500 no better (docs/finetuning.md)
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10  # CLUE's usual passes; more of a small set mostly learns it by heart (ours)
 GRID_FACTORS = (1 / 3, 2 / 3, 1, 5 / 3, 8 / 3)  # of the rate: around 3e-5 they are 1e-5 to 8e-5, BERT's range (ours)
 GRID_BATCH_SIZES = (16, 32)  # examples; with the factors the same for every model of every task (ours)
