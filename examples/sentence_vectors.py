@@ -26,7 +26,9 @@ def main(folder: str = "") -> int:
         print(f"{folder}: has no weights (model.safetensors); export it again, with --format hf", file=sys.stderr)
         return 2
     from sentence_transformers import SentenceTransformer  # takes seconds, hence not first
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = SentenceTransformer(folder, trust_remote_code=True)
     firsts, seconds = zip(*PAIRS, strict=True)
     vectors = model.encode([*firsts, *seconds], normalize_embeddings=True)  # (2 * pairs, hidden size), of length 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cmbert.checkpoint.files import find_checkpoint
-from cmbert.checkpoint.state import read_state
+from cmbert.checkpoint.state import readable_states
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ShardError
 from cmbert.evaluate.unigram import unigram_of_run
@@ -44,7 +44,8 @@ def _unigram(stage: Stage) -> float | None:
         shards = [ShardSet(path) for path in paths]
         fingerprints = [found.fingerprint for found in shards]
         checkpoint = find_checkpoint(stage.folder)
-        read = read_state(checkpoint).shard_fingerprints if checkpoint else fingerprints
+        states = readable_states([checkpoint] if checkpoint else [])  # a damaged one is no reason to draw nothing
+        read = next((state.shard_fingerprints for state in states.values()), fingerprints)
         if fingerprints != read or not all(fingerprints):  # a Megatron pair has none until all of it was read: not here
             logger.info("%s: no unigram loss: its training shards are others now, or not proved", stage.name)
             return None
