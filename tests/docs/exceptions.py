@@ -22,7 +22,6 @@ NOT_RUN = (
            "tests/cmbert/bench/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",
            "tests/integration/test_gpu_recipe.py"),
-    NotRun(r"python3 -m venv \.venv", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download) .*", "downloads packages", ".ci/run"),
@@ -115,6 +114,11 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     ),
     "cmbert eval RUN --data held --context 8192 --by-position --max-rows 60": (
         "cmbert eval runs/quickstart/stage2 --data runs/quickstart/heldout --context 8192 --by-position --max-rows 60",
+    ),
+    "cmbert finetune --model RUN --task TASK --data DIR --output DIR --learning-rates 1e-4,3e-4,1e-3,3e-3 --epochs 3 "
+    "--seeds 1": (
+        "cmbert finetune --model runs/quickstart/stage2 --task chnsenticorp --data chnsenticorp --output runs/rates "
+        "--learning-rates 1e-4,3e-3 --epochs 1 --seeds 1",
     ),
     "cmbert plan RECIPE --gpus N": ("cmbert plan recipes/large/stage2.toml --gpus 7",),
     "cmbert bench train --against hf": (f"cmbert bench train --against hf --lengths 1024,8192 {SHORT_BENCH}",),
