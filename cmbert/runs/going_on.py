@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from cmbert.config.schema import Recipe
 from cmbert.data.sources import phases_of
@@ -63,7 +64,10 @@ def way_on(differing: Sequence[str], theirs: Recipe, ours: Recipe, done: Mapping
             ways.append(f"to go back to where they agree, the same command with --resume {shlex.quote(str(back))}")
     schedule = Schedule.of(theirs)
     if differing == ["data.sources"] and _paths(theirs) == _paths(ours) and steps < schedule.num_steps:
-        change = {"at_tokens": schedule.tokens_before(steps), "weights": [s.weight for s in ours.data.sources]}
+        change: dict[str, Any] = {
+            "at_tokens": schedule.tokens_before(steps),
+            "weights": [s.weight for s in ours.data.sources],
+        }
         changes = [*map(dataclasses.asdict, theirs.data.changes), change]
         table = ", ".join(f"{{ at_tokens = {c['at_tokens']}, weights = {list(c['weights'])} }}" for c in changes)
         ways.append(f"to mix otherwise from here on, set data.sources back and data.changes = [{table}]")
