@@ -12,7 +12,7 @@ from typing import Any
 
 from cmbert.config import defaults
 from cmbert.config.load import build_recipe, merge
-from cmbert.config.parameters import count_parameters
+from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import ModelConfig
 from cmbert.config.texts import Amount
 from cmbert.errors import ConfigError
@@ -42,7 +42,7 @@ class Size:
     contexts: tuple[int, int]
     from_: str
 
-    def parameters(self, vocabulary: int) -> int:
+    def parameters(self, vocabulary: int) -> Parameters:
         """Return the parameters of the model with so many ids."""
         return count_parameters(
             ModelConfig(
@@ -52,7 +52,7 @@ class Size:
                 intermediate_size=self.intermediate,
                 vocab_size=vocabulary,
             )
-        ).total
+        )
 
 
 SIZES = {
@@ -99,7 +99,9 @@ def plan_order(folder: Path, size: str | None, text: Amount | None, tokens: int 
     why_size = "as asked"
     if size is None:
         fitting = [
-            name for name, s in SIZES.items() if s.parameters(s.vocabulary) * TOKENS_PER_PARAMETER <= (wished or 0)
+            name
+            for name, s in SIZES.items()
+            if s.parameters(s.vocabulary).total * TOKENS_PER_PARAMETER <= (wished or 0)
         ]
         size = fitting[-1] if fitting else "tiny"
         why_size = f"the largest with {TOKENS_PER_PARAMETER} tokens a parameter" if fitting else "the smallest"
@@ -111,7 +113,7 @@ def plan_order(folder: Path, size: str | None, text: Amount | None, tokens: int 
         return Order(
             folder, size, why_size, vocabulary, chosen.budget, "the size's own; --text or --tokens says better"
         )
-    most = MOST_TOKENS_PER_PARAMETER * chosen.parameters(vocabulary)
+    most = MOST_TOKENS_PER_PARAMETER * chosen.parameters(vocabulary).total
     assert wished is not None
     if wished > most:
         return Order(folder, size, why_size, vocabulary, most, f"{MOST_TOKENS_PER_PARAMETER:,} for every parameter")
@@ -183,7 +185,7 @@ def _first_stage(order: Order) -> str:
             "": {"run_directory": (f"{folder}/runs/stage1", "metrics, log and checkpoints")},
             "model": {
                 "num_layers": (size.layers, f"{order.size} ({order.why_size}): {size.from_}"),
-                "hidden_size": (size.width, f"{size.parameters(order.vocabulary) / 1e6:,.1f}M parameters in all"),
+                "hidden_size": (size.width, f"{size.parameters(order.vocabulary).total / 1e6:,.1f}M parameters in all"),
                 "num_heads": (size.heads, "of 64 each"),
                 "intermediate_size": (size.intermediate, "about 8/3 of the width"),
                 "vocab_size": (order.vocabulary, "the tokenizer's; a multiple of 64, more for more text"),

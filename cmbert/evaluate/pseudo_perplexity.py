@@ -106,7 +106,7 @@ def evaluate(
         lengths.append(length_T[batch.masked_positions.numpy()])
         characters.append(characters_of[batch.targets.numpy()])
         positions.append(positions_in_segment(batch))
-        progress.advance(batch_rows)
+        progress.advance(min(batch_rows, num_rows - first))
     progress.close()
     loss_M, length_M, characters_M = map(np.concatenate, (losses, lengths, characters))
     if not characters_M.any():

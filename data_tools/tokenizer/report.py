@@ -10,8 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import ModelConfig
+from cmbert.config.new import SIZES
 from cmbert.errors import ConfigError, InputError
 from cmbert.files.reading import every_line
 from cmbert.html.page import bars, chips, section, table, write_page
@@ -21,12 +20,6 @@ from data_tools.encoding.encode import DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally
 from data_tools.input.document import Document
 
-MODEL_SIZES = {  # layers, width, heads, intermediate size, as in recipes/ (tiny: quickstart) and `cmbert new`
-    "tiny": (3, 128, 2, 256),
-    "small": (6, 384, 6, 1024),
-    "base": (12, 768, 12, 2048),
-    "large": (28, 1024, 16, 2624),
-}
 LONGEST_TOKENS = 40
 SMALLEST_COMPARED = 1_024  # ids; sizes are halved down to here
 COMPARED_CHARACTERS = 1_000_000  # of the measured text, at every size
@@ -129,7 +122,7 @@ def _at_sizes(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, AtSize]:
     return {
         size: AtSize(
             _compression(truncated(tokenizer.backend, size), part).characters_per_token,
-            {name: _embedding_share(size, *shape) for name, shape in MODEL_SIZES.items()},
+            {name: round(model.parameters(size).embedding_share, 4) for name, model in SIZES.items()},
         )
         for size in reversed(sizes)
     }
@@ -205,13 +198,6 @@ def _kind(spelling: str) -> str:
     return "letters" if spelling.strip().isalpha() and not hanzi else "other text"
 
 
-def _embedding_share(vocab_size: int, layers: int, width: int, heads: int, intermediate: int) -> float:
-    model = ModelConfig(
-        num_layers=layers, hidden_size=width, num_heads=heads, intermediate_size=intermediate, vocab_size=vocab_size
-    )
-    return round(count_parameters(model).embedding_share, 4)
-
-
 def report(measures: Measures, settings: dict[str, Any], *, held_out: bool) -> dict[str, Any]:
     """Return the report as plain values for JSON."""
     return {"settings": settings, "measured_on": _measured_on(held_out), **asdict(measures)}
@@ -261,10 +247,10 @@ def sizes_table(measures: Measures) -> str:
     for size, at in measures.at_sizes.items():
         name = f"{size:,}" + (", this one" if size == measures.vocab_size else "")
         gain = f"{100 * (at.characters_per_token / smaller - 1):+.1f} %" if smaller else "–"
-        shares = [f"{100 * at.embedding_share[model]:.0f} %" for model in MODEL_SIZES]
+        shares = [f"{100 * at.embedding_share[model]:.0f} %" for model in SIZES]
         rows.append([name, f"{at.characters_per_token:.3f}", gain, *shares])
         smaller = at.characters_per_token
-    head = ["ids", "characters per token", "gain", *(f"embedding of {model}" for model in MODEL_SIZES)]
+    head = ["ids", "characters per token", "gain", *(f"embedding of {model}" for model in SIZES)]
     note = (
         "Smaller sizes are the first merges of this training, on the same text. A larger vocabulary is worth it while "
         "the tokens that a text saves outweigh the parameters that the embedding takes from the layers. Train with a "

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from cmbert.config.load import load_recipe
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
 from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import stratified
-from data_tools.tokenizer.report import MODEL_SIZES, read_wordpiece, truncated
+from data_tools.tokenizer.report import read_wordpiece, truncated
 from data_tools.tokenizer.training import PATTERN, count_units, cut_long, train_tokenizer
 
 TEXTS = [
@@ -215,12 +214,6 @@ def test_a_vocabulary_may_hold_odd_tokens(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=r"--against .*vocab\.txt"):
             read_wordpiece(path)
-
-
-def test_model_sizes_are_the_recipes() -> None:
-    for name, recipe in (("tiny", "quickstart"), ("base", "base"), ("large", "large")):
-        model = load_recipe(Path(__file__).parents[3] / f"recipes/{recipe}/stage1.toml").model
-        assert MODEL_SIZES[name] == (model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size)
 
 
 def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
