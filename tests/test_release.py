@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("cmbert", "data_tools")
-FOLDERS = (*PACKAGES, "ds_configs")
+PARTS = {"ds_configs": "*.json", "recipes/tasks": "*.toml"}  # folders of the repository that go along in cmbert
+FOLDERS = (*PACKAGES, *PARTS)
 DISTRIBUTION = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 EXTRAS = {"data", "eval", "gpu", "dev", "mpi", "wandb"}
 
@@ -43,7 +44,8 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    expected |= {f"cmbert/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("ds_configs/*.json")}
+    parts = [path for folder, files in PARTS.items() for path in (ROOT / folder).glob(files)]
+    expected |= {f"cmbert/{path.relative_to(ROOT).as_posix()}" for path in parts}
     assert names == expected
     assert {"cmbert/html/page.html", "cmbert/export/hf_code/modeling_cmbert.py"} < names
 
@@ -111,6 +113,11 @@ def test_an_installed_copy_says_that_it_has_no_recipes(installed: Path, tmp_path
     assert done.returncode == 2
     assert "ds_configs/zero1.json: no such DeepSpeed file" in done.stderr
     assert "by name, from any folder: zero1, zero2, zero2_offload, zero3, zero3_offload" in done.stderr
+
+
+def test_an_installed_copy_has_the_shipped_tasks_by_name(installed: Path, tmp_path: Path) -> None:
+    code = "from cmbert.transfer.finetune.tasks import find_task; print(find_task('chnsenticorp').train)"
+    assert run(installed, tmp_path, "-c", code).stdout == "('train.tsv',)\n"
 
 
 def test_an_installed_copy_has_the_deepspeed_files_by_name(installed: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         required=True,
         type=words,
         metavar="TASK,TASK",
-        help="CLUE's tasks, or TOML files of others",
+        help="CLUE's tasks, those shipped beside them (chnsenticorp, ...), or TOML files of your own",
     )
     finetune.add_argument(
         "--data",

@@ -22,7 +22,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--text", type=any_path, nargs="+", default=[], metavar="PATH", help="your text: files and folders to measure"
     )
     new.add_argument(
-        "--text-key", metavar="KEY", help="name of the text's field or column, for the commands (default text)"
+        "--text-key",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="name of the text's field or column (default text); several if files differ",
     )
     new.add_argument(
         "--tokens", type=positive, metavar="N", help="tokens to train on (default: by the text, else by the size)"
@@ -33,15 +37,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the recipes and print what to type."""
     from cmbert.config.new import commands_for, plan_order, write_order
-    from cmbert.config.texts import measure_texts
+    from cmbert.config.texts import measure_texts, texts_by_key
     from cmbert.plan.machine import look_at_machine
 
+    texts = texts_by_key(options.text, options.text_key)
     text = measure_texts(options.text) if options.text else None
     order = plan_order(options.name, options.size, text, options.tokens)
     machine = look_at_machine()
     processes = min(MOST_PROCESSES, machine.most_processes)
     soon = machine.num_gpus > 0 or order.size == "tiny"  # else ten steps take minutes
-    commands = commands_for(order, options.text, processes, text_key=options.text_key, measure=soon)
+    commands = commands_for(order, texts, processes, measure=soon)
     first, second = write_order(order, commands)
     if text:
         print(f"text: about {text.utf8_bytes / 1e6:,.1f} MB, some {text.tokens / 1e6:,.1f}M tokens")

@@ -83,11 +83,19 @@ def read_toml(path: Path, kind: str = "recipe") -> dict[str, Any]:
     """Read a TOML file, a `kind` of thing. Raises ConfigError when it is missing or malformed."""
     raw = read_input(path)
     if raw is None:
-        raise ConfigError(f"{path}: no such {kind}; {IN_A_CLONE}")
+        raise ConfigError(f"{path}: no such {kind}; {_instead_of(path, kind)}")
     try:
         return _parse(raw.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and Python's own for 4,301 digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _instead_of(path: Path, kind: str) -> str:
+    """Return what to name instead of a file that is not there."""
+    beside = [file.name for file in path.parent.glob("*.toml")] if os.path.isdir(path.parent) else []
+    if near := difflib.get_close_matches(path.name, beside, n=1):
+        return f"did you mean {path.with_name(near[0])}?"
+    return IN_A_CLONE if kind == "recipe" else "write it, or name the file that you have"
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def plan_order(folder: Path, size: str | None, text: Amount | None, tokens: int 
     assert wished is not None
     if wished > most:
         return Order(folder, size, why_size, vocabulary, most, f"{MOST_TOKENS_PER_PARAMETER:,} for every parameter")
-    passes = f"{wished / text.tokens:.1f} passes over about {text.tokens / 1e6:,.1f}M tokens of text"
+    passes = f"{wished / text.tokens:.1f} passes over about {text.tokens / 1e6:,.1f}M tokens of text before cleaning"
     return Order(folder, size, why_size, vocabulary, wished, passes)
 
 
@@ -145,11 +145,11 @@ def write_order(order: Order, commands: list[str]) -> list[Path]:
     return paths
 
 
-def commands_for(order: Order, texts: list[Path], processes: int, *, text_key: str | None, measure: bool) -> list[str]:
+def commands_for(order: Order, texts: dict[str, list[Path]], processes: int, *, measure: bool) -> list[str]:
     """Return what to type after `cmbert new`, in order.
 
-    processes: as many as there are GPUs or cores to use. text_key: where the texts have theirs; None: under "text".
-    measure: whether the plan is to train ten steps.
+    texts: name of the texts' field or column -> files and folders. processes: as many as there are GPUs or cores to
+    use. measure: whether the plan is to train ten steps.
     """
     rows = min(tomllib.loads(recipe)["train"]["rows_per_step"] for recipe in order.recipes())
     ranks = max(count for count in range(1, rows + 1) if rows % count == 0 and count <= max(processes, 1))
@@ -157,12 +157,18 @@ def commands_for(order: Order, texts: list[Path], processes: int, *, text_key: s
     def at(*parts: str) -> str:
         return shlex.quote(str(order.folder.joinpath(*parts)))
 
-    raw = " ".join(shlex.quote(str(path)) for path in texts) or at("raw")
-    raw += f" --text-key {shlex.quote(text_key)}" if text_key else ""
+    inputs = {}  # of clean, by the folder below that of all cleaned texts: one call has one name for the texts
+    for key, paths in texts.items():
+        named = f" --text-key {shlex.quote(key)}" if key != "text" else ""
+        inputs[key if len(texts) > 1 else ""] = " ".join(shlex.quote(str(path)) for path in paths) + named
+    inputs = inputs or {"": at("raw")}
     encode = f"data_tools preprocess --tokenizer {at('tokenizer')}"
     return [
-        f"data_tools clean --input {raw} --heldout {at('heldout_text')}",
-        f"data_tools clean --input {raw} --output {at('text')} --against {at('heldout_text')}",
+        *(f"data_tools clean --input {raw} --heldout {at('heldout_text', part)}" for part, raw in inputs.items()),
+        *(
+            f"data_tools clean --input {raw} --output {at('text', part)} --against {at('heldout_text')}"
+            for part, raw in inputs.items()
+        ),
         f"data_tools train-tokenizer --input {at('text')} --vocab-size {order.vocabulary} --output {at('tokenizer')} "
         f"--report {at('tokenizer.html')}",
         f"{encode} --input {at('text')} --output {at('shards')}",

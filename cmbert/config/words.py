@@ -39,7 +39,11 @@ _TABLE = (  # words, our key (empty = there is none), how to convert where the u
         "data.context_tokens",
         "the length of a row; model.max_length is what the model is planned to read",
     ),
-    ("mlm_probability masking_probability mask_rate mask_ratio mlm_prob masking_rate", "mask.peak_rate", "0 to 1"),
+    (
+        "mlm_probability masking_probability mask_rate mask_ratio mlm_prob masking_rate",
+        "mask.peak_rate",
+        "0 to 1; for one rate throughout mask.start_rate and mask.end_rate, too",
+    ),
     ("whole_word_mask wwm whole_word_masking", "mask.unit", '"word" or "token"'),
     ("adam_beta1", "optimizer.beta1", ""),
     ("adam_beta2", "optimizer.beta2", ""),

@@ -71,7 +71,8 @@ def way_on(differing: Sequence[str], theirs: Recipe, ours: Recipe, done: Mapping
         changes = [*map(dataclasses.asdict, theirs.data.changes), change]
         table = ", ".join(f"{{ at_tokens = {c['at_tokens']}, weights = {list(c['weights'])} }}" for c in changes)
         ways.append(f"to mix otherwise from here on, set data.sources back and data.changes = [{table}]")
-    ways.append(f"to start a run from these weights, the same command with {new} {from_weights(run, theirs, steps)}")
+    start = f"to start a run of {ours.train.total_tokens:,} tokens from these weights"
+    ways.append(f"{start}, the same command with {new} {from_weights(run, theirs, steps)}")
     return "; ".join(ways)
 
 

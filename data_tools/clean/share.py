@@ -39,12 +39,15 @@ def few_held_out(report: dict[str, Any]) -> str:
     needed = share * FEWEST_HELD_OUT / max(held_out, 1) * SPARE
     remedy = f"write heldout_share = {needed:.2g} into a --config file, and" if needed <= 0.5 else "give more text and"
     return (
-        f"only {held_out:,} documents are held out (a share of {share:.2g}): fewer than {FEWEST_HELD_OUT} can hardly "
-        f"tell two models apart; {remedy} name other folders"
+        f"only {held_out:,} documents are held out (a share of {share:.2g}): fewer than {FEWEST_HELD_OUT}, unless they "
+        f"are long, can hardly tell two models apart; {remedy} name other folders"
     )
 
 
 def none_held_out(report: dict[str, Any]) -> str:
-    """Return what to say of an input of which not one document is held out."""
+    """Return what to say of an input of which not one document is held out, though none was dropped."""
+    if skipped := report["skipped_lines"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in skipped.most_common())
+        return f"no line or row has usable text ({reasons}); is it under another name? --text-key says which"
     share = f"no document falls into the held-out share of {report['heldout_share']:.2g}"
     return f"{share}; give more text, or write a larger heldout_share into a --config file"

@@ -30,6 +30,7 @@ from data_tools.input.streams import (
 )
 from data_tools.input.tables import table_rows
 
+OWN_RECORDS = ("report.json", "sample.json")  # of clean and sample, beside the texts that they made
 SEE_TEXT_KEY = " (see --text-key)"
 CONVERT = "; if the file is GBK: iconv -f GB18030 -t UTF-8"
 PARQUET_BATCH_ROWS = 256  # a few megabytes of long documents
@@ -77,11 +78,11 @@ def _files_below(root: Path) -> list[Path]:
     """
     files = sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
     others = {file for file in files if kind_of(file) == "json" and not may_be_array(file)}
-    if others:
+    if named := [str(file) for file in sorted(others) if file.name not in OWN_RECORDS]:
         logger.info(
             "%s: .json files that are no array are left out, name one to read it as JSON lines: %s",
             root,
-            ", ".join(sorted(map(str, others))),
+            ", ".join(named),
         )
     return [file for file in files if file not in others]
 

@@ -7,6 +7,7 @@ same way for all. Everything done is kept under the output folder, and a second 
 import hashlib
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -97,7 +98,9 @@ def _follow(
     data = Data(**items)
     chosen = task, backbone.hidden_size, len(data.train)
     settings, why = asked.settings(*chosen), asked.why(*chosen)
-    logger.info("%s: %s", task.name, said(settings, why))
+    trainings = len(settings) + num_seeds - 1  # the best setting's first seed is one of them
+    steps = max(setting.epochs * math.ceil(len(data.train) / setting.batch_size) for setting in settings)
+    logger.info("%s: %s; %d trainings of %s steps at most", task.name, said(settings, why), trainings, f"{steps:,}")
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
     searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
     searched += _tried_before(place, settings)

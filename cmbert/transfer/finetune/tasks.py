@@ -209,6 +209,8 @@ def find_data(root: Path, task: Task, num_tasks: int) -> Path:
 
     Raises ConfigError when there is none.
     """
+    if not root.is_dir():
+        raise ConfigError(f"--data {root}: no such folder; name the one with the files of {task.name}")
     candidates = [root / task.name, root / f"{task.name}_public"] + ([root] if num_tasks == 1 else [])
     for folder in candidates:
         if folder.is_dir() and (folder / task.train[0]).is_file():

@@ -12,11 +12,12 @@ import pytest
 
 from cmbert.cli import build_parser, main
 from cmbert.commands.new import SIZES
-from cmbert.config import new
+from cmbert.config import new, texts
 from cmbert.config.load import load_recipe
-from cmbert.config.texts import Amount, measure_texts
+from cmbert.config.texts import Amount, measure_texts, texts_by_key
 from cmbert.errors import InputError
 from data_tools.cli import build_parser as data_tools_parser
+from data_tools.input import streams
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = {"tiny": "quickstart", "base": "base", "large": "large"}
@@ -102,6 +103,24 @@ def test_text_is_measured_through_its_forms(tmp_path: Path) -> None:
     assert measure_texts([tmp_path]).wide > 2.2 * whole
 
 
+def test_texts_of_several_names_are_cleaned_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.jsonl").write_text(json.dumps({"title": "a", "content": SENTENCE}) + "\n", encoding="utf-8")
+    (raw / "b.csv.gz").write_bytes(gzip.compress(f"\ufeffnr, review\n1,{SENTENCE}\n".encode()))
+    assert main(["new", "mine", "--text", "raw"]) == 2
+    assert "a.jsonl: no 'text' in its first line, which has title, content; say --text-key" in capsys.readouterr().err
+    assert not Path("mine").exists()
+    assert main(["new", "mine", "--text", "raw", "--text-key", "content", "review"]) == 0
+    cleaning = [shlex.split(line)[2:] for line in printed(capsys.readouterr().out) if " clean " in line]
+    options = [data_tools_parser().parse_args(["clean", *words]) for words in cleaning]
+    assert [(o.inputs, o.text_key) for o in options] == 2 * [(["raw/a.jsonl"], "content"), (["raw/b.csv.gz"], "review")]
+    assert [str(o.heldout or o.output) for o in options] == [
+        f"mine/{part}/{key}" for part in ("heldout_text", "text") for key in ("content", "review")
+    ]
+    assert texts_by_key([raw / "a.jsonl"], ["review", "content"]) == {"content": [raw / "a.jsonl"]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -116,6 +135,10 @@ def test_what_is_no_text_is_said(tmp_path: Path, name: str, content: bytes | Non
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         measure_texts([tmp_path / name])
+
+
+def test_every_kind_that_clean_reads_is_measured() -> None:
+    assert set(texts.SUFFIXES) == set(streams.SUFFIXES)
 
 
 def test_it_starts_without_torch(tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def test_in_place(recipe_file: Path, before: list[str], step: int, after: list[s
         (CONSTANT, 8, ["train.rows_per_step=4"], "disagree in the rows of step 1;"),
         (CONSTANT, 8, ["data.changes=[{at_tokens=512, weights=[1]}]"], "disagree in data.changes;"),
         (DECAYING, 13, [TWICE], "disagree in the learning rate of step 13;"),
-        (CONSTANT, STEPS, ["optimizer.weight_decay=0.5"], "is 0.01 there and 0.5 here; to start a run from"),
+        (
+            CONSTANT,
+            STEPS,
+            ["optimizer.weight_decay=0.5"],
+            "0.01 there and 0.5 here; to start a run of 8,192 tokens from",
+        ),
     ],
 )
 def test_from_the_weights(recipe_file: Path, before: list[str], step: int, after: list[str], said: str) -> None:
