@@ -162,7 +162,7 @@ def commands_for(order: Order, texts: dict[str, list[Path]], processes: int, *, 
         named = f" --text-key {shlex.quote(key)}" if key != "text" else ""
         inputs[key if len(texts) > 1 else ""] = " ".join(shlex.quote(str(path)) for path in paths) + named
     inputs = inputs or {"": at("raw")}
-    encode = f"data_tools preprocess --tokenizer {at('tokenizer')}"
+    sets = {"text": "shards", "heldout_text": "heldout"}
     return [
         *(f"data_tools clean --input {raw} --heldout {at('heldout_text', part)}" for part, raw in inputs.items()),
         *(
@@ -171,8 +171,10 @@ def commands_for(order: Order, texts: dict[str, list[Path]], processes: int, *, 
         ),
         f"data_tools train-tokenizer --input {at('text')} --vocab-size {order.vocabulary} --output {at('tokenizer')} "
         f"--report {at('tokenizer.html')}",
-        f"{encode} --input {at('text')} --output {at('shards')}",
-        f"{encode} --input {at('heldout_text')} --output {at('heldout')}",
+        *(
+            f"data_tools preprocess --tokenizer {at('tokenizer')} --input {at(text)} --output {at(shards)}"
+            for text, shards in sets.items()
+        ),
         f"cmbert plan {at('stage1.toml')} --gpus {ranks}" + " --measure" * measure,
         *(f"cmbert train {at(f'stage{number}.toml')} --processes {ranks}" for number in (1, 2)),
         f"cmbert eval {at('runs', 'stage2')} --data {at('heldout')}",
@@ -199,10 +201,10 @@ def _first_stage(order: Order) -> str:
                 "init_std": _init_std(size.width),
             },
             "data": {
-                "tokenizer": (f"{folder}/tokenizer", "data_tools train-tokenizer makes it"),
+                "tokenizer": (f"{folder}/tokenizer", "made by data_tools train-tokenizer"),
                 "context_tokens": (context, "length of a row: short rows cost less"),
             },
-            "[data.sources]": {"path": (f"{folder}/shards", "data_tools preprocess makes it")},
+            "[data.sources]": {"path": (f"{folder}/shards", "made by data_tools preprocess")},
             "mask": {"warmup_tokens": (warmup, "15 -> 30 -> 15 %: the peak at the end of the warm-up")},
             **({"optimizer": short} if order.size == "tiny" else {}),
             "schedule": {

@@ -65,7 +65,7 @@ class Read(PipelineStep):
 class Reread(PipelineStep):
     """Read what `WriteTexts` wrote: nothing, where a task had no text left."""
 
-    name = "cmbert reader of its own texts"
+    name = "reader of its own texts"
     type = "reader"
 
     def __init__(self, folder: Path):

@@ -48,6 +48,7 @@ NOT_RUN = (
            "tests/cmbert/ablation/test_lists.py"),
     NotRun(r"(torchrun|deepspeed|mpirun) .* cmbert train RECIPE", "each launcher on two ranks there",
            "tests/integration/test_launchers.py"),
+    NotRun(r"cmbert train RECIPE --processes 8", "two ranks there", "tests/integration/test_local_ranks.py"),
 )  # fmt: skip
 
 HOLD_OUT = "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --heldout text/heldout/{0}"
