@@ -137,7 +137,7 @@ def new_file(text: str) -> Path:
 def new_folder(text: str) -> Path:
     """Return a path that a folder may be renamed to; what is built for it lies beside it, by its name."""
     path = Path(text)
-    if path.name in ("", ".."):
+    if path.name.strip() in ("", ".."):
         raise argparse.ArgumentTypeError(f"{text!r}: has no name of its own; give one, for example {path / 'out'}")
     return path
 

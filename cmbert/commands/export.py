@@ -34,11 +34,11 @@ def run(options: argparse.Namespace) -> int:
     measured = export(options.model, options.output, options.format)
     said = "%s: logits on %d tokens differ from ours in fp64 by %s"
     logger.info(said, options.output, measured.num_tokens, measured)
-    print(f"written to {options.output}; load it: {how_to_load(options.output)}; more in its README.md")
+    print(f"written to {options.output}; load it: {_how_to_load(options.output)}; more in its README.md")
     return 0
 
 
-def how_to_load(folder: Path) -> str:
+def _how_to_load(folder: Path) -> str:
     """Return the Python that opens an exported folder."""
     if (folder / "model.onnx").is_file():
         return f"onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})"
