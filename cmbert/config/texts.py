@@ -13,8 +13,9 @@ from typing import IO
 
 from cmbert.errors import InputError
 
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
-SUFFIXES = (*(kind + packing for kind in KINDS for packing in ("", ".gz", ".zst")), ".parquet")
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".txt")  # files of text; each also compressed
+COMPRESSIONS = (".gz", ".zst")
+SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS for compression in COMPRESSIONS), ".parquet")
 UNREAD = {".parquet": 2.0, ".zst": 3.0}  # bytes of Chinese text per byte of such a file; ours, a rough mean
 SAMPLE_BYTES = 2**18  # of each file: its beginning stands for the rest
 BLOCK_BYTES = 1024  # of a gzip file at a time: the share that was read is known so well
@@ -56,7 +57,8 @@ def texts_by_key(paths: Sequence[Path], keys: Sequence[str]) -> dict[str, list[P
         taken = {file: _key_of(file, keys) for file in files[:SAMPLE_FILES]}
         is_one = len(set(taken.values())) == 1
         for file in files[:1] if is_one else files:
-            found.setdefault(_key_of(file, keys), {})[path if is_one else file] = None
+            key = taken.get(file) or _key_of(file, keys)
+            found.setdefault(key, {})[path if is_one else file] = None
     return {key: list(places) for key, places in found.items()}
 
 

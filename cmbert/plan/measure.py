@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from cmbert.cluster.preemption import EXIT_STOPPED
 from cmbert.config.batch import taken_micro_batch
 from cmbert.config.deepspeed import deepspeed_path
 from cmbert.config.load import write_resolved
@@ -104,7 +105,7 @@ def _train(folder: Path, num_processes: int) -> None:
             f"--measure: a step takes more than {HOPELESS_SECONDS / 60:.0f} minutes on this machine; lower "
             "train.micro_batch_rows, or plan for GPUs: --gpus N"
         ) from error
-    if done.returncode in (0, 75):  # all steps, or as many as the time allowed
+    if done.returncode in (0, EXIT_STOPPED):  # all steps, or as many as the time allowed
         return
     said = [line for line in (done.stderr + done.stdout).splitlines() if "cmbert: error: " in line]
     words = said[0].partition("cmbert: error: ")[2] if said else " ".join(done.stderr.split()[-20:])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cmbert.config.texts import SUFFIXES
 from cmbert.errors import InputError
 from cmbert.files.operations import doing
 from cmbert.files.reading import BOM, MAX_LINE_BYTES
@@ -19,7 +20,6 @@ from data_tools.input.paragraphs import txt_documents
 from data_tools.input.records import BadRecordError, Record, document_of, is_text_type, json_object, plain_values
 from data_tools.input.streams import (
     READ_BYTES,
-    SUFFIXES,
     check_magic,
     damages,
     kind_of,

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cmbert.config.texts import COMPRESSIONS
 from cmbert.errors import ConfigError, InputError, first_line
-from data_tools.defaults import COMPRESSIONS, KINDS
 
-SUFFIXES = (*KINDS, *(kind + compression for kind in KINDS for compression in COMPRESSIONS), ".parquet")
 READ_BYTES = 1 << 17
 ZSTD_READ_BYTES = 1 << 10  # at zstd's utmost ratio this becomes 32 MB
 ZSTD_HEADER_BYTES = 18  # a frame's longest header

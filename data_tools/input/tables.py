@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from cmbert.config.texts import DELIMITERS
 from cmbert.errors import InputError
 from cmbert.files.reading import BOM, MAX_LINE_BYTES, shown
 from data_tools.input.records import BadRecordError, Record, Undecoded
 from data_tools.input.streams import check_magic, kind_of, skip_line
 
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 QUOTING = "; a field that holds the delimiter, a quote or a line break stands in quotes, quotes in it doubled"
 SHOWN_COLUMNS = 10
 
