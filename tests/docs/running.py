@@ -63,7 +63,7 @@ class Shell:
         if words[0] in OURS and words[1] not in ("ablate", "train"):
             return self._execute_here(words)
         done = forking.run(
-            self._as_started(words),
+            as_started(words),
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             stderr=subprocess.STDOUT,
@@ -82,21 +82,23 @@ class Shell:
         finally:
             os.chdir(before)
 
-    def _as_started(self, words: list[str]) -> list[str]:
-        match words:
-            case ["mpiexec", "-n", ranks, program, *rest]:
-                mpiexec = Path(sys.executable).parent / "mpiexec"
-                return [str(mpiexec), "-n", ranks, sys.executable, "-m", program, *rest]
-            case ["cmbert", "train", recipe, "--processes", ranks, *more]:
-                fewer = ["--processes", str(min(int(ranks), MAX_RANKS))]
-                return [sys.executable, "-m", "cmbert", "train", recipe, *fewer, *more]
-            case ["cmbert", *rest]:
-                return [sys.executable, "-m", "cmbert", *rest]
-            case ["python", *rest]:
-                return [sys.executable, *rest]
-            case ["source", *_]:
-                return ["bash", "-euc", shlex.join(words)]
-        raise AssertionError(f"nobody knows how to run {shlex.join(words)}")
+
+def as_started(words: list[str]) -> list[str]:
+    """Return the program and arguments that run a command of the documents here; AssertionError: nobody knows how."""
+    match words:
+        case ["mpiexec", "-n", ranks, program, *rest]:
+            mpiexec = Path(sys.executable).parent / "mpiexec"
+            return [str(mpiexec), "-n", ranks, sys.executable, "-m", program, *rest]
+        case ["cmbert", "train", recipe, "--processes", ranks, *more]:
+            fewer = ["--processes", str(min(int(ranks), MAX_RANKS))]
+            return [sys.executable, "-m", "cmbert", "train", recipe, *fewer, *more]
+        case ["cmbert" | "data_tools" as program, *rest]:
+            return [sys.executable, "-m", program, *rest]
+        case ["python", *rest]:
+            return [sys.executable, *rest]
+        case ["source", *_]:
+            return ["bash", "-euc", shlex.join(words)]
+    raise AssertionError(f"nobody knows how to run {shlex.join(words)}")
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Every command in the documents is right: it parses, what it names is there, and it runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from cmbert.bench import throughput
 from tests.docs.documents import QUICKSTART, ROOT, commands, documents
 from tests.docs.exceptions import INSTEAD, NOT_RUN, SMALLER
 from tests.docs.grammar import faults, named_paths
-from tests.docs.running import Shell, is_left_out, lines_to_run
+from tests.docs.running import Shell, as_started, is_left_out, lines_to_run
 from tests.docs.world import make_world
 
 DOCUMENTS = documents()
@@ -85,6 +86,12 @@ def test_every_command_is_run_or_accounted_for() -> None:
         if command.has_placeholder and command.text in lines_to_run(command) and not is_left_out(command)
     ]
     assert not unfilled, "give each an entry in tests/docs/exceptions.py:\n" + "\n".join(unfilled)
+
+
+def test_what_is_to_be_run_can_be_started() -> None:
+    for command in COMMANDS:
+        for line in lines_to_run(command):
+            assert as_started(shlex.split(line)), command.where
 
 
 def test_no_exception_is_stale() -> None:
