@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.ablation.comparison import differences_of
 from cmbert.ablation.lists import load_list, plan_runs, resolve_shares
+from cmbert.ablation.tables import differences_of
 from cmbert.errors import ConfigError
 
 FOLDER = Path("recipes/ablations")
