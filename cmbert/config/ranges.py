@@ -69,6 +69,7 @@ RANGES = {
     "mask.mask_prob": SHARE,
     "mask.random_prob": SHARE,
     "optimizer.beta1": Range(0, MOST_BETA),
+    "optimizer.momentum": Range(0, MOST_BETA),
     "optimizer.beta2": Range(0, MOST_BETA),
     "optimizer.eps": Range(LEAST_EPS, 1.0),
     "optimizer.weight_decay": Range(0, 100.0),
