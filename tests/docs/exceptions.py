@@ -46,6 +46,8 @@ NOT_RUN = (
            "shows what is refused", "tests/cmbert/plan/test_refusals.py"),
     NotRun(r"cmbert ablate recipes/ablations/(?!attention)\w+\.toml.*", "one list runs here, all are loaded there",
            "tests/cmbert/ablation/test_lists.py"),
+    NotRun(r"python recipes/ablations/word_boundary\.py .*", "needs thousands of documents; a few hundred there",
+           "tests/cmbert/ablation/test_word_boundary.py"),
     NotRun(r"(torchrun|deepspeed|mpirun) .* cmbert train RECIPE", "each launcher on two ranks there",
            "tests/integration/test_launchers.py"),
     NotRun(r"cmbert train RECIPE --processes 8", "two ranks there", "tests/integration/test_local_ranks.py"),
