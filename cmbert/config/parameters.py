@@ -1,8 +1,8 @@
-"""How many parameters a model has, by part, in closed form."""
+"""How many parameters a model has, by part and by what moves them, in closed form."""
 
 from dataclasses import dataclass
 
-from cmbert.config.schema import ModelConfig
+from cmbert.config.schema import ModelConfig, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -28,3 +28,22 @@ def count_parameters(model: ModelConfig) -> Parameters:
     head = width**2 + width + model.vocab_size  # dense, norm, decoder bias
     total = embedding + attention + mlp + norms + head
     return Parameters(embedding, attention, mlp, norms, head, total, embedding / total)
+
+
+def muon_blocks(model: ModelConfig) -> dict[tuple[int, int], int]:
+    """Return how many matrices of each shape (rows, columns) Muon moves, each as a whole.
+
+    A layer's query, key, value and attention output, both halves of its GeGLU input and its output; the head's dense.
+    """
+    width, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
+    blocks: dict[tuple[int, int], int] = {}
+    for shape, count in (((width, width), 4 * layers + 1), ((inner, width), 2 * layers), ((width, inner), layers)):
+        blocks[shape] = blocks.get(shape, 0) + count
+    return blocks
+
+
+def count_muon_parameters(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """Return the parameters that Muon moves: none unless `optimizer` is of its kind."""
+    if optimizer.kind != "muon":
+        return 0
+    return sum(rows * columns * count for (rows, columns), count in muon_blocks(model).items())

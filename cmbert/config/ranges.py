@@ -68,6 +68,7 @@ RANGES = {
     "mask.warmup_tokens": ANY_COUNT,
     "mask.mask_prob": SHARE,
     "mask.random_prob": SHARE,
+    "optimizer.momentum": Range(0, MOST_BETA),
     "optimizer.beta1": Range(0, MOST_BETA),
     "optimizer.beta2": Range(0, MOST_BETA),
     "optimizer.eps": Range(LEAST_EPS, 1.0),
