@@ -30,20 +30,18 @@ def count_parameters(model: ModelConfig) -> Parameters:
     return Parameters(embedding, attention, mlp, norms, head, total, embedding / total)
 
 
-def muon_blocks(model: ModelConfig) -> dict[tuple[int, int], int]:
-    """Return how many matrices of each shape (rows, columns) Muon moves, each as a whole.
+def muon_matrices(model: ModelConfig) -> list[tuple[int, int]]:
+    """Return the (rows, columns) of the matrices that Muon moves, each as a whole, in the order of the model.
 
     A layer's query, key, value and attention output, both halves of its GeGLU input and its output; the head's dense.
     """
-    width, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
-    blocks: dict[tuple[int, int], int] = {}
-    for shape, count in (((width, width), 4 * layers + 1), ((inner, width), 2 * layers), ((width, inner), layers)):
-        blocks[shape] = blocks.get(shape, 0) + count
-    return blocks
+    width, inner = model.hidden_size, model.intermediate_size
+    layer = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
+    return layer * model.num_layers + [(width, width)]
 
 
 def count_muon_parameters(model: ModelConfig, optimizer: OptimizerConfig) -> int:
     """Return the parameters that Muon moves: none unless `optimizer` is of its kind."""
     if optimizer.kind != "muon":
         return 0
-    return sum(rows * columns * count for (rows, columns), count in muon_blocks(model).items())
+    return sum(rows * columns for rows, columns in muon_matrices(model))

@@ -118,12 +118,12 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, StableAdamW or Muon; no weight decay on norms and biases."""
+    """AdamW, StableAdamW, or Muon for the matrices and AdamW for the rest; no weight decay on norms and biases."""
 
     kind: Literal["stable_adamw", "adamw", "muon"] = "stable_adamw"
-    """stable_adamw slows a tensor whose update would be large (F: arXiv 2304.13013); muon: docs/recipes.md."""
+    """stable_adamw slows a tensor whose update would be large (F: arXiv 2304.13013); muon: docs/recipes.md (ours)."""
     momentum: float = 0.95
-    """Decay of Muon's momentum, of kind muon alone (ours)."""
+    """Decay of Muon's momentum, Nesterov's form (arXiv 2502.16982); the other kinds have none."""
     beta1: float = 0.9
     """Decay of the first moment (F)."""
     beta2: float = 0.95

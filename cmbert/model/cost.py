@@ -11,7 +11,8 @@ GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 FP32_BYTES = 4
 BF16_BYTES = 2
 OPTIMIZER_BYTES = 3 * FP32_BYTES  # per parameter: fp32 copy and Adam's two moments
-NEWTON_SCHULZ_STEPS = 5  # of Muon (arXiv 2502.16982)
+NEWTON_SCHULZ_STEPS = 5  # of Muon (Keller Jordan's)
+NEWTON_SCHULZ_ELEMENTS = 2**26  # of matrices made orthogonal at once; 128 MiB in bf16, four times that in all (ours)
 STORED_TOKENS = (
     2048  # a CPU's attention keeps the probabilities of segments up to here; beyond, SDPA computes them again
 )

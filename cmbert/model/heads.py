@@ -11,8 +11,9 @@ from torch import nn
 
 from cmbert.accel import compiled
 from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.model.attention import Attention
 from cmbert.model.encoder import Encoder
-from cmbert.model.layers import make_norm
+from cmbert.model.layers import GatedMLP, make_norm
 from cmbert.model.loss import ChunkFunction, chunk_loss, fusible_chunk_loss, masked_cross_entropy
 
 
@@ -92,3 +93,20 @@ class MaskedLanguageModel(nn.Module):
         if masked_positions is not None:
             hidden = hidden.index_select(0, masked_positions)
         return self.decoder(self.head(hidden))
+
+
+def stacked_matrices(model: nn.Module) -> dict[torch.Tensor, int]:
+    """Return the weights that map hidden states to hidden states, and how many matrices of equal shape lie in each.
+
+    Those of the layers and the head: queries, keys and values are three matrices, GeGLU's input and gate are two. They
+    lie one above the other, each as many rows. Embeddings, norms and the decoder's bias are not among them.
+    """
+    found: dict[torch.Tensor, int] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            found |= {module.Wqkv.weight: 3, module.Wo.weight: 1}
+        elif isinstance(module, GatedMLP):
+            found |= {module.Wi.weight: 2, module.Wo.weight: 1}
+        elif isinstance(module, PredictionHead):
+            found[module.dense.weight] = 1
+    return found

@@ -70,7 +70,7 @@ def _muon(plan: Plan) -> list[str]:
         return []
     owners = "every GPU owns some" if muon.num_owners == plan.num_gpus else f"{muon.num_owners} GPUs own one each"
     return [
-        f"Muon moves {muon.parameters:,} parameters, {muon.num_blocks:,} matrices; {owners}",
+        f"Muon moves {muon.parameters:,} parameters, {muon.num_matrices:,} matrices; {owners}",
         f"  Newton-Schulz  {muon.flops / 1e12:,.3g} TFLOP a step, {muon.flops_share:.2%} of all; "
         f"{muon.slowest_flops / 1e12:,.3g} on the GPU that owns most: {_seconds(muon.compute_seconds)}*",
         f"  exchange       {gigabytes(muon.exchanged_bytes)} a step sent by the GPU that sends most, there and back: "

@@ -102,7 +102,7 @@ class _Step:
         self.parameters, self.embedding = parameters.total, parameters.embedding
         self.part = self.parameters / num_gpus
         self.muon = count_muon_parameters(recipe.model, recipe.optimizer)
-        self.muon_buffers = muon_buffer_bytes(recipe, num_gpus, whole_update=zero_stage < 3)
+        self.muon_buffers = muon_buffer_bytes(recipe, num_gpus)
         self.states = optimizer_bytes(recipe.model, recipe.optimizer) / num_gpus
         self.value_bytes = activation_bytes(deepspeed)
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"

@@ -34,7 +34,7 @@ from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.train.heldout import Heldout, open_heldout
 from cmbert.train.starting_weights import check_starting_weights, starting_model
 from cmbert.zero.engine import build_engine, convert_to_universal, load_engine
-from cmbert.zero.optim import build_optimizer
+from cmbert.zero.groups import build_optimizer
 
 HANG_MARGIN = 2  # a collective fails by itself only after this many times guards.hang_seconds: the watchdog says more
 

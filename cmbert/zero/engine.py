@@ -136,7 +136,8 @@ def find_layout(engine: Any) -> Layout:
         fragments |= {flat: [] for flat in zero.fp32_partitioned_groups_flat}
         for number, parameter in enumerate(parameters):
             group, start, length = zero.grad_position[zero.get_param_id(parameter)]
-            fragments[zero.fp32_partitioned_groups_flat[group]].append(Fragment(number, start, length))
+            offset = torch.distributed.get_rank() * parameter.partition_numel()
+            fragments[zero.fp32_partitioned_groups_flat[group]].append(Fragment(number, start, length, offset))
     else:
         fragments |= {flat: [] for flat in zero.single_partition_of_fp32_groups}
         for number, parameter in enumerate(parameters):
@@ -146,13 +147,9 @@ def find_layout(engine: Any) -> Layout:
                     zero.single_partition_of_fp32_groups[mapping.param_group_index],
                     mapping.hp_fragment_address,
                 )
-                fragments[flat].append(Fragment(number, place.start, place.numel))
-    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]
-    return Layout(
-        fragments,
-        torch.tensor(sizes, dtype=torch.float64, device=engine.device),
-        across_ranks=torch.distributed.get_world_size() > 1,
-    )
+                offset = mapping.lp_fragment_address.start
+                fragments[flat].append(Fragment(number, place.start, place.numel, offset))
+    return Layout.of(fragments, parameters, engine.device, across_ranks=torch.distributed.get_world_size() > 1)
 
 
 def save_engine(engine: Any, directory: Path, tag: str, write: Callable[[Any, str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, and the question before it: a step that is skipped moves nothing."""
+"""AdamW on ZeRO's partitions, and the question before its step: a step that is skipped moves nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import unwrap
@@ -6,36 +6,57 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
-from torch import nn
 from torch.optim.adamw import adamw
-
-from cmbert.config.schema import OptimizerConfig
 
 
 class Fragment(NamedTuple):
     """The part of one model parameter that lies in a flat tensor of a ZeRO partition."""
 
     parameter: int
-    """Its number in `Layout.sizes`."""
+    """Its number in `Layout.parameters`."""
     start: int
+    """Its first element's place in the flat tensor."""
     length: int
+    offset: int
+    """Its first element's place in the flattened parameter."""
 
 
 class Layout(NamedTuple):
     """Where ZeRO keeps this rank's share of every parameter."""
 
     fragments: Mapping[torch.Tensor, Sequence[Fragment]]
-    """Of each flat fp32 tensor that the optimizer is given."""
+    """Of each flat fp32 tensor that the optimizer is given, in the same order on every rank."""
+    parameters: Sequence[torch.Tensor]
+    """The model's; at ZeRO 3 placeholders, whose `ds_shape` is theirs."""
     sizes: torch.Tensor  # (parameters,) float64: elements of each whole parameter, on the device of collectives
     across_ranks: bool
     """Whether other ranks have the rest."""
 
+    @classmethod
+    def of(
+        cls,
+        fragments: Mapping[torch.Tensor, Sequence[Fragment]],
+        parameters: Sequence[torch.Tensor],
+        device: torch.device,
+        *,
+        across_ranks: bool,
+    ) -> "Layout":
+        """Return the layout of `parameters`; `device`: of collectives."""
+        counts = [whole_shape(parameter).numel() for parameter in parameters]
+        return cls(
+            fragments, parameters, torch.tensor(counts, dtype=torch.float64, device=device), across_ranks=across_ranks
+        )
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, of which ZeRO 3 leaves a placeholder."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
 
 def whole_parameters(parameters: Sequence[torch.Tensor]) -> Layout:
     """Return the layout of parameters that nobody has divided."""
-    fragments = {p: [Fragment(number, 0, p.numel())] for number, p in enumerate(parameters)}
-    sizes = torch.tensor([p.numel() for p in parameters], dtype=torch.float64, device=parameters[0].device)
-    return Layout(fragments, sizes, across_ranks=False)
+    fragments = {p: [Fragment(number, 0, p.numel(), 0)] for number, p in enumerate(parameters)}
+    return Layout.of(fragments, parameters, parameters[0].device, across_ranks=False)
 
 
 class StepDecision(NamedTuple):
@@ -92,15 +113,10 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
-                self._prepare(parameter)
+                if not self.state[parameter]:
+                    self.state[parameter] |= self._fresh_state(parameter, group)
                 self._clip(parameter, decision)
-            skipped = None if decision is None else decision.skipped
-            if self.clip_updates:
-                self._step_clipped(parameters, group, skipped)
-            else:
-                for parameter in parameters:
-                    whole = Fragment(0, 0, parameter.numel())
-                    self._move(parameter, whole, self.state[parameter]["step"], group, skipped)
+            self._step_group(parameters, group, None if decision is None else decision.skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, with every counter where the kernel reads it."""
@@ -125,26 +141,37 @@ class AdamW(torch.optim.Optimizer):
         factor = 1.0 / ((decision.norm + NORM_EPS) / self.max_norm).clamp_min(1.0)
         parameter.grad.mul_(factor.to(parameter.device))
 
-    def _prepare(self, parameter: torch.Tensor) -> None:
-        """Make the state of `parameter`. Names and types are torch AdamW's, which DeepSpeed's converter knows."""
-        if not self.state[parameter]:
-            self.state[parameter] |= {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+    def _fresh_state(self, parameter: torch.Tensor, group: dict) -> dict[str, torch.Tensor]:
+        """Return the state before the first step, in torch AdamW's names and types: the converter knows them."""
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
 
-    def _step_clipped(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
+    def _step_group(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
+        """Move the parameters of one group, all of which have clipped gradients and a state."""
+        if self.clip_updates:
+            self._step_clipped(parameters, group, skipped)
+            return
+        for parameter in parameters:
+            whole = Fragment(0, 0, parameter.numel(), 0)
+            self._move(parameter, whole, self.state[parameter]["step"], group, skipped)
+
+    def _known_layout(self) -> Layout:
         if self.layout is None:
             self.layout = whole_parameters([p for every in self.param_groups for p in every["params"]])
-        fragments, sizes, across_ranks = self.layout
-        placed = [(flat, fragment) for flat in parameters for fragment in fragments[flat]]
-        sums = torch.zeros_like(sizes)
+        return self.layout
+
+    def _step_clipped(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
+        layout = self._known_layout()
+        placed = [(flat, fragment) for flat in parameters for fragment in layout.fragments[flat]]
+        sums = torch.zeros_like(layout.sizes)
         for flat, fragment in placed:
             sums[fragment.parameter] += self._relative_energy(flat, fragment, group).to(sums.device)
-        if across_ranks:
+        if layout.across_ranks:
             torch.distributed.all_reduce(sums)
-        rates = group["lr"] / (sums / sizes).sqrt().clamp_min(1.0)
+        rates = group["lr"] / (sums / layout.sizes).sqrt().clamp_min(1.0)
         # The CPU's kernel takes a number; a GPU's reads an fp32 from the device's memory, and nobody waits for it.
         on_cpu = all(flat.device.type == "cpu" for flat in parameters)
         rates = rates.tolist() if on_cpu else rates.float()
@@ -194,23 +221,3 @@ class AdamW(torch.optim.Optimizer):
 
 def _part(tensor: torch.Tensor, fragment: Fragment) -> torch.Tensor:
     return tensor.view(-1).narrow(0, fragment.start, fragment.length)
-
-
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Split parameters: matrices decay, vectors (norm weights, the decoder bias) do not, embeddings by config."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding) and not config.decay_embeddings}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
-    kept = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
-    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """Return the recipe's optimizer with learning rate 0; the schedule sets it before every step."""
-    return AdamW(
-        parameter_groups(model, config),
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        clip_updates=config.kind == "stable_adamw",
-        max_norm=config.gradient_clip,
-    )

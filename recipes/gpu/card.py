@@ -14,7 +14,7 @@ from cmbert.accel import ATTENTION_KERNELS, what_is_missing
 from cmbert.bench.throughput import DTYPE, Run, timed
 from cmbert.config.schema import OptimizerConfig
 from cmbert.hardware import peak_flops
-from cmbert.zero.optim import build_optimizer
+from cmbert.zero.groups import build_optimizer
 
 MODULES = (
     "numpy", "numba", "tokenizers", "transformers", "deepspeed", "tensorboard", "safetensors", "tomli_w", "pytest",

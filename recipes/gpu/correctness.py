@@ -18,7 +18,8 @@ from cmbert.config.schema import KernelConfig, OptimizerConfig
 from cmbert.model.attention import attend
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.mixed_precision import MixedPrecision
-from cmbert.zero.optim import AdamW, build_optimizer
+from cmbert.zero.groups import build_optimizer
+from cmbert.zero.optim import AdamW
 
 SUITE = "tests/cmbert/model/test_attention_conformance.py"
 TESTS = "not flex"  # a peer that is compiled anew for every case, which takes longer than there is time

@@ -26,7 +26,7 @@ from cmbert.model.init import initialise
 from cmbert.runs.metrics import read_metrics
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.zero.optim import build_optimizer
+from cmbert.zero.groups import build_optimizer
 from tests.integration.launching import (
     children,
     deepspeed_file,

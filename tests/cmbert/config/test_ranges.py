@@ -14,7 +14,7 @@ from cmbert.config.load import build_recipe, load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig, OptimizerConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.model.layers import make_norm
-from cmbert.zero.optim import build_optimizer
+from cmbert.zero.groups import build_optimizer
 
 BASE: dict[str, Any] = {
     "run_directory": "run",
@@ -65,8 +65,8 @@ EDGES: dict[str, tuple[float, float, dict[str, Any]]] = {
     "mask.warmup_tokens": (0, 10**6 - 1, {}),
     "mask.mask_prob": (0.0, 1.0, {"mask.random_prob": 0.0}),
     "mask.random_prob": (0.0, 1.0, {"mask.mask_prob": 0.0}),
-    "optimizer.momentum": (0.0, 0.999999, {"optimizer.kind": "muon"}),
     "optimizer.beta1": (0.0, 0.999999, {}),
+    "optimizer.momentum": (0.0, 0.999999, {"optimizer.kind": "muon"}),
     "optimizer.beta2": (0.0, 0.999999, {}),
     "optimizer.eps": (1e-15, 1.0, {}),
     "optimizer.weight_decay": (0.0, 100.0, {}),

@@ -11,16 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmbert.cli import main
 from cmbert.config.load import load_recipe
-from cmbert.config.parameters import count_muon_parameters, count_parameters, muon_blocks
+from cmbert.config.parameters import count_muon_parameters, count_parameters, muon_matrices
 from cmbert.config.schema import ModelConfig, OptimizerConfig
 from cmbert.errors import ConfigError
 from cmbert.model.cost import NEWTON_SCHULZ_STEPS, newton_schulz_flops, optimizer_bytes
-from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.heads import MaskedLanguageModel, stacked_matrices
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.describe import describe
 from cmbert.plan.memory import memory_by_moment
-from cmbert.plan.muon import exchange_seconds, exchanged_bytes, muon_buffer_bytes, share_blocks
+from cmbert.plan.muon import exchange_seconds, exchanged_bytes, muon_buffer_bytes, share_matrices
 from cmbert.plan.plan import make_plan
+from cmbert.zero.muon import Exchange, matrices_of
 
 LARGE = Path(__file__).parents[3] / "recipes" / "large" / "stage1.toml"
 MUON = ["optimizer.kind=muon"]
@@ -35,7 +36,7 @@ MODELS = [
 NO_LATENCY = Assumptions(hop_microseconds=1e-12)
 
 
-def naive_blocks(model: ModelConfig) -> list[tuple[int, int]]:
+def naive_matrices(model: ModelConfig) -> list[tuple[int, int]]:
     """Return the shape of every matrix of the built model that Muon moves."""
     with torch.device("meta"):
         built = MaskedLanguageModel(model)
@@ -49,10 +50,10 @@ def naive_blocks(model: ModelConfig) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_matrices_are_those_of_the_built_model(model: ModelConfig) -> None:
-    blocks = naive_blocks(model)
-    assert muon_blocks(model) == {shape: blocks.count(shape) for shape in set(blocks)}
+    matrices = naive_matrices(model)
+    assert muon_matrices(model) == matrices
     muon, adam = OptimizerConfig(kind="muon"), OptimizerConfig(kind="adamw")
-    elements = sum(rows * columns for rows, columns in blocks)
+    elements = sum(rows * columns for rows, columns in matrices)
     assert count_muon_parameters(model, muon) == elements
     assert count_muon_parameters(model, adam) == 0
     total = count_parameters(model).total
@@ -73,15 +74,33 @@ def test_operations_are_those_that_torch_counts(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("num_gpus", [1, 2, 7, 64, 500])
 def test_every_matrix_has_one_owner_and_the_load_is_balanced(model: ModelConfig, num_gpus: int) -> None:
-    blocks, shares = naive_blocks(model), share_blocks(model, num_gpus)
-    assert len(shares) == min(num_gpus, len(blocks))
-    assert sum(share.elements for share in shares) == sum(rows * columns for rows, columns in blocks)
-    work = [newton_schulz_flops(*shape) for shape in blocks]
+    matrices, shares = naive_matrices(model), share_matrices(model, num_gpus)
+    assert len(shares) == min(num_gpus, len(matrices))
+    assert sum(share.elements for share in shares) == sum(rows * columns for rows, columns in matrices)
+    work = [newton_schulz_flops(*shape) for shape in matrices]
     assert sum(share.flops for share in shares) == sum(work)
     # Nobody gets a matrix while another has less: the last one came to at most the mean.
     assert max(share.flops for share in shares) <= sum(work) / num_gpus + max(work)
-    for share in shares:
-        assert 0 < share.most_of_a_shape <= share.elements
+    assert sorted(shares) == shares_in_a_step(model, num_gpus)
+
+
+def shares_in_a_step(model: ModelConfig, num_gpus: int) -> list[tuple[int, int, int]]:
+    """Return what each rank owns that owns any, by the plan of the real optimizer: operations, elements, scratch."""
+    with torch.device("meta"):
+        built = MaskedLanguageModel(model)
+    stacked = stacked_matrices(built)
+    parameters = [(number, p) for number, p in enumerate(built.parameters()) if p in stacked]
+    matrices = [m for number, p in parameters for m in matrices_of(number, p.shape, stacked[p])]
+    found = []
+    for rank in range(num_gpus):
+        exchange = Exchange(matrices, [[]] * num_gpus, rank, torch.device("meta"))
+        owned = [matrices[number] for number in exchange.owned]
+        if owned:
+            elements = sum(matrix.size for matrix in owned)
+            batches = exchange.batches(torch.empty(elements, device="meta"))
+            scratch = max(2 * batch.numel() + 2 * len(batch) * min(batch.shape[1:]) ** 2 for batch in batches)
+            found.append((sum(matrix.flops for matrix in owned), elements, scratch))
+    return sorted(found)
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2, 8, 24])
@@ -89,7 +108,7 @@ def test_the_exchange_is_what_travels_between_gpus(num_gpus: int) -> None:
     """Every element of every matrix goes from a GPU that has it to its owner and back, 2 bytes each way."""
     recipe = load_recipe(LARGE, [*MUON, *(f"model.{k}={v}" for k, v in dataclasses.asdict(SMALL).items() if k in (
         "num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size"))])  # fmt: skip
-    shares = share_blocks(recipe.model, num_gpus)
+    shares = share_matrices(recipe.model, num_gpus)
     sent, by_network = [0.0] * num_gpus, [0.0] * num_gpus
     received = [0.0] * num_gpus
     generator = random.Random(0)
@@ -136,7 +155,7 @@ def test_long_form_and_json_show_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "every GPU owns some" in text
     assert max(map(len, text.partition("\n\nNote:")[0].splitlines())) <= 120
     assert main([*asked, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["muon"]["num_blocks"] == 28 * 7 + 1
+    assert json.loads(capsys.readouterr().out)["muon"]["num_matrices"] == 28 * 7 + 1
     assert "Muon" not in describe(make_plan(load_recipe(LARGE), 64))
     assert "197 GPUs own one each" in describe(make_plan(load_recipe(LARGE, MUON), 224))
 
@@ -154,13 +173,10 @@ def test_memory_has_one_moment_less_and_the_buffers_of_a_step() -> None:
             for moment, found in muon.items():
                 less = adam[moment].optimizer_bytes - found.optimizer_bytes
                 assert less == pytest.approx(4 * moved / num_gpus, abs=2)
-            buffers = muon_buffer_bytes(recipe, num_gpus, whole_update=stage < 3)
-            assert muon["optimizer"].buffers_bytes >= round(buffers)
-    # One GPU owns everything. Sent and received: 2 bytes each; of the
-    # largest shape, four copies at 2 bytes; an fp32 update of all.
-    largest = max(rows * columns * count for (rows, columns), count in muon_blocks(recipe.model).items())
-    assert muon_buffer_bytes(recipe, 1, whole_update=True) == 2 * 2 * moved + 4 * 2 * largest + 4 * moved
-    assert muon_buffer_bytes(load_recipe(LARGE), 1, whole_update=True) == 0
+            assert muon["optimizer"].buffers_bytes >= round(muon_buffer_bytes(recipe, num_gpus))
+    # One GPU owns everything: its fp32 fragments become bf16, and are put end to end, 2 bytes each.
+    assert muon_buffer_bytes(recipe, 1) == 2 * 2 * moved
+    assert muon_buffer_bytes(load_recipe(LARGE), 1) == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from cmbert.config.schema import Recipe
 from cmbert.model import encoder
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.zero.engine import build_engine, start_distributed, stop_distributed
-from cmbert.zero.optim import build_optimizer
+from cmbert.zero.groups import build_optimizer
 from tests.cmbert.fused import FUSED
 
 NUM_STEPS = 2  # the optimizer's moments are made in the first; the second is like all others

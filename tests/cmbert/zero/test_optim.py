@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import OptimizerConfig
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.zero.optim import AdamW, Fragment, Layout, StepDecision, build_optimizer, parameter_groups
+from cmbert.zero.groups import build_optimizer, parameter_groups
+from cmbert.zero.optim import AdamW, Fragment, Layout, StepDecision
 
 BETAS, EPS, DECAY = (0.9, 0.95), 1e-6, 0.1
 SHAPES = ((7, 5), (5,), (40, 3), (1,))
@@ -131,8 +132,8 @@ def test_a_flat_tensor_of_many_parameters_is_the_same() -> None:
     train(make(whole, clip_updates=True), lambda t: fill(whole, t), 12)
     optimizer = make([flat], clip_updates=True)
     sizes = [p.numel() for p in whole]
-    fragments = [Fragment(i, sum(sizes[:i]), size) for i, size in enumerate(sizes)]
-    optimizer.layout = Layout({flat: fragments}, torch.tensor(sizes, dtype=torch.float64), across_ranks=False)
+    fragments = [Fragment(i, sum(sizes[:i]), size, 0) for i, size in enumerate(sizes)]
+    optimizer.layout = Layout.of({flat: fragments}, whole, flat.device, across_ranks=False)
 
     def fill_flat(step: int) -> None:
         flat.grad = torch.cat([g.flatten() for g in gradients(step)])
