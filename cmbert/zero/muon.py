@@ -13,15 +13,12 @@ import torch
 import torch.distributed
 
 from cmbert.cluster.distributed import gather_from_ranks
+from cmbert.model.cost import NEWTON_SCHULZ_ELEMENTS, NEWTON_SCHULZ_STEPS, newton_schulz_flops
 from cmbert.zero.optim import AdamW, Fragment, Layout, whole_shape
 
-NUM_STEPS = 5  # of Newton-Schulz (Keller Jordan's Muon)
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its polynomial: the steepest at zero, for few steps (likewise)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz: the steepest at zero, for few steps (Keller Jordan's Muon)
 LEAST_NORM = 1e-7  # by which a matrix is divided (likewise)
 UPDATE_RMS = 0.2  # of an update's elements: about that of AdamW, so that its learning rates do (arXiv 2502.16982)
-MOST_ELEMENTS = (
-    2**26
-)  # of the matrices that are made orthogonal at once; 128 MiB in bf16, four times that in all (ours)
 
 
 class Matrix(NamedTuple):
@@ -40,9 +37,8 @@ class Matrix(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Operations of Newton-Schulz: two products of small x large and one of small x small a step."""
-        small, large = sorted((self.rows, self.columns))
-        return NUM_STEPS * (4 * small**2 * large + 2 * small**3)
+        """Operations of Newton-Schulz."""
+        return newton_schulz_flops(self.rows, self.columns)
 
     @property
     def scale(self) -> float:
@@ -164,7 +160,7 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     is_tall = matrices.shape[1] > matrices.shape[2]
     found = matrices.mT if is_tall else matrices
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp_min(LEAST_NORM)
-    for _ in range(NUM_STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), found, beta=first)
     return found.mT if is_tall else found
@@ -221,7 +217,7 @@ class Exchange:
         for shape, group in itertools.groupby(self.owned, key=lambda n: self.matrices[n][2:]):
             left, size = len(list(group)), shape[0] * shape[1]
             while left:
-                count = min(left, max(1, MOST_ELEMENTS // size))
+                count = min(left, max(1, NEWTON_SCHULZ_ELEMENTS // size))
                 yield owned.narrow(0, place, count * size).view(count, *shape)
                 place, left = place + count * size, left - count
 

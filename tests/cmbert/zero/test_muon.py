@@ -84,7 +84,7 @@ def test_large_sets_are_made_orthogonal_in_parts(monkeypatch: pytest.MonkeyPatch
     for step in range(3):
         set_gradients(whole, step)
         first.step()
-    monkeypatch.setattr(muon, "MOST_ELEMENTS", 300)
+    monkeypatch.setattr(muon, "NEWTON_SCHULZ_ELEMENTS", 300)
     for step in range(3):
         set_gradients(parts, step)
         second.step()
