@@ -1,5 +1,6 @@
 """What a model costs in closed form: operations per token, activations. Torch-free."""
 
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,15 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
     """Return the operations that orthogonalise one matrix: with m <= n, each step m n m, m m m and m m n."""
     least, most = sorted((rows, columns))
     return NEWTON_SCHULZ_STEPS * (4 * least**2 * most + 2 * least**3)
+
+
+def share_out(costs: Sequence[int], num_ranks: int) -> list[int]:
+    """Return the rank that takes each piece of work: the dearest first, each to the rank that has the least to do."""
+    loads, owners = [(0, rank) for rank in range(num_ranks)], [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+        load, owners[number] = loads[0]
+        heapq.heapreplace(loads, (load + costs[number], owners[number]))
+    return owners
 
 
 def optimizer_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:

@@ -1,6 +1,5 @@
 """What Muon adds to a step: matrices travel to one GPU each, are orthogonalised there and travel back. Arithmetic."""
 
-import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 from cmbert.config.parameters import count_muon_parameters, muon_matrices
 from cmbert.config.schema import ModelConfig, Recipe
-from cmbert.model.cost import BF16_BYTES, FP32_BYTES, NEWTON_SCHULZ_ELEMENTS, newton_schulz_flops
+from cmbert.model.cost import BF16_BYTES, FP32_BYTES, NEWTON_SCHULZ_ELEMENTS, newton_schulz_flops, share_out
 from cmbert.plan.assumptions import Assumptions
 
 EXCHANGES = 2  # all-to-alls of a step: fragments to the owners, updates back
@@ -52,25 +51,19 @@ class MuonCost:
 
 @lru_cache(maxsize=4096)  # a table of more GPUs and micro-batches asks for the same again and again
 def share_matrices(model: ModelConfig, num_gpus: int) -> tuple[Share, ...]:
-    """Return what each GPU owns that owns any, as cmbert.zero.muon shares it out (a test compares them).
-
-    The dearest matrix first, each to the GPU that has least to do.
-    """
-    loads = [(0, gpu) for gpu in range(num_gpus)]
+    """Return what each GPU owns that owns any, as cmbert.zero.muon shares it out (a test compares them)."""
+    matrices = muon_matrices(model)
+    cost = {shape: newton_schulz_flops(*shape) for shape in matrices}
     held: dict[int, Counter[tuple[int, int]]] = {}
-    cost = {shape: newton_schulz_flops(*shape) for shape in muon_matrices(model)}
-    for shape in sorted(muon_matrices(model), key=lambda shape: -cost[shape]):
-        load, gpu = loads[0]
-        heapq.heapreplace(loads, (load + cost[shape], gpu))
+    for gpu, shape in zip(share_out([cost[shape] for shape in matrices], num_gpus), matrices, strict=True):
         held.setdefault(gpu, Counter())[shape] += 1
-    flops = {gpu: load for load, gpu in loads}
     return tuple(
         Share(
-            flops[gpu],
+            sum(cost[shape] * count for shape, count in shapes.items()),
             sum(math.prod(shape) * count for shape, count in shapes.items()),
             max(_scratch_elements(shape, count) for shape, count in shapes.items()),
         )
-        for gpu, shapes in sorted(held.items())
+        for _, shapes in sorted(held.items())
     )
 
 

@@ -4,7 +4,6 @@ A rank holds fragments of matrices, cut anywhere. After accumulation and clippin
 matrix go to its owner in one all-to-all, in bf16; the owner makes the matrix orthogonal and sends the fragments back.
 """
 
-import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import torch
 import torch.distributed
 
 from cmbert.cluster.distributed import gather_from_ranks
-from cmbert.model.cost import NEWTON_SCHULZ_ELEMENTS, NEWTON_SCHULZ_STEPS, newton_schulz_flops
+from cmbert.model.cost import NEWTON_SCHULZ_ELEMENTS, NEWTON_SCHULZ_STEPS, newton_schulz_flops, share_out
 from cmbert.zero.optim import AdamW, Fragment, Layout, whole_shape
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz: the steepest at zero, for few steps (Keller Jordan's Muon)
@@ -166,17 +165,6 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     return found.mT if is_tall else found
 
 
-def owners_of(matrices: Sequence[Matrix], num_ranks: int) -> list[int]:
-    """Return the rank that owns each matrix: the dearest first, each to the rank that has the least to do."""
-    loads = [(0, rank) for rank in range(num_ranks)]
-    owners = [0] * len(matrices)
-    for number in sorted(range(len(matrices)), key=lambda number: (-matrices[number].flops, number)):
-        load, rank = heapq.heappop(loads)
-        owners[number] = rank
-        heapq.heappush(loads, (load + matrices[number].flops, rank))
-    return owners
-
-
 class Exchange:
     """Which pieces of which matrices go to whom. Every rank makes the same plan and knows its own part."""
 
@@ -185,7 +173,7 @@ class Exchange:
     ):
         """held: the fragments of each rank in each flat tensor. device: of collectives."""
         self.matrices, self.device, self.is_alone = matrices, device, len(held) == 1
-        owners = owners_of(matrices, len(held))
+        owners = share_out([matrix.flops for matrix in matrices], len(held))
         of_ranks = [sorted(_pieces(matrices, flats), key=lambda p: (owners[p.matrix], p)) for flats in held]
         self.mine = of_ranks[rank]
         self.sent = [sum(p.length for p in self.mine if owners[p.matrix] == other) for other in range(len(held))]
