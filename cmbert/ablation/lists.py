@@ -5,7 +5,6 @@ part, `then`, makes a second stage of it. An arm with learning rates is trained 
 best of them with the others. Lists may extend each other, as recipes do.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -92,6 +91,9 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
         raise ConfigError(f"{path}: arms: name at least two to compare")
     for arm in found.arms:
         _check_arm(arm, f"{path}: {arm.name}")
+    for name in found.tasks:
+        if name.endswith(".toml"):
+            named_in(path, "tasks", name)
     tasks = [find_task(name, f"{path}: tasks").name for name in found.tasks]
     if twice := [name for name in tasks if tasks.count(name) > 1]:
         raise ConfigError(f"{path}: tasks: two are named {twice[0]!r}; name one of them")
@@ -113,7 +115,7 @@ def load_list(path: Path, base: Path | None = None) -> AblationList:
 def _check_arm(arm: Arm, where: str) -> None:
     """Raise ConfigError for learning rates that are none or have one folder, and for tokens that are no share."""
     for rate in arm.learning_rates:
-        if not (rate > 0 and math.isfinite(rate)):
+        if not rate > 0:
             raise ConfigError(f"{where}: learning_rates: {rate} must be positive")
     if len({f"{rate:g}" for rate in arm.learning_rates}) < len(arm.learning_rates):
         raise ConfigError(f"{where}: learning_rates: two are the same to six digits; remove one")
