@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmbert.cli import main
+from cmbert.cluster.distributed import Launch
 from cmbert.config.load import load_recipe
 from cmbert.config.parameters import count_muon_parameters, count_parameters, muon_matrices
 from cmbert.config.schema import ModelConfig, OptimizerConfig
@@ -21,6 +22,7 @@ from cmbert.plan.describe import describe
 from cmbert.plan.memory import memory_by_moment
 from cmbert.plan.muon import exchange_seconds, exchanged_bytes, muon_buffer_bytes, share_matrices
 from cmbert.plan.plan import make_plan
+from cmbert.train.start import check_start
 from cmbert.zero.muon import Exchange, matrices_of
 
 LARGE = Path(__file__).parents[3] / "recipes" / "large" / "stage1.toml"
@@ -197,6 +199,8 @@ def test_muon_with_anything_offloaded_is_refused(recipe_file: Path, tmp_path: Pa
     message = rf"^{file}: zero_optimization.{key}: optimizer.kind muon cannot .*set optimizer.kind to stable_adamw$"
     with pytest.raises(ConfigError, match=message):
         make_plan(recipe, 2)
+    with pytest.raises(ConfigError, match=message):
+        check_start(recipe, "auto", Launch(rank=0, world_size=1, local_rank=0, address="n1", port=1))
     make_plan(load_recipe(recipe_file, [f"train.deepspeed={file}"]), 2)  # another optimizer takes it
 
 
