@@ -123,6 +123,11 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         "cmbert finetune --model runs/quickstart/stage2 --task chnsenticorp --data chnsenticorp --output runs/rates "
         "--learning-rates 1e-4,3e-3 --epochs 1 --seeds 1",
     ),
+    "cmbert merge-checkpoints RUN --steps 1600,1800,2000 --output DIR": (
+        f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/merging --set train.checkpoint_every_steps=2 "
+        "--set train.keep_checkpoints=3",
+        "cmbert merge-checkpoints runs/merging --steps 4,6,8 --output runs/merged",
+    ),
     "cmbert plan RECIPE --gpus N": ("cmbert plan recipes/large/stage2.toml --gpus 7",),
     "cmbert bench train --against hf": (f"cmbert bench train --against hf --lengths 1024,8192 {SHORT_BENCH}",),
     "cmbert bench train --against hf --lengths 1024,8192": (f"{{}} {SHORT_BENCH}",),
