@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cmbert.checkpoint.retention import Retention
+from cmbert.checkpoint.state import readable_states
 from cmbert.checkpoint.writer import CheckpointWriter
 from cmbert.cluster.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.cluster.preemption import EXIT_STOPPED, StopRequest
@@ -69,7 +70,8 @@ def train(
         logging.getLogger("cmbert").setLevel(logging.ERROR)  # every rank knows the same, and rank 0 says it
     start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished, asked_branch=branch)
     if start.is_finished:
-        further = how_to_train_further(recipe)
+        done = {path: state.step for path, state in readable_states(start.candidates).items()}
+        further = how_to_train_further(recipe, done)
         logger.info("%s: already finished, %d steps; %s", recipe.run_directory, start.schedule.num_steps, further)
         return 0
     if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
