@@ -51,6 +51,8 @@ class TrainState(Progress):
     """At which of its rows each source of the data is (`Blend.consumed`); empty in checkpoints of older versions."""
     first_rows: list[int] = field(default_factory=list)
     """At which each began (`begin_reading`); empty = at 0."""
+    first_row: int = 0
+    """The run's row at which they began so: 0, or where a branch took up a blend of its own (runs/branch.py)."""
     ephemeral: bool = False
     """Whether it goes as soon as there is a newer one (train.ephemeral_every_steps)."""
     guard: GuardMemory = field(default_factory=lambda: GuardMemory())
@@ -74,7 +76,11 @@ def read_part(path: Path, hint: Any, renamed: Mapping[str, str] | None = None) -
 def read_state(checkpoint: Path) -> TrainState:
     """Return the training state of a checkpoint. Raises CheckpointError if it is missing or damaged."""
     path = checkpoint / STATE_FILE
-    table = read_part(path, TrainState, RENAMED)
+    return state_of(read_part(path, TrainState, RENAMED), path)
+
+
+def state_of(table: dict[str, Any], path: Path) -> TrainState:
+    """Return the training state that a table of its fields is. Raises CheckpointError naming `path`."""
     for key in PAIRS & table.keys():
         table[key] = tuple(map(tuple, table[key]))
     state = TrainState(**table)
@@ -93,6 +99,8 @@ def _fault_of(state: TrainState) -> str | None:
             return f"{key}: {len(found)} numbers for {len(state.shard_fingerprints)} shard sets"
     if len(state.guard.get("losses", [])) != len(state.guard.get("norms", [])):
         return "guard: as many losses as norms"
+    if state.first_row > state.rows:
+        return "first_row: not among the rows"
     return (
         None
         if state.world_size and state.zero_stage in (1, 2, 3)

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     def begin() -> None:
         from cmbert.train.lives import begin_life, steps_to_reach
 
-        reach = steps_to_reach(recipe, options.resume, options.max_steps, options.allow_unfinished)
+        reach = steps_to_reach(recipe, options.resume, options.max_steps, options.allow_unfinished, options.branch)
         begin_life(run, launch, options.result, options.max_lives, reach)
 
     return preflight(

@@ -24,6 +24,9 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH", help="continue what the run has (default auto)"
     )
+    train.add_argument(
+        "--branch", metavar="RUN@STEP", help="begin a new run at a checkpoint of RUN, with its optimizer and its data"
+    )
     train.add_argument("--max-steps", type=positive, metavar="N", help="stop after N optimizer steps of this call")
     train.add_argument("--stop-after-seconds", type=positive_number, metavar="S", help="save and stop after S seconds")
     train.add_argument(

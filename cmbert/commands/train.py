@@ -53,4 +53,5 @@ def run(options: argparse.Namespace) -> int:
         stop=options.stop,
         skip_steps=options.skip_steps,
         allow_unfinished=options.allow_unfinished,
+        branch=options.branch,
     )

@@ -122,20 +122,25 @@ class Blend:
     def __init__(self, sources: Sequence[SourceRows], phases: Sequence[Phase]):
         assert phases[0].first_row == 0
         self.sources = sources
-        self.first_rows = [phase.first_row for phase in phases]
         sizes = [source.num_rows for source in sources]
-        self.turns = [Turns(phase.weights if any(phase.weights) else sizes) for phase in phases]
-        self.begins = [0] * len(sources)
+        self._all_first_rows = [phase.first_row for phase in phases]
+        self._all_turns = [Turns(phase.weights if any(phase.weights) else sizes) for phase in phases]
+        self.begin_at([0] * len(sources))
+
+    def begin_at(self, rows: Sequence[int], first_row: int = 0) -> None:
+        """Begin each source at this number of its rows, where an earlier stage ended, or a branch's parent stood.
+
+        first_row: the run's row that comes first, with which the turns of the phase in force begin anew.
+        """
+        begun = bisect(self._all_first_rows, first_row)
+        self.first_rows = [first_row, *self._all_first_rows[begun:]]
+        self.turns = self._all_turns[begun - 1 :]
+        self.begins = list(rows)
         self._before = [self.begins]  # rows of each source before each phase, as far as asked for
 
-    def begin_at(self, rows: Sequence[int]) -> None:
-        """Begin each source at this number of its rows, where an earlier stage ended."""
-        self.begins = list(rows)
-        self._before = [self.begins]
-
-    def go_on(self, num_rows: int, source_rows: Sequence[int], first_rows: Sequence[int]) -> bool:
+    def go_on(self, num_rows: int, source_rows: Sequence[int], first_rows: Sequence[int], first_row: int = 0) -> bool:
         """Continue as a checkpoint of `num_rows` rows says, which may lack either list; False if another blend's."""
-        self.begin_at(first_rows or [0] * len(self.sources))
+        self.begin_at(first_rows or [0] * len(self.sources), first_row)
         return not source_rows or self.learn(num_rows, source_rows)
 
     def learn(self, num_rows: int, source_rows: Sequence[int]) -> bool:
@@ -147,7 +152,8 @@ class Blend:
             return False
         if bisect(self.first_rows, num_rows) > 1:  # the phases before are to be counted anyway
             return self.consumed(num_rows) == [*source_rows]
-        return self.turns[0].learn(num_rows, [row - b for row, b in zip(source_rows, self._before[0], strict=True)])
+        rows = num_rows - self.first_rows[0]
+        return self.turns[0].learn(rows, [row - b for row, b in zip(source_rows, self._before[0], strict=True)])
 
     def _before_phase(self, number: int) -> list[int]:
         while len(self._before) <= number:
@@ -168,7 +174,10 @@ class Blend:
         return _add(self._before_phase(phase), self.turns[phase].counts(num_rows - self.first_rows[phase]))
 
     def shares(self, num_rows: int) -> list[Fraction]:
-        """Return how many of the first `num_rows` rows each source should get; in each phase it does within one row."""
+        """Return how many of the first `num_rows` rows each source should get; in each phase it does within one row.
+
+        Of a blend that does not begin with row 0: how many of those from its first on.
+        """
         total = [Fraction(0)] * len(self.sources)
         for first, last, turns in zip(self.first_rows, [*self.first_rows[1:], num_rows], self.turns, strict=True):
             rows = min(last, num_rows) - min(first, num_rows)
@@ -176,8 +185,10 @@ class Blend:
         return total
 
     def epochs(self, num_rows: int) -> list[float]:
-        """Return how often a run of `num_rows` rows passes over each source."""
-        return [float(share / s.num_rows) for share, s in zip(self.shares(num_rows), self.sources, strict=True)]
+        """Return how often a run of `num_rows` rows passes over each source, a branch together with its parent."""
+        before = self.begins if self.first_rows[0] else [0] * len(self.sources)
+        read = zip(self.shares(num_rows), before, self.sources, strict=True)
+        return [float((share + rows) / source.num_rows) for share, rows, source in read]
 
 
 def _add(some: Sequence[int], others: Sequence[int]) -> list[int]:

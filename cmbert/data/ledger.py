@@ -79,10 +79,10 @@ def _unpack(header: tuple[int, int, int, int, int], body: bytes, path: Path) -> 
 class LedgerWriter:
     """Append records. Only rank 0 has one."""
 
-    def __init__(self, run: Path, first_step: int, may_open: Callable[[], object] = lambda: None):
+    def __init__(self, run: Path, first_step: int, may_open: Callable[[], object] = lambda: None, begin: int = 0):
         """Forget the records from `first_step` on, which an earlier life of the run has written.
 
-        may_open: called before another file is begun; raises if the run is no longer ours.
+        may_open: called before another file is begun; raises if the run is no longer ours. begin: the run's first step.
         """
         self.folder, self.may_open = run / LEDGER_FOLDER, may_open
         with doing("create", self.folder):
@@ -99,7 +99,7 @@ class LedgerWriter:
                 file = open(current, "rb")
             with doing("read", current), file:
                 end, last = _end_of(file, first_step)
-            reached = first_step - first_step % STEPS_PER_FILE - 1 if last is None else last
+            reached = max(first_step - first_step % STEPS_PER_FILE, begin) - 1 if last is None else last
             if reached < first_step - 1:
                 logger.warning(
                     "%s: damaged: its records of steps %d to %d are lost", current, reached + 1, first_step - 1

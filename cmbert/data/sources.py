@@ -71,8 +71,10 @@ def phases_of(data: DataConfig, rows_per_step: int) -> list[Phase]:
 
 def check_epochs(blend: Blend, data: DataConfig, num_rows: int) -> None:
     """Raise ConfigError when a run of `num_rows` rows may read nothing of a source, or one beyond max_epochs."""
-    for source, share, epochs in zip(data.sources, blend.shares(num_rows), blend.epochs(num_rows), strict=True):
-        if share < 1:
+    is_branch = blend.first_rows[0] > 0  # which need not read what its parent has read
+    read = zip(data.sources, blend.begins, blend.shares(num_rows), blend.epochs(num_rows), strict=True)
+    for source, begin, share, epochs in read:
+        if share < 1 and not (is_branch and begin):
             raise ConfigError(
                 f"data.sources: {source.path} would give {float(share):.2g} rows of the run's {num_rows:,}, so none of "
                 "it may be read; raise its weight or train.total_tokens, or leave it out"

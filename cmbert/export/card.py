@@ -96,7 +96,10 @@ def _stage(stage: StageFacts, number: int) -> str:
     recipe, state = stage.recipe, stage.state
     schedule, optimizer = recipe.schedule, recipe.optimizer
     rows = []
-    if recipe.train.init_from:
+    if stage.branch:
+        what = f"{stage.branch.run.name} at step {stage.branch.state.step:,}, with its optimizer and place in the data"
+        rows.append(("branch of", what))
+    elif recipe.train.init_from:
         kind = "the smaller model" if recipe.train.init_tiling else "the weights"
         rows.append(("started from", f"{kind} of {Path(recipe.train.init_from).name}"))
     rows.append(("steps", f"{state.step:,} of {Schedule.of(recipe).num_steps:,}"))
@@ -212,7 +215,7 @@ def _merged(lineage: Lineage) -> str:
 
 
 def _limits(lineage: Lineage) -> str:
-    last, tokens = lineage.stages[-1], sum(stage.state.tokens for stage in lineage.stages)
+    last, tokens = lineage.stages[-1], sum(stage.own_tokens for stage in lineage.stages)
     model, total = last.recipe.model, Schedule.of(last.recipe).num_steps
     lines = []
     if tokens < UNDERTRAINED_SHARE * PAPER_TOKENS and not lineage.lost:

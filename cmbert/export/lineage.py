@@ -14,6 +14,7 @@ from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.evaluate.unigram import unigram_of_run
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
+from cmbert.runs.branch import Branch, read_branch
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe, run_of
 from cmbert.runs.merged import FACTS_FOLDER, Merge, read_merge
 from cmbert.runs.metrics import SPENT, read_events, read_metrics, source_names
@@ -51,6 +52,18 @@ class StageFacts:
     """Of the training tokens, nats; None, as for a source: not known any more."""
     merge: Merge | None
     """How its weights were averaged; None: they are one checkpoint's."""
+    branch: Branch | None
+    """What it is a branch of."""
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens seen in this stage, without those of a branch's parent."""
+        return self.state.tokens - (self.branch.state.tokens if self.branch else 0)
+
+    @property
+    def before(self) -> str:
+        """The run or checkpoint that it started from, "" for a fresh start."""
+        return str(self.branch.run) if self.branch else self.recipe.train.init_from
 
 
 @dataclass(frozen=True)
@@ -64,31 +77,36 @@ class Lineage:
 
 
 def read_lineage(path: Path) -> Lineage:
-    """Read a run, or a checkpoint of one, and the runs that train.init_from names as far as they are still there.
+    """Read a run, or a checkpoint of one, and the runs it came from as far as they are still there.
 
-    Of an earlier run its latest checkpoint counts. Raises CheckpointError if `path` is none.
+    Of a run that train.init_from names its latest checkpoint counts, of a branch's parent what it was at that step.
+    Raises CheckpointError if `path` is none.
     """
-    stages = [_read_stage(require_checkpoint(path))]
+    checkpoint = require_checkpoint(path)
+    stages = [_read_stage(run_of(checkpoint), read_state(checkpoint))]
     seen = {real(path)}
-    while init_from := stages[0].recipe.train.init_from:
-        earlier = Path(init_from)
+    while stages[0].before:
+        earlier = Path(stages[0].before)
         if real(earlier) in seen:
             return Lineage(stages, earlier.name)
         seen.add(real(earlier))
         try:
-            stages.insert(0, _read_stage(require_checkpoint(earlier)))
+            if branch := stages[0].branch:
+                stages.insert(0, _read_stage(branch.run, branch.state))
+            else:
+                checkpoint = require_checkpoint(earlier)
+                stages.insert(0, _read_stage(run_of(checkpoint), read_state(checkpoint)))
         except (CheckpointError, ConfigError):  # moved, pruned, or of another version: the card says it is not known
             return Lineage(stages, earlier.name)
     return Lineage(stages, None)
 
 
-def _read_stage(checkpoint: Path) -> StageFacts:
-    folder = run_of(checkpoint)
+def _read_stage(folder: Path, state: TrainState) -> StageFacts:
     merge = read_merge(folder)
     run = folder / FACTS_FOLDER if merge else folder
-    recipe, state = read_run_recipe(folder), read_state(checkpoint)
+    recipe, branch = read_run_recipe(folder), read_branch(run)
     records = [record for record in read_metrics(run, needed=("real_tokens", *SPENT)) if record["step"] < state.step]
-    if len(records) != state.step:
+    if len(records) != state.step - (branch.state.step if branch else 0):
         records = []
     names = source_names([source.path for source in recipe.data.sources])
     opened = [_open_source(source, index, state, run) for index, source in enumerate(recipe.data.sources)]
@@ -107,6 +125,7 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         sources=sources,
         unigram_loss=_unigram(folder, opened, sources, recipe),
         merge=merge,
+        branch=branch,
     )
 
 

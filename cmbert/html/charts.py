@@ -51,6 +51,10 @@ class Stage:
     """Sampled maskable units by their length, 1, 2, ... tokens; the last entry holds longer ones, too."""
     events: list[dict[str, Any]]
     """What happened to the run, oldest first."""
+    branch_of: str = ""
+    """RUN@STEP, if it is a branch of another run."""
+    branch_tokens: int = 0
+    """Tokens that a branch's parent had seen at that step."""
     parent: str = ""
     """Name of the run it started from, if that is shown, too."""
     is_side: bool = False

@@ -12,6 +12,7 @@ from cmbert.files.json_types import misfit, read_as
 from cmbert.files.names import real
 from cmbert.html.charts import Stage
 from cmbert.report.steps import PHASE_COLUMNS
+from cmbert.runs.branch import read_branch
 from cmbert.runs.metrics import METRICS_FILE, read_events, source_names
 
 COLUMNS: tuple[str, ...] = ("step", "tokens", "loss", "learning_rate", "mask_rate", "masked_tokens", "real_tokens")
@@ -96,7 +97,9 @@ def read_stage(folder: Path, records: list[dict]) -> Stage:
 
     Raises CheckpointError for a malformed file.
     """
+    branch = read_branch(folder)
     columns = {name: np.array([record[name] for record in records], dtype=np.float64) for name in COLUMNS}
+    columns["tokens"] -= branch.state.tokens if branch else 0
     for name in OPTIONAL_COLUMNS:
         columns[name] = np.array([record.get(name, np.nan) for record in records], dtype=np.float64)
     recipe = _read_recipe(folder / "resolved.toml")
@@ -123,6 +126,8 @@ def read_stage(folder: Path, records: list[dict]) -> Stage:
         source_tokens=source_tokens,
         unit_lengths=unit_lengths,
         events=read_events(folder),
+        branch_of=str(branch) if branch else "",
+        branch_tokens=branch.state.tokens if branch else 0,
     )
 
 

@@ -121,12 +121,13 @@ def headline(stages: Sequence[Stage], score: dict[str, Any], scored: str, phase_
 
 
 def origin(stage: Stage) -> str:
-    """Return where a run beside the main line comes from, nothing for a stage of the line."""
+    """Return where a branch, and any run beside the main line, comes from; nothing for another stage of the line."""
+    branch = f"branch of {escape(stage.branch_of)} · " if stage.branch_of else ""
     if not stage.is_side:
-        return ""
+        return branch
     if not stage.parent:
-        return "a run of its own, not in the sums · "
-    return f"from {escape(stage.parent)} at {compact(stage.start_tokens)} tokens, not in the sums · "
+        return f"{branch}a run of its own, not in the sums · "
+    return f"{branch}from {escape(stage.parent)} at {compact(stage.start_tokens)} tokens, not in the sums · "
 
 
 def training_section(stages: Sequence[Stage], unigram: float | None) -> str:

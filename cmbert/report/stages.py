@@ -1,4 +1,4 @@
-"""The runs of a folder as stages: each stands where the run that its train.init_from names had come to."""
+"""The runs of a folder as stages: each stands where the run that it came from had come to."""
 
 import os.path
 from dataclasses import replace
@@ -16,7 +16,7 @@ from cmbert.runs.metrics import METRICS_FILE, read_metrics
 def read_stages(run: Path) -> list[Stage]:
     """Read `run`, or the runs in it if it is a folder of runs; those without a record are left out.
 
-    The main line comes first, from its start to its end: of all chains of init_from the one that saw most tokens. Runs
+    The main line comes first, from its start to its end: of all chains of runs the one that saw most tokens. Runs
     beside it are side branches: drawn from where they left their parent, summed into nothing. Raises CheckpointError
     when there is nothing to show or a file is malformed.
     """
@@ -54,7 +54,9 @@ def _parents(read: dict[Path, Stage]) -> dict[Path, Path | None]:
 
 
 def _run_named(stage: Stage) -> Path | None:
-    """Return the run directory that train.init_from names, itself or by one of its checkpoints."""
+    """Return the run directory of a branch's parent, or that train.init_from names, itself or by a checkpoint."""
+    if stage.branch_of:
+        return Path(stage.branch_of.rpartition("@")[0])
     init_from = stage.recipe.get("train", {}).get("init_from")
     if not init_from:
         return None
@@ -76,11 +78,14 @@ def _place(folder: Path, read: dict[Path, Stage], parents: dict[Path, Path | Non
     """Return a stage with the tokens that were seen before it and the name of the run they were seen in."""
     line = [folder, *_ancestors(folder, parents)]
     start = sum(_tokens_at(read[parent], read[child]) for child, parent in pairwise(line))
+    start += read[line[-1]].branch_tokens  # of a parent that is not shown
     return replace(read[folder], start_tokens=start, parent=read[line[1]].name if line[1:] else "")
 
 
 def _tokens_at(parent: Stage, child: Stage) -> int:
     """Return the tokens of `parent` in the weights that `child` started from: a checkpoint's, else all."""
+    if child.branch_of:
+        return child.branch_tokens - parent.branch_tokens
     name = Path(child.recipe["train"]["init_from"]).name
     tokens, steps = parent.columns["tokens"], parent.columns["step"]
     if name.startswith("step_") and name[5:].isdigit():

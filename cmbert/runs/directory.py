@@ -23,6 +23,7 @@ from cmbert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # torch and numba
     from cmbert.data.reader import RowReader
+    from cmbert.runs.branch import Branch
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,12 @@ def check_belongs(recipe: Recipe, candidates: Sequence[Path] | None = None) -> N
         )
 
 
-def find_resume(recipe: Recipe, resume: str) -> list[Path]:
+def find_resume(recipe: Recipe, resume: str, branch: "Branch | None" = None) -> list[Path]:
     """Return the checkpoints to continue from, best first; empty for a fresh start. Nobody has proved their files yet.
 
     resume: "auto", "never" or a path, which allows no other; "auto" for lives of a Slurm job after one that has left
-    a checkpoint, which did what was asked. Raises ConfigError or CheckpointError when the run directory belongs to
-    another recipe, or holds checkpoints and must not.
+    a checkpoint, which did what was asked. branch: where the run begins, if it is one. Raises ConfigError or
+    CheckpointError when the run directory belongs to another recipe, or holds checkpoints and must not.
     """
     directory = Path(recipe.run_directory)
     if has_weights_alone(directory):
@@ -142,11 +143,14 @@ def find_resume(recipe: Recipe, resume: str) -> list[Path]:
     found = resume_candidates(directory)
     if resume != "auto" and _is_of_an_earlier_life(found):
         resume = "auto"
-    candidates = [require_resumable(Path(resume))] if resume not in ("auto", "never") else found
+    is_path = resume not in ("auto", "never")
+    if branch and is_path and not found:
+        raise ConfigError(f"--resume {resume}: {directory} begins as a branch of {branch}; leave --resume out")
+    candidates = [require_resumable(Path(resume))] if is_path else found
     check_belongs(recipe, candidates)
     if resume == "never" and found:
         raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")
-    return candidates
+    return candidates or ([branch.beginning()] if branch else [])
 
 
 def _is_of_an_earlier_life(found: list[Path]) -> bool:
@@ -159,11 +163,12 @@ def _is_of_an_earlier_life(found: list[Path]) -> bool:
 def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader: "RowReader") -> None:
     """Raise CheckpointError when `checkpoint` was made with another tokenizer or other data.
 
-    A Megatron pair whose tokens are not proved yet passes.
+    A Megatron pair whose tokens are not proved yet passes, and a set whose fingerprint the state does not say.
     """
     saved, shards = state.shard_fingerprints, [source.shards.fingerprint for source in reader.blend.sources]
     if len(saved) == len(shards):
         shards = [now or before for now, before in zip(shards, saved, strict=True)]
+        saved = [before or now for now, before in zip(shards, saved, strict=True)]
     found = {"tokenizer": (state.tokenizer_fingerprint, tokenizer.fingerprint), "shards": (saved, shards)}
     for name, (then, now) in found.items():
         if then != now:
@@ -175,7 +180,7 @@ def check_fits(checkpoint: Path, state: TrainState, tokenizer: Tokenizer, reader
             f"{checkpoint}: of a version that mixed several data.sources in another order; end the run with that "
             "version, or start a new one from these weights by train.init_from"
         )
-    if not reader.blend.go_on(state.rows, state.source_rows, state.first_rows):
+    if not reader.blend.go_on(state.rows, state.source_rows, state.first_rows, state.first_row):
         raise CheckpointError(
             f"{checkpoint}: its data.sources stand at rows {state.source_rows}, which this recipe's blend cannot have "
             f"made of {state.rows:,} rows; resume with the data and the version it was made with"

@@ -18,7 +18,7 @@ def begin_reading(recipe: Recipe, reader: RowReader, state: TrainState | None) -
     if state is None:
         reader.blend.begin_at(from_first_rank(lambda: rows_after_stage_before(recipe, reader)))
         return
-    reader.blend.go_on(state.rows, state.source_rows, state.first_rows)
+    reader.blend.go_on(state.rows, state.source_rows, state.first_rows, state.first_row)
 
 
 def rows_after_stage_before(recipe: Recipe, reader: RowReader) -> list[int]:

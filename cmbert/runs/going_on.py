@@ -60,8 +60,9 @@ def way_on(differing: Sequence[str], theirs: Recipe, ours: Recipe, done: Mapping
     if all(key.startswith(SCHEDULED) or key in SCHEDULED_MASK for key in differing):
         count = f"{steps:,} step{'s are' if steps > 1 else ' is'} done"
         ways.append(f"{count}, and the two disagree in {disagreement(theirs, ours, steps)}")
-        if back := next((path for path, before in done.items() if not disagreement(theirs, ours, before)), None):
+        if back := _last_agreeing(theirs, ours, done):
             ways.append(f"to go back to where they agree, the same command with --resume {shlex.quote(str(back))}")
+            ways.append(f"to branch there and keep this run, with {new} {_branch_at(run, done[back])}")
     schedule = Schedule.of(theirs)
     if differing == ["data.sources"] and _paths(theirs) == _paths(ours) and steps < schedule.num_steps:
         change: dict[str, Any] = {
@@ -76,14 +77,27 @@ def way_on(differing: Sequence[str], theirs: Recipe, ours: Recipe, done: Mapping
     return "; ".join(ways)
 
 
-def how_to_train_further(recipe: Recipe) -> str:
-    """Return what takes a finished run further."""
+def how_to_train_further(recipe: Recipe, done: Mapping[Path, int]) -> str:
+    """Return what takes a finished run further. done: as of `way_on`."""
     steps, run, train = Schedule.of(recipe).num_steps, Path(recipe.run_directory), recipe.train
     more = dataclasses.replace(recipe, train=dataclasses.replace(train, total_tokens=2 * train.total_tokens))
     if not disagreement(recipe, more, steps):
         return "a larger train.total_tokens goes on from there"
-    new = f"--set run_directory={shlex.quote(str(free_name(run)))} {from_weights(run, recipe, steps)}"
-    return f"to train further from its weights, the same command with {new}"
+    new = f"--set run_directory={shlex.quote(str(free_name(run)))}"
+    weights = f"to train further from its weights, the same command with {new} {from_weights(run, recipe, steps)}"
+    if (back := _last_agreeing(recipe, more, done)) is None:
+        return weights
+    branch = f"a larger train.total_tokens, {new} {_branch_at(run, done[back])}"
+    return f"for more tokens from before its decay, the same command with {branch}; {weights}"
+
+
+def _last_agreeing(theirs: Recipe, ours: Recipe, done: Mapping[Path, int]) -> Path | None:
+    """Return the newest checkpoint up to which two recipes do the same."""
+    return next((path for path, steps in done.items() if not disagreement(theirs, ours, steps)), None)
+
+
+def _branch_at(run: Path, step: int) -> str:
+    return f"--branch {shlex.quote(f'{run}@{step}')}"
 
 
 def from_weights(run: Path, recipe: Recipe, steps: int) -> str:

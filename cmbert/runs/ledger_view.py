@@ -14,6 +14,7 @@ from cmbert.data.blend import Blend
 from cmbert.data.ledger import StepRecord, read_record
 from cmbert.data.sources import open_blend, prove_ids
 from cmbert.errors import CheckpointError
+from cmbert.runs.branch import read_branch, state_in_branch
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
@@ -51,6 +52,8 @@ def _print_texts(run: Path, recipe: Recipe, record: StepRecord, blend: Blend, to
     reader = RowReader(blend, recipe.mask, tokenizer.vocab_size, recipe.train.seed)
     if checkpoint := find_checkpoint(run):
         begin_reading(recipe, reader, read_state(checkpoint))
+    elif branch := read_branch(run):
+        begin_reading(recipe, reader, state_in_branch(recipe, branch, blend))
     else:
         blend.begin_at(rows_after_stage_before(recipe, reader))
     step, schedule = record.step, Schedule.of(recipe)

@@ -17,6 +17,7 @@ from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError
 from cmbert.files.json_types import read_as
 from cmbert.files.whole import write_json
+from cmbert.runs.branch import BRANCH_FILE
 from cmbert.runs.directory import RECIPE_FILE
 from cmbert.runs.metrics import EVENTS_FILE, METRICS_FILE
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MERGE_FILE = "merge.json"
 FACTS_FOLDER = "run"  # not beside the weights: `cmbert report` would take the folder for a run and count it twice
-FACTS = (METRICS_FILE, EVENTS_FILE, "environment.json", "ds_config.json")
+FACTS = (METRICS_FILE, EVENTS_FILE, BRANCH_FILE, "environment.json", "ds_config.json")
 
 
 class Scored(TypedDict):

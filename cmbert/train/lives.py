@@ -11,6 +11,7 @@ from cmbert.cluster.preflight import LIFE_FILE
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.whole import write_text
+from cmbert.runs.branch import check_branch, find_branch
 from cmbert.runs.directory import find_resume
 from cmbert.runs.metrics import append_event, read_events
 from cmbert.schedule import Schedule
@@ -20,12 +21,17 @@ LIFE = "life"  # kind of the event that a job's start leaves in the run director
 NO_CHECKPOINT = "-"
 
 
-def steps_to_reach(recipe: Recipe, resume: str, max_steps: int | None, allow_unfinished: bool) -> tuple[int, int]:
+def steps_to_reach(
+    recipe: Recipe, resume: str, max_steps: int | None, allow_unfinished: bool, asked_branch: str | None = None
+) -> tuple[int, int]:
     """Return the step that this life must reach and the recipe's last. Raises CmbertError if it may not begin.
 
-    What is refused is what `train` refuses of the run directory and of train.init_from.
+    What is refused is what `train` refuses of the run directory, of train.init_from and of --branch.
     """
-    candidates = find_resume(recipe, resume)
+    branch = find_branch(recipe, asked_branch)
+    candidates = find_resume(recipe, resume, branch)
+    if branch and branch.checkpoint in candidates:
+        check_branch(recipe, branch)
     if not candidates:
         check_starting_weights(recipe, allow_unfinished=allow_unfinished)
     newest = next(iter(readable_states(candidates).values()), None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cmbert.checkpoint.retention import Retention
+from cmbert.checkpoint.state import readable_states
 from cmbert.checkpoint.writer import CheckpointWriter
 from cmbert.cluster.distributed import Launch, any_rank, from_first_rank, read_launch, select_device, to_device
 from cmbert.cluster.preemption import EXIT_STOPPED, StopRequest
@@ -21,7 +22,7 @@ from cmbert.data.batches import BatchGeometry, StepData
 from cmbert.data.loader_processes import iterate_steps
 from cmbert.data.reader import StepBatches
 from cmbert.memory import peak_memory_bytes
-from cmbert.runs.directory import find_resume, open_run_directory
+from cmbert.runs.directory import open_run_directory
 from cmbert.runs.first_rows import begin_reading
 from cmbert.runs.going_on import how_to_train_further
 from cmbert.train.giving_up import give_up
@@ -31,8 +32,8 @@ from cmbert.train.source_loss import SourceLoss
 from cmbert.train.start import (
     Start,
     check_start,
-    choose_checkpoint,
     collective_timeout,
+    find_beginning,
     open_engine,
     prove_data,
     skip_once,
@@ -55,20 +56,22 @@ def train(
     stop: StopRequest,
     skip_steps: tuple[int, int] | None = None,
     allow_unfinished: bool = False,
+    branch: str | None = None,
 ) -> int:
     """Train one stage of `recipe` to its end; return the exit code (EXIT_STOPPED if it was asked to stop before).
 
     resume: "auto" (continue what is there), "never" (refuse what is there) or a checkpoint's path.
     max_steps: stop after this many steps of this call. stop: listens to signals and the clock. skip_steps: skip
     the batches that steps [first, last) would get. allow_unfinished: train.init_from may name a run not at its end.
-    Raises CmbertError.
+    branch: RUN@STEP, where a new run is to begin with all that the other one had. Raises CmbertError.
     """
     launch = read_launch(os.environ)
     if launch.rank > 0:
         logging.getLogger("cmbert").setLevel(logging.ERROR)  # every rank knows the same, and rank 0 says it
-    start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished)
+    start = check_start(recipe, resume, launch, allow_unfinished=allow_unfinished, asked_branch=branch)
     if start.is_finished:
-        further = how_to_train_further(recipe)
+        done = {path: state.step for path, state in readable_states(start.candidates).items()}
+        further = how_to_train_further(recipe, done)
         logger.info("%s: already finished, %d steps; %s", recipe.run_directory, start.schedule.num_steps, further)
         return 0
     if not start_distributed(launch, select_device(launch), collective_timeout(recipe), stop.pending):
@@ -108,8 +111,7 @@ def set_up(
     """Take the run directory, find the checkpoint, build the model. All ranks call this. Raises CmbertError."""
     lease = take_lease(Path(recipe.run_directory), launch)
     try:
-        candidates = from_first_rank(lambda: find_resume(recipe, start.resume))  # now that nobody else writes there
-        resume = choose_checkpoint(candidates, launch)
+        resume = find_beginning(recipe, start, launch)
         prove_data(recipe, start, resume, launch)
         begin_reading(recipe, start.reader, resume.state)
         progress = skip_once(resume.progress, skip_steps, start.schedule)

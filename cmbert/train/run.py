@@ -15,6 +15,7 @@ from cmbert.cluster.watchdog import Watchdog
 from cmbert.config.schema import Recipe
 from cmbert.data.ledger import LedgerWriter
 from cmbert.data.reader import RowReader
+from cmbert.runs.branch import read_branch
 from cmbert.runs.metrics import MetricsWriter
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import Tokenizer
@@ -98,7 +99,8 @@ def open_reporter(run: Run) -> Reporter | None:
         return None
     lease = run.writer.lease
     metrics = MetricsWriter(run.directory, run.step, run.recipe)
-    ledger = LedgerWriter(run.directory, run.step, lease.check)
+    branch = read_branch(run.directory)
+    ledger = LedgerWriter(run.directory, run.step, lease.check, begin=branch.state.step if branch else 0)
     return Reporter(
         run.recipe,
         run.schedule,

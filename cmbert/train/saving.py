@@ -18,6 +18,7 @@ from cmbert.checkpoint.writer import SaveReport
 from cmbert.cluster.distributed import from_first_rank
 from cmbert.data.batches import data_row
 from cmbert.errors import CheckpointError, TransientError, advice
+from cmbert.runs.branch import describe_branch
 from cmbert.train.guards import TrainingError
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.start import Resume, choose_checkpoint, restore, skip
@@ -64,6 +65,7 @@ def begin_save(run: Run, *, ephemeral: bool) -> None:
         rows=rows,
         source_rows=run.reader.blend.consumed(rows),
         first_rows=run.reader.blend.begins,
+        first_row=run.reader.blend.first_rows[0],
         tokens=run.schedule.tokens_before(run.step),
         world_size=run.launch.world_size,
         zero_stage=run.engine.zero_optimization_stage(),
@@ -110,6 +112,8 @@ def note_resume(run: Run, resume: Resume) -> None:
         f"; this call ends after step {run.last_step}" if run.last_step < run.schedule.num_steps else "",
     )  # fmt: skip
     quarantine_others(run, resume)
+    if resume.branch and resume.state:
+        logger.info("%s: %s", run.directory, describe_branch(resume.branch, resume.state))
     if resume.state and resume.state.world_size != run.launch.world_size:
         run.event(
             "elastic resume", f"resumed a checkpoint of {resume.state.world_size} ranks on {run.launch.world_size}"
@@ -151,7 +155,7 @@ def rewind(run: Run) -> None:
     quarantine_others(run, resume)
     back = replace(run.progress, step=resume.progress.step)
     first = max(back.step, spike + 1 - guards.rewind_steps)
-    restore(run.engine, resume, run.launch)
+    restore(run.engine, resume, run.launch, run.directory)
     run.guard = guard_of(run.engine, run.recipe, resume)
     run.event("rewind", f"back to {resume.checkpoint}; the batches of steps {first} to {spike} stay out")
     run.progress = skip(back, (first, spike + 1), run.schedule)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cmbert.accel import apply_determinism, check_kernels
-from cmbert.checkpoint.files import UNIVERSAL_SUFFIX, damaged_files
+from cmbert.checkpoint.files import CHECKPOINTS, UNIVERSAL_SUFFIX, damaged_files
 from cmbert.checkpoint.state import Progress, TrainState, read_state, readable_states
 from cmbert.cluster.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
 from cmbert.config.batch import describe_micro_batch
@@ -27,6 +27,7 @@ from cmbert.files.lease import Lease, claim, myself
 from cmbert.memory import require_memory
 from cmbert.model.cost import FP32_BYTES, estimate_activations, optimizer_bytes
 from cmbert.model.heads import MaskedLanguageModel
+from cmbert.runs.branch import Branch, find_branch, keep_branch, state_in_branch
 from cmbert.runs.directory import PLAN_FOLDER, check_fits, find_resume
 from cmbert.runs.metrics import check_wandb
 from cmbert.schedule import Schedule
@@ -52,6 +53,8 @@ class Start:
     heldout: Heldout | None
     resume: str
     """What --resume says."""
+    branch: str | None
+    """What --branch says."""
     candidates: list[Path]
     """Checkpoints to continue from, best first, when this was checked; another run may have written since."""
     is_finished: bool
@@ -66,6 +69,8 @@ class Resume:
     state: TrainState | None
     passed_over: dict[Path, list[str]]
     """What was wrong with newer checkpoints."""
+    branch: Branch | None = None
+    """Whose checkpoint it is, if it is a parent's."""
 
     @property
     def progress(self) -> Progress:
@@ -84,7 +89,9 @@ def take_lease(run: Path, launch: Launch) -> Lease:
     return lease
 
 
-def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished: bool = False) -> Start:
+def check_start(
+    recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished: bool = False, asked_branch: str | None = None
+) -> Start:
     """Check everything that a user can have wrong; nothing is written. Raises CmbertError."""
     deepspeed_config = resolve_deepspeed(recipe, launch.world_size)
     if fewer := describe_micro_batch(recipe.train, launch.world_size):
@@ -104,9 +111,11 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
         source.shards.recall_proof(Path(recipe.run_directory) / PLAN_FOLDER)
     schedule = Schedule.of(recipe)
     num_rows = schedule.rows_before(schedule.num_steps)
-    check_epochs(reader.blend, recipe.data, num_rows)
-    candidates = find_resume(recipe, resume)
+    branch = find_branch(recipe, asked_branch)
+    candidates = find_resume(recipe, resume, branch)
     states = readable_states(candidates)
+    if branch and branch.checkpoint in candidates:
+        states = {branch.checkpoint: state_in_branch(recipe, branch, reader.blend)}
     for path, state in states.items():
         check_fits(path, state, tokenizer, reader)
         stage = zero_stage(deepspeed_config, Path(recipe.train.deepspeed))
@@ -114,6 +123,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
             raise CheckpointError(
                 f"{path}: written under ZeRO {state.zero_stage}, and {recipe.train.deepspeed} says {stage}; set it back"
             )
+    check_epochs(reader.blend, recipe.data, num_rows)
     if not candidates:
         check_starting_weights(recipe, allow_unfinished=allow_unfinished)
     check_host_memory(recipe, deepspeed_config, launch)
@@ -124,7 +134,7 @@ def check_start(recipe: Recipe, resume: str, launch: Launch, *, allow_unfinished
         logger.info("%s", line)
     newest = next(iter(states.values()), None)
     is_finished = newest is not None and newest.step >= schedule.num_steps
-    return Start(schedule, deepspeed_config, tokenizer, reader, heldout, resume, candidates, is_finished)
+    return Start(schedule, deepspeed_config, tokenizer, reader, heldout, resume, asked_branch, candidates, is_finished)
 
 
 def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: Launch) -> None:
@@ -150,6 +160,20 @@ def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: 
     require_memory(f"training {total / 1e6:,.0f}M parameters", needed, device, remedy)
 
 
+def find_beginning(recipe: Recipe, start: Start, launch: Launch) -> Resume:
+    """Return where the run goes on or begins, now that nobody else writes there; a branch keeps in mind of what.
+
+    All ranks call this. Raises CmbertError.
+    """
+    branch = from_first_rank(partial(find_branch, recipe, start.branch))
+    candidates = from_first_rank(partial(find_resume, recipe, start.resume, branch))
+    if branch is None or branch.checkpoint not in candidates:
+        return choose_checkpoint(candidates, launch)
+    resume = choose_checkpoint(candidates, launch, "branch from another step, or restore it from a copy")
+    from_first_rank(partial(keep_branch, Path(recipe.run_directory), branch))
+    return replace(resume, state=state_in_branch(recipe, branch, start.reader.blend), branch=branch)
+
+
 def prove_data(recipe: Recipe, start: Start, resume: Resume, launch: Launch) -> None:
     """Read the tokens of Megatron pairs once in a run's life, all ranks together; our own sets need no proof.
 
@@ -168,7 +192,9 @@ def collective_timeout(recipe: Recipe) -> timedelta:
     return timedelta(seconds=max(HANG_MARGIN * seconds, 600)) if seconds else timedelta(days=7)
 
 
-def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
+def choose_checkpoint(
+    candidates: list[Path], launch: Launch, remedy: str = "no other checkpoint is whole: restore one from a copy"
+) -> Resume:
     """Return the first checkpoint whose files are all whole. Every rank proves its share of them; all ranks call this.
 
     Raises CheckpointError when there are checkpoints and none is whole: training from the beginning would hide that;
@@ -184,7 +210,7 @@ def choose_checkpoint(candidates: list[Path], launch: Launch) -> Resume:
             return Resume(path, read_state(path), passed_over)
         passed_over[path] = damaged
     if candidates:
-        raise CheckpointError(f"{passed_over[candidates[0]][0]}; no other checkpoint is whole: restore one from a copy")
+        raise CheckpointError(f"{passed_over[candidates[0]][0]}; {remedy}")
     return Resume(None, None, {})
 
 
@@ -226,18 +252,19 @@ def open_engine(recipe: Recipe, start: Start, resume: Resume, launch: Launch) ->
     model = model.to(select_device(launch))
     engine = build_engine(model, build_optimizer(model, recipe.optimizer), start.deepspeed_config)
     if resume.checkpoint:
-        restore(engine, resume, launch)
+        restore(engine, resume, launch, Path(recipe.run_directory))
     return engine
 
 
-def restore(engine: Any, resume: Resume, launch: Launch) -> None:
-    """Load a checkpoint of any number of ranks into `engine`. All ranks call this."""
+def restore(engine: Any, resume: Resume, launch: Launch, run: Path) -> None:
+    """Load a checkpoint of any number of ranks into `engine` of `run`. All ranks call this."""
     assert resume.checkpoint is not None
     assert resume.state is not None
     if resume.state.world_size == launch.world_size:
         load_engine(engine, resume.checkpoint)
         return
-    universal = resume.checkpoint.with_name(f".{resume.checkpoint.name}{UNIVERSAL_SUFFIX}")
+    folder = run / CHECKPOINTS if resume.branch else resume.checkpoint.parent  # in a parent's run nobody but it writes
+    universal = folder / f".{resume.checkpoint.name}{UNIVERSAL_SUFFIX}"
     problem = on_first_rank(partial(_convert, resume.checkpoint, universal))
     if problem:
         raise (TransientError if may_pass(problem) else CheckpointError)(

@@ -115,6 +115,10 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/skipping --max-steps 2",
         f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/skipping --skip-steps 4:6",
     ),
+    "cmbert train RECIPE --branch RUN@STEP --set run_directory=NEW": (
+        f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/branch --branch runs/quickstart/stage1@8 "
+        "--set train.total_tokens=24576 --max-steps 2",
+    ),
     "cmbert eval RUN --data held --context 8192 --by-position --max-rows 60": (
         "cmbert eval runs/quickstart/stage2 --data runs/quickstart/heldout --context 8192 --by-position --max-rows 60",
     ),

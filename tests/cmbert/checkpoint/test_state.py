@@ -13,7 +13,7 @@ TABLE = {
     "step": 3, "rows": 26, "tokens": 12288, "world_size": 2, "zero_stage": 1, "tokenizer_fingerprint": "f",
     "shard_fingerprints": ["s"], "skipped_rows": [[2, 4]], "source_rows": [26], "first_rows": [0], "ephemeral": True,
     "guard": {"losses": [3.5], "norms": [1.0], "num_skipped": 1, "num_in_a_row": 0}, "skipped_steps": [[0, 1], [4, 6]],
-    "job": "17",
+    "first_row": 13, "job": "17",
 }  # fmt: skip
 
 
@@ -43,4 +43,10 @@ def test_the_oldest_states_have_left_nothing_out(tmp_path: Path) -> None:
 def test_what_are_no_pairs_is_damage(key: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({**TABLE, key: value}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"state\.json: {key}.*damaged"):
+        read_state(tmp_path)
+
+
+def test_a_blend_that_begins_after_the_rows_read_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({**TABLE, "first_row": 27}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"state\.json: first_row: not among the rows; damaged"):
         read_state(tmp_path)
