@@ -88,12 +88,15 @@ class Muon(AdamW):
         super().place_counters()
         layout = self._known_layout()  # ZeRO 3 has empty groups between steps
         for flat, fragments in layout.fragments.items():
-            if self.state[flat] and any(layout.parameters[part.parameter] in self.stacked for part in fragments):
-                self.state[flat] = _without_second_moment(self.state[flat])
+            state = self.state.get(flat)
+            if state and any(layout.parameters[part.parameter] in self.stacked for part in fragments):
+                self.state[flat] = _without_second_moment(state)
 
     def _step_group(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
         if not group["orthogonal"]:
             super()._step_group(parameters, group, skipped)
+            return
+        if not parameters:  # ZeRO 3 steps one group at a time, and the others are empty on every rank
             return
         exchange = self._exchange(parameters)
         taken = {flat: self._taken(flat, skipped) for flat in parameters}

@@ -10,7 +10,7 @@ from torch import nn
 
 from cmbert.zero.optim import Fragment
 from tests import forking
-from tests.cmbert.zero import muon_steps
+from tests.cmbert.zero import muon_resumes, muon_steps
 from tests.cmbert.zero.muon_steps import DECAYS, NUM_STEPS, RATE, SETTINGS, SHAPES, Trained, Weights
 from tests.integration.launching import torchrun
 
@@ -93,15 +93,20 @@ def first_update() -> dict[str, torch.Tensor]:
     return {name: before[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def launched(script: str, directory: Path, ranks: int) -> dict:
+    """Return what rank 0 of `script` saves."""
+    command = [sys.executable, *torchrun(ranks), script, str(directory / "found.pt")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    done = forking.run(command, env=environment)
+    assert done.returncode == 0, done.stderr
+    return torch.load(directory / "found.pt", weights_only=False)
+
+
 @pytest.mark.parametrize(
     "ranks", [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)]
 )
 def test_divided_as_undivided(tmp_path: Path, ranks: int) -> None:
-    command = [sys.executable, *torchrun(ranks), muon_steps.__file__, str(tmp_path / "found.pt")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    done = forking.run(command, env=environment)
-    assert done.returncode == 0, done.stderr
-    check(torch.load(tmp_path / "found.pt", weights_only=False), ranks)
+    check(launched(muon_steps.__file__, tmp_path, ranks), ranks)
 
 
 def check(found: dict, ranks: int) -> None:
@@ -125,3 +130,17 @@ def check(found: dict, ranks: int) -> None:
 def test_cuts_of_every_kind_are_in_the_fast_tier() -> None:
     for stage in range(2):
         assert CUTS[2][stage] | CUTS[3][stage] == ALL
+
+
+def test_resumed_as_unbroken(tmp_path: Path) -> None:
+    """From a checkpoint as it is, and through the form for any number of ranks; no second moment comes with either."""
+    check_resumed(launched(muon_resumes.__file__, tmp_path, 2))
+
+
+def check_resumed(found: dict) -> None:
+    assert set(found) == {"1", "2", "3"}
+    for case, table in found.items():
+        for name in ("saved", "universal"):
+            for weight, expected in zip(table[name], table["unbroken"], strict=True):
+                assert torch.equal(weight, expected), (case, name)
+        assert all(set(kept) == {4} for kept in table["kept"]), case
