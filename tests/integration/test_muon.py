@@ -72,7 +72,7 @@ def test_a_step_that_is_not_finite_moves_nothing(recipe_file: Path, tmp_path: Pa
     """As if its rows had been left out, but for the schedule: at a constant rate, to the bit."""
     constant = ("schedule.kind=constant", "schedule.lr_min=1e-3", "schedule.warmup_tokens=0", "mask.warmup_tokens=0")
     level = ("mask.start_rate=0.2", "mask.peak_rate=0.2", "mask.end_rate=0.2")
-    setting = settings(deepspeed_file(tmp_path, stage), MUON, *constant, *level)
+    setting = settings(deepspeed_file(tmp_path, stage, bf16=True), MUON, *constant, *level)
     broken, left_out = (settings(f"run_directory={tmp_path}/{name}") for name in ("broken", "left_out"))
     output = train(recipe_file, *setting, *broken, "--max-steps", "8", ranks=2, fault="nan:4:1")
     assert "not applied (1 so far)" in output

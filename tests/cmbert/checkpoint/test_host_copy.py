@@ -113,11 +113,16 @@ def test_of_a_repeated_value_one_is_kept() -> None:
     """Muon has such a zero in place of a second moment, also as a view of a part of it."""
     repeated = torch.full((1,), 3.0).expand(100_000)
     host = HostCopy(torch.device("cpu"))
-    (whole, part, alone), file = host.take([repeated, repeated.narrow(0, 7, 60).view(6, 10), torch.ones(1)]), io.BytesIO()
+    (whole, part, alone), file = (
+        host.take([repeated, repeated.narrow(0, 7, 60).view(6, 10), torch.ones(1)]),
+        io.BytesIO(),
+    )
     assert len(host.block) == 3 * ALIGNMENT
     torch.save([whole, part, alone], file)
     assert file.tell() < 10_000
     file.seek(0)
-    for found, expected in zip(torch.load(file), (torch.full((100_000,), 3.0), torch.full((6, 10), 3.0), torch.ones(1))):
+    for found, expected in zip(
+        torch.load(file), (torch.full((100_000,), 3.0), torch.full((6, 10), 3.0), torch.ones(1))
+    ):
         assert torch.equal(found, expected)
         assert found.untyped_storage().nbytes() == 4

@@ -38,7 +38,7 @@ NUM_STEPS = 6
 DECAYS = (0.1, 0.0, 0.1, 0.1, 0.0)
 RATE = 0.02
 SETTINGS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-6, "lr": RATE, "momentum": 0.95}
-SUB_GROUP = 300  # elements: ZeRO 3 steps group 0 in several
+SUB_GROUP = 100  # elements of one rank: ZeRO 3 steps group 0 in several
 SPOILT = (2, 4)  # steps before which one comes that is skipped: not finite on the last rank, then far too large
 MODEL = ModelConfig(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=64, max_length=64)
 CASES = ("1", "2", "3", "3 of placeholders")
@@ -126,15 +126,15 @@ def whole(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def skip_one(engine: Any, step: int) -> None:
-    """Take a step that is skipped."""
-    is_last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-    value = float("nan") if step == SPOILT[0] and is_last else 1e30
+    """Take a step that is skipped: by DeepSpeed, which in fp32 leaves out what is not finite, or as the guards say."""
+    is_last, by_guard = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1, step != SPOILT[0]
+    value = 1e6 if by_guard or not is_last else float("nan")
     asked = []
     engine.basic_optimizer.should_step = lambda: asked.append(1) or StepDecision(torch.ones(()), torch.ones(()))
     engine.backward(engine([torch.full(shape, value) for shape, *_ in SHAPES]))
     engine.step()
     engine.basic_optimizer.should_step = lambda: StepDecision(torch.ones(()), torch.zeros(()))
-    assert asked, "DeepSpeed itself has left the step out"
+    assert bool(asked) == by_guard
 
 
 def take_steps(engine: Any, spoilt: tuple[int, ...] = ()) -> list[torch.Tensor]:
