@@ -121,8 +121,7 @@ def test_of_a_repeated_value_one_is_kept() -> None:
     torch.save([whole, part, alone], file)
     assert file.tell() < 10_000
     file.seek(0)
-    for found, expected in zip(
-        torch.load(file), (torch.full((100_000,), 3.0), torch.full((6, 10), 3.0), torch.ones(1))
-    ):
-        assert torch.equal(found, expected)
+    expected = (torch.full((100_000,), 3.0), torch.full((6, 10), 3.0), torch.ones(1))
+    for found, value in zip(torch.load(file), expected, strict=True):
+        assert torch.equal(found, value)
         assert found.untyped_storage().nbytes() == 4

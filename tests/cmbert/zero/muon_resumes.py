@@ -1,4 +1,4 @@
-"""Run by test_muon_zero.py under a launcher: Muon's states saved, loaded as they are, and through the universal form."""
+"""Run by test_muon_zero.py: Muon saved under a launcher, loaded as it is, and through the universal form."""
 
 import os
 import sys

@@ -165,7 +165,7 @@ def train(case: str) -> Trained:
         all(gather_from_ranks(same)),
         take_steps(start(case, accumulation=2)),
         gather_from_ranks(mine),
-        sum(gather_from_ranks(kept), []),
+        [size for of_rank in gather_from_ranks(kept) for size in of_rank],
     )
 
 
