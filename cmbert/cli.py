@@ -1,6 +1,6 @@
-"""`cmbert`: new | plan | preflight | train | eval | ablate | finetune | embed-train | ledger | bench | export | report.
+"""`cmbert`: the commands of COMMANDS.
 
-Each command is a file of cmbert/commands; it imports what it needs when it runs, so --help is instant.
+Each is a file of cmbert/commands; it imports what it needs when it runs, so --help is instant.
 """
 
 import argparse
@@ -9,14 +9,30 @@ from collections.abc import Sequence
 
 from cmbert.cluster.launchers import variables_in
 from cmbert.cluster.preemption import StopRequest
-from cmbert.commands import ablate, bench, embed_train, export, finetune, ledger, new, plan, preflight, report, train
+from cmbert.commands import (
+    ablate,
+    bench,
+    embed_train,
+    export,
+    finetune,
+    ledger,
+    merge_checkpoints,
+    new,
+    plan,
+    preflight,
+    report,
+    train,
+)
 from cmbert.commands import eval as evaluate
 from cmbert.environment import make_room_for_modules
 from cmbert.errors import run_command
 from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
 
-COMMANDS = (new, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger, export, report)
+COMMANDS = (
+    new, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger, merge_checkpoints, export,
+    report,
+)  # fmt: skip
 """In the order of --help."""
 
 

@@ -11,8 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cmbert.ablation.lists import AblationList, ArmRun
-from cmbert.ablation.results import ArmResult, read_results, verdict
-from cmbert.config.load import differing_keys
+from cmbert.ablation.results import ArmResult, read_results
+from cmbert.ablation.tables import (
+    NAMES,
+    NOTES,
+    facts_table,
+    primary_measure,
+    rates_table,
+    score_table,
+    scored_elsewhere,
+    subtitle,
+    tasks_table,
+)
 from cmbert.config.schema import Recipe
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.table import markdown_table
@@ -33,18 +43,7 @@ from cmbert.html.charts import (
 from cmbert.html.page import figure, section, table, write_page
 from cmbert.schedule import Schedule
 
-NAMES = {
-    "heldout_loss": ("held-out loss", "nats per masked token"),
-    "bits_per_character": ("held-out bits per character", "bits"),
-}
 SAMPLES = 200  # points of a drawn schedule
-SHOWN_SKIP = ("run_directory", "train.seed", "train.init_from")  # differ between all runs
-NOTES = (
-    "± is half the 95 % interval of Student's t over the seeds (their number in brackets). A difference is taken seed "
-    "by seed: the same seed has the same rows in the same order in every arm that reads the same shards.",
-    "“No difference seen” means that the interval of the difference holds zero: a smaller difference may exist.",
-    "Intervals know nothing of how many arms were looked at: of twenty, one is expected to differ by chance.",
-)
 
 
 def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun]) -> Path:
@@ -56,13 +55,16 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun
     if not arms:
         raise CheckpointError(f"{folder}: no training is scored yet; see the log.txt of each")
     measure = primary_measure(runs)
-    head, rows = score_table(arms, measure)
-    more_head, more_rows = facts_table(arms, runs)
     found = {"question": ablation.question, "measure": measure, "arms": [arm.as_dict() for arm in arms]}
     write_json(folder / "results.json", found)
-    parts = [f"# {ablation.question}", subtitle(arms, runs), markdown_table(head, rows)]
+    head, rows = score_table(arms, measure)
+    facts_head, facts_rows = facts_table(arms)
+    further = {"Learning rates tried": rates_table(arms), "Fine-tuned": tasks_table(arms)}
+    further = {title: found for title, found in further.items() if found[1]}
     said = [*NOTES, *scored_elsewhere(folder, runs)]
-    parts += ["\n".join(f"- {note}" for note in said), markdown_table(more_head, more_rows)]
+    parts = [f"# {ablation.question}", subtitle(arms, runs), markdown_table(head, rows)]
+    parts += [markdown_table(*of_one) for of_one in further.values()]
+    parts += ["\n".join(f"- {note}" for note in said), markdown_table(facts_head, facts_rows)]
     write_text(folder / "results.md", "\n\n".join(parts) + "\n")
     notes = "".join(f'<p class="faint">{escape(note)}</p>' for note in said)
     write_page(
@@ -72,90 +74,12 @@ def write_comparison(folder: Path, ablation: AblationList, runs: Sequence[ArmRun
         sections=[
             _curves_section(arms, measure),
             section("Final scores", table(head, rows, "numbers")) + notes,
+            *(section(title, table(*of_one, "numbers")) for title, of_one in further.items()),
             _schedules_section(arms),
-            section("What differs, and what it cost", table(more_head, more_rows, "texts")),
+            section("What differs, and what it cost", table(facts_head, facts_rows, "texts")),
         ],
     )
     return folder / "index.html"
-
-
-def scored_elsewhere(folder: Path, runs: Sequence[ArmRun]) -> list[str]:
-    """Return a note that counts what earlier calls scored in `folder` and this list leaves out: that was tried, too."""
-    ours = {run.score_file for run in runs}
-    others = sorted(
-        str(path.parent.relative_to(folder)) for path in folder.glob("*/seed*/score.json") if path not in ours
-    )
-    if not others:
-        return []
-    return [f"Tried here before and not compared above: {len(others)} trainings ({', '.join(others)})."]
-
-
-def primary_measure(runs: Sequence[ArmRun]) -> str:
-    """Return what arms are compared by: nats per token, unless they have several tokenizers, whose tokens differ."""
-    tokenizers = {run.stages[-1].data.tokenizer for run in runs}
-    return "heldout_loss" if len(tokenizers) == 1 else "bits_per_character"
-
-
-def subtitle(arms: Sequence[ArmResult], runs: Sequence[ArmRun]) -> str:
-    """Return the line under the title: how much was trained."""
-    stages = runs[0].stages
-    model, total = stages[0].model, sum(stage.train.total_tokens for stage in stages)
-    done = sum(len(arm.runs) for arm in arms)
-    return (
-        f"{done} of {len(runs)} trainings of {total:,} tokens each · {model.num_layers} layers x {model.hidden_size} · "
-        f"{len({run.arm for run in runs})} arms x {len({run.seed for run in runs})} seeds"
-    )
-
-
-def spell(found: dict[str, Any], sign: str = "") -> str:
-    """Return an interval for people; `sign` "+" for a difference."""
-    text = f"{found['mean']:{sign}.4f}"
-    if found["half_width"] is not None:
-        text += f" ± {found['half_width']:.4f}"
-    return text + ("" if sign else f" ({len(found['values'])})")
-
-
-def score_table(arms: Sequence[ArmResult], measure: str) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the final scores: a row per arm and question."""
-    head = ["arm", "scored on", NAMES[measure][0], "minus the first arm", "verdict", "masked accuracy, %"]
-    rows = []
-    for question in arms[0].scores:
-        for arm in arms:
-            if question not in arm.scores:
-                continue
-            difference = arm.differences.get(question, {}).get(measure)
-            shown = "–" if difference is None else spell(difference, sign="+")
-            scores = arm.scores[question]
-            row = [arm.arm.name, str(question), spell(scores[measure]), shown]
-            row += [verdict(difference, lower_is_better=True), f"{100 * scores['masked_accuracy']['mean']:.2f}"]
-            rows.append(row)
-    return head, rows
-
-
-def facts_table(arms: Sequence[ArmResult], runs: Sequence[ArmRun]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of what each arm is: its keys that differ from the first arm's, and what it cost."""
-    head = ["arm", "what", "differs in", "characters a token", "tokens/s", "minutes a training"]
-    first = next(run for run in runs if run.arm == arms[0].arm.name)
-    rows = []
-    for arm in arms:
-        shown = "–" if arm.characters_per_token is None else f"{arm.characters_per_token:.3f}"
-        row = [arm.arm.name, arm.arm.what, differences_of(arm.runs[0].stages, first.stages), shown]
-        rows.append([*row, f"{arm.tokens_per_second:,.0f}", f"{arm.minutes:.1f}"])
-    return head, rows
-
-
-def differences_of(stages: Sequence[Recipe], first: Sequence[Recipe]) -> str:
-    """Return the keys and values in which `stages` differ from `first`; a further stage by its length."""
-    found = []
-    for key in differing_keys(stages[0], first[0]):
-        if key not in SHOWN_SKIP:
-            value: Any = stages[0]
-            for part in key.split("."):
-                value = getattr(value, part)
-            found.append(f"{key} = {value if not isinstance(value, tuple) else ', '.join(s.path for s in value)}")
-    for stage in stages[1:]:
-        found.append(f"then {compact(stage.train.total_tokens)} tokens in rows of {stage.data.context_tokens:,}")
-    return "; ".join(found) or "–"
 
 
 def _colour(index: int) -> str:

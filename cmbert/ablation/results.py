@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from cmbert.ablation.lists import AblationList, Arm, ArmRun
+from cmbert.ablation.tasks import task_scores
 from cmbert.errors import CheckpointError
 from cmbert.evaluate.interval import interval
 from cmbert.files.json_types import misfit, read_as
@@ -38,14 +39,18 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm: its trainings that are scored, oldest seed first."""
+    """One arm: its trainings that are scored, at the best of its learning rates, oldest seed first."""
 
     arm: Arm
     runs: tuple[ArmRun, ...]
+    tried: dict[float, float]
+    """Final loss of the first seed by learning rate; empty where the arm has no rates to choose from."""
     scores: dict[Question, dict[str, dict[str, Any]]]
     """By question and measure: mean, half_width, values; one value a seed."""
     differences: dict[Question, dict[str, dict[str, Any]]]
     """Likewise this arm minus the first arm, over the seeds that both have."""
+    tasks: dict[str, dict[str, Any]]
+    """By task the dev score, percent: mean, half_width, values, seeds; difference from the first arm or None."""
     curve: tuple[np.ndarray, np.ndarray]
     """Held-out loss in mid-training: tokens seen, shape (points,), and nats, shape (seeds, points)."""
     tokens_per_second: float
@@ -53,6 +58,24 @@ class ArmResult:
     minutes: float
     """In training steps, mean of the seeds."""
     characters_per_token: float | None
+
+    @property
+    def rate(self) -> float | None:
+        """The learning rate that the arm chose."""
+        return self.runs[0].rate
+
+    @property
+    def total_tokens(self) -> int:
+        """The arm's budget."""
+        return sum(stage.train.total_tokens for stage in self.runs[0].stages)
+
+    @property
+    def edge(self) -> str | None:
+        """Where the best rate is the least or the highest that the list names: what to try, "smaller" or "larger"."""
+        rates = self.arm.learning_rates
+        if len(rates) < 2 or self.rate not in (min(rates), max(rates)):
+            return None
+        return "larger" if self.rate == max(rates) else "smaller"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -66,7 +89,14 @@ class ArmResult:
             "arm": self.arm.name,
             "what": self.arm.what,
             "seeds": [run.seed for run in self.runs],
+            "tokens": self.total_tokens,
+            "learning_rate": self.rate,
+            "learning_rates_tried": [
+                {"learning_rate": rate, "heldout_loss": loss} for rate, loss in self.tried.items()
+            ],
+            "edge": self.edge,
             "scores": scores,
+            "tasks": self.tasks,
             "curve": {"tokens": tokens.tolist(), "heldout_loss": losses.tolist()},
             "tokens_per_second": self.tokens_per_second,
             "minutes": self.minutes,
@@ -77,12 +107,32 @@ class ArmResult:
 def read_results(ablation: AblationList, runs: Sequence[ArmRun]) -> list[ArmResult]:
     """Return the arms that have a score, in the list's order. Raises CheckpointError for a malformed score."""
     found: list[ArmResult] = []
+    best = best_rates(ablation, runs)
     for arm in ablation.arms:
-        answers = {run: _read_answers(run, ablation) for run in runs if run.arm == arm.name}
-        scored = {run: answer for run, answer in answers.items() if answer}
+        chosen = [run for run in runs if run.arm == arm.name and run.rate == best.get(arm.name)]
+        scored = {run: answer for run in chosen if (answer := _read_answers(run, ablation))}
         if scored:
-            found.append(_summarise(arm, scored, found[0] if found and found[0].arm is ablation.arms[0] else None))
+            first = found[0] if found and found[0].arm is ablation.arms[0] else None
+            tasks = {run: task_scores(run, ablation) for run in scored}
+            found.append(_summarise(arm, scored, tasks, _rates_tried(arm, ablation, runs), first))
     return found
+
+
+def best_rates(ablation: AblationList, runs: Sequence[ArmRun]) -> dict[str, float]:
+    """Return the learning rate of each arm that has scored some: of the lowest loss in the list's first question."""
+    tried = {arm.name: _rates_tried(arm, ablation, runs) for arm in ablation.arms}
+    return {name: min(losses, key=losses.__getitem__) for name, losses in tried.items() if losses}
+
+
+def _rates_tried(arm: Arm, ablation: AblationList, runs: Sequence[ArmRun]) -> dict[float, float]:
+    """Return the final loss of the first seed by learning rate, lowest rate first, where it is scored."""
+    question = Question(ablation.contexts[0], ablation.units[0])
+    losses = {
+        run.rate: float(answers[question]["heldout_loss"])
+        for run in runs
+        if run.arm == arm.name and run.seed == 0 and run.rate is not None and (answers := _read_answers(run, ablation))
+    }
+    return dict(sorted(losses.items()))
 
 
 def unscored(runs: Sequence[ArmRun], ablation: AblationList) -> list[ArmRun]:
@@ -123,7 +173,13 @@ def _read_scores(path: Path) -> dict[Question, dict[str, Any]]:
     return {Question(score["context_tokens"], score["unit"]): score for score in scores}
 
 
-def _summarise(arm: Arm, scored: dict[ArmRun, dict[Question, dict[str, Any]]], first: ArmResult | None) -> ArmResult:
+def _summarise(
+    arm: Arm,
+    scored: dict[ArmRun, dict[Question, dict[str, Any]]],
+    tasks: dict[ArmRun, dict[str, float]],
+    tried: dict[float, float],
+    first: ArmResult | None,
+) -> ArmResult:
     runs = tuple(scored)
     questions = list(scored[runs[0]])
     scores = {
@@ -137,8 +193,10 @@ def _summarise(arm: Arm, scored: dict[ArmRun, dict[Question, dict[str, Any]]], f
     return ArmResult(
         arm=arm,
         runs=runs,
+        tried=tried,
         scores=scores,
         differences=differences if first else {},
+        tasks=_task_results(tasks, first),
         curve=_curve(stages),
         tokens_per_second=float(np.median([r["tokens_per_second"] for steps in records for r in steps])),
         minutes=float(np.mean(seconds)) / 60,
@@ -164,6 +222,19 @@ def _subtract(
         )
         for measure in MEASURES
     }
+
+
+def _task_results(tasks: dict[ArmRun, dict[str, float]], first: ArmResult | None) -> dict[str, dict[str, Any]]:
+    """Return the dev scores by task over the seeds that have one, and minus the first arm's, paired likewise."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for scores in tasks.values() for name in scores):
+        ours = {run.seed: scores[name] for run, scores in tasks.items() if name in scores}
+        found[name] = {**interval(list(ours.values())), "seeds": list(ours), "difference": None}
+        if first and name in first.tasks:
+            theirs = dict(zip(first.tasks[name]["seeds"], first.tasks[name]["values"], strict=True))
+            both = [seed for seed in ours if seed in theirs]
+            found[name]["difference"] = interval([ours[seed] - theirs[seed] for seed in both]) if both else None
+    return found
 
 
 def _curve(runs: Sequence[Sequence[list[dict[str, Any]]]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """`cmbert ablate`: train every arm of a list with every seed, score it, compare; a second call goes on.
 
+Arms with learning rates are trained at each with the first seed before any other seed begins, at the best of them.
+
 Each training is `cmbert train` on a recipe that lies beside it, so anyone can repeat one by hand. One training has one
 GPU, or one share of the cores; as many run at once as there are.
 """
@@ -13,14 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import AblationList, ArmRun, load_list, plan_runs
-from cmbert.ablation.results import unscored
+from cmbert.ablation.results import best_rates, unscored
+from cmbert.ablation.tasks import task_commands, task_folders
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.progress import Progress
@@ -35,25 +38,45 @@ TAIL_BYTES = 1 << 16  # of metrics.jsonl: more than its last line
 
 
 def ablate(
-    path: Path, output: Path | None, *, text: str, base: Path | None, num_seeds: int | None, num_jobs: int | None
+    path: Path,
+    output: Path | None,
+    *,
+    text: str,
+    base: Path | None,
+    num_seeds: int | None,
+    num_jobs: int | None,
+    tasks_data: Path | None = None,
 ) -> None:
     """Run the list at `path` into `output`, and write index.html, results.md and results.json there.
 
     text: what `{text}` stands for in the list's `prepare`, as of `data_tools sample --from`. base: recipe in place of
-    the list's. num_jobs: trainings at once; None = one per GPU, else one per core.
+    the list's. num_jobs: trainings at once; None = one per GPU, else one per core. tasks_data: holds a folder for each
+    of the list's tasks; None = no task is run.
     Raises ConfigError for a list that is wrong or not the one that `output` holds, CheckpointError when another call
     trains there, InputError when trainings failed.
     """
     ablation = load_list(path, base)
-    folder = output or Path("runs/ablations") / path.stem
-    runs = plan_runs(ablation, path, folder, num_seeds or ablation.seeds)
-    for run in runs:
-        _claim(run)
-    waiting = unscored(runs, ablation)
-    for command in ablation.prepare if waiting else ():
+    folder, seeds = output or Path("runs/ablations") / path.stem, num_seeds or ablation.seeds
+    data = task_folders(ablation, tasks_data)
+    runs = _planned(ablation, path, folder, seeds)
+    if ablation.tasks and not data:
+        logger.info("%s: not fine-tuned on %s: --tasks-data DIR does it", path, ", ".join(ablation.tasks))
+    for command in ablation.prepare if unscored(runs, ablation) else ():
         prepare(command.replace("{text}", shlex.quote(text)), path)
-    logger.info("%s: %d trainings of %d arms, %d to do", folder, len(runs), len(ablation.arms), len(waiting))
-    failed = _train_all(waiting, ablation, places(num_jobs)) if waiting else []
+    failed = list[ArmRun]()
+    if any(arm.learning_rates for arm in ablation.arms):
+        first = [run for run in runs if run.seed == 0]
+        waiting = unscored(first, ablation)
+        logger.info("%s: %d trainings choose the learning rates, %d to do", folder, len(first), len(waiting))
+        failed = _train_all(waiting, ablation, {}, num_jobs)
+        runs = _planned(ablation, path, folder, seeds, best := best_rates(ablation, runs))
+        logger.info("best learning rates: %s", ", ".join(f"{name} {rate:g}" for name, rate in best.items()) or "none")
+        chosen = [run for run in runs if run.rate == best.get(run.arm)]
+    else:
+        chosen = runs
+    waiting = [run for run in chosen if run not in failed and commands_of(run, ablation, data)]
+    logger.info("%s: %d trainings of %d arms, %d to do", folder, len(chosen), len(ablation.arms), len(waiting))
+    failed += _train_all(waiting, ablation, data, num_jobs)
     page = write_comparison(folder, ablation, runs)
     print((folder / "results.md").read_text(encoding="utf-8"))
     print(f"page {page}")
@@ -62,6 +85,16 @@ def ablate(
             f"{len(failed)} of {len(runs)} trainings failed: {', '.join(str(run.folder) for run in failed)}; see the "
             f"end of their {LOG_FILE}; the same command tries them again"
         )
+
+
+def _planned(
+    ablation: AblationList, where: Path, folder: Path, num_seeds: int, best: Mapping[str, float] | None = None
+) -> list[ArmRun]:
+    """Return the trainings as `plan_runs` does, their recipes written. Raises ConfigError."""
+    runs = plan_runs(ablation, where, folder, num_seeds, best)
+    for run in runs:
+        _claim(run)
+    return runs
 
 
 def _claim(run: ArmRun) -> None:
@@ -130,14 +163,15 @@ class Job:
         )
 
 
-def commands_of(run: ArmRun, ablation: AblationList) -> list[list[str]]:
-    """Return the commands of a run: train each stage, score the last."""
+def commands_of(run: ArmRun, ablation: AblationList, data: Mapping[str, Path]) -> list[list[str]]:
+    """Return what is left to do for a run: train its stages and score the last, fine-tune it on tasks with data."""
     cmbert = [sys.executable, "-m", "cmbert"]
     last = run.stages[-1]
     train = [[*cmbert, "train", str(Path(stage.run_directory) / RECIPE_FILE)] for stage in run.stages]
     score = [*cmbert, "eval", last.run_directory, "--data", last.evaluation.shards]
     score += ["--context", ",".join(map(str, ablation.contexts)), "--unit", ",".join(ablation.units)]
-    return [*train, [*score, "--output", str(run.score_file)]]
+    first = [*train, [*score, "--output", str(run.score_file)]] if unscored([run], ablation) else []
+    return first + [[*cmbert, *command] for command in task_commands(run, ablation, data)]
 
 
 def open_log(run: ArmRun) -> IO[bytes]:
@@ -157,8 +191,13 @@ def open_log(run: ArmRun) -> IO[bytes]:
     return log
 
 
-def _train_all(runs: Sequence[ArmRun], ablation: AblationList, free: list[dict[str, str]]) -> list[ArmRun]:
+def _train_all(
+    runs: Sequence[ArmRun], ablation: AblationList, data: Mapping[str, Path], num_jobs: int | None
+) -> list[ArmRun]:
     """Train and score `runs`, as many at once as there are places; return those that failed."""
+    if not runs:
+        return []
+    free = places(num_jobs)
     waiting, failed, active = list(runs), list[ArmRun](), list[Job]()
     progress = Progress(f"{len(runs)} trainings", sum(map(_total_steps, runs)), "steps", done=sum(map(_steps, runs)))
     counted = progress.done
@@ -167,7 +206,7 @@ def _train_all(runs: Sequence[ArmRun], ablation: AblationList, free: list[dict[s
         while waiting or active:
             while waiting and free:
                 run = waiting.pop(0)
-                active.append(Job(run, commands_of(run, ablation), free.pop(0), open_log(run)))
+                active.append(Job(run, commands_of(run, ablation, data), free.pop(0), open_log(run)))
             time.sleep(POLL_SECONDS)
             for job in [job for job in active if job.process.poll() is not None]:
                 if job.process.returncode == 0 and job.commands:

@@ -26,6 +26,7 @@ LATEST_FILE = "latest"
 MANIFEST_FILE = "MANIFEST.json"
 DAMAGED_SUFFIX = ".damaged"  # of a checkpoint that a resume found damaged
 LEFT_SUFFIX = ".left"  # of one that a run went back from, by --resume PATH; it stays until somebody removes it
+WEIGHTS_FILE = "model.safetensors"  # of a checkpoint of weights alone: nothing to train on from
 UNIVERSAL_SUFFIX = ".universal"  # beside a checkpoint: the same in DeepSpeed's form for any number of ranks
 
 
@@ -72,6 +73,19 @@ def require_checkpoint(path: Path) -> Path:
     checkpoint = find_checkpoint(path) if path.is_dir() else None
     if checkpoint is None:
         raise CheckpointError(f"{path}: no checkpoint there; {_where_it_may_be(path)}")
+    return checkpoint
+
+
+def has_weights_alone(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is one of weights alone (weights.py), without an optimizer's state."""
+    return (checkpoint / WEIGHTS_FILE).is_file()
+
+
+def require_resumable(path: Path) -> Path:
+    """Return the checkpoint that `path` means. Raises CheckpointError when no training goes on from it."""
+    checkpoint = require_checkpoint(path)
+    if has_weights_alone(checkpoint):
+        raise CheckpointError(f"{path}: weights alone, nothing to train on from; start a run with train.init_from")
     return checkpoint
 
 

@@ -30,6 +30,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     ablate.add_argument(
         "--jobs", type=positive, metavar="N", help="trainings at once (default: one per GPU, or per core)"
     )
+    ablate.add_argument(
+        "--tasks-data",
+        type=any_path,
+        metavar="DIR",
+        help="holds a folder of data for each of the list's tasks; without it no task is run",
+    )
     ablate.set_defaults(command=run)
 
 
@@ -44,5 +50,6 @@ def run(options: argparse.Namespace) -> int:
         base=options.base,
         num_seeds=options.seeds,
         num_jobs=options.jobs,
+        tasks_data=options.tasks_data,
     )
     return 0

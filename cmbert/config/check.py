@@ -1,7 +1,7 @@
 """What a recipe must satisfy beyond types and ranges: one rule a line, each naming its key and the remedy."""
 
 from cmbert.config.ranges import check_ranges
-from cmbert.config.schema import ModelConfig, Recipe
+from cmbert.config.schema import ModelConfig, OptimizerConfig, Recipe
 from cmbert.errors import ConfigError
 from cmbert.files.names import fault_of_name
 
@@ -135,6 +135,11 @@ def _training_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
     train, optimizer = recipe.train, recipe.optimizer
     return [
         *_ramp_rules(recipe),
+        (
+            optimizer.kind != "muon" and optimizer.momentum != OptimizerConfig.momentum,
+            "optimizer.momentum",
+            f"belongs to kind muon, not to {optimizer.kind}; leave it out",
+        ),
         (
             train.init_tiling and not train.init_from,
             "train.init_tiling",

@@ -35,6 +35,9 @@ REFUSED_KEYS = {
     "zero_allow_untested_optimizer": "always set by this trainer; remove it",
     "zero_force_ds_cpu_optimizer": "always set by this trainer; remove it",
 }
+# Offload moves the states to the CPU or to a disk; Muon sends matrices from GPU to GPU.
+OFFLOAD_TABLES = ("offload_optimizer", "offload_param")  # off where their device is none, as it is by default
+OFFLOAD_FLAGS = ("cpu_offload", "cpu_offload_param")  # DeepSpeed's old names
 SHIPPED = ("ds_configs", ".json")
 
 
@@ -121,6 +124,11 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
             f"kernels.compile: torch.compile cannot follow ZeRO 3, which gathers weights as it goes; set it to false, "
             f"or choose ZeRO 1 or 2 instead of {train.deepspeed}"
         )
+    if recipe.optimizer.kind == "muon" and (key := _offload_key(table["zero_optimization"])):
+        raise ConfigError(
+            f"{deepspeed_path(train.deepspeed)}: zero_optimization.{key}: optimizer.kind muon cannot work on what is "
+            "offloaded; choose another train.deepspeed (zero1, zero2, zero3), or set optimizer.kind to stable_adamw"
+        )
     return {
         **table,
         **_without_waiting(table),
@@ -132,6 +140,14 @@ def resolve_deepspeed(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # tests compare it with an undivided one at every stage
         "zero_force_ds_cpu_optimizer": False,  # offload, too, uses ours
     }
+
+
+def _offload_key(section: dict[str, Any]) -> str | None:
+    """Return the key of the ZeRO section that offloads anything, or None."""
+    for key in OFFLOAD_TABLES:
+        if section.get(key, {}).get("device", "none") != "none":
+            return key
+    return next((key for key in OFFLOAD_FLAGS if section.get(key)), "zenflow" if "zenflow" in section else None)
 
 
 def _without_waiting(table: dict[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _first_stage(order: Order) -> str:
     context, longest = size.contexts
     rows = defaults.rows_per_step(order.tokens, context)
     rate, warmup = defaults.lr_max(size.width, size.layers), defaults.warmup_tokens(order.tokens)
-    short = {"kind": ("adamw", "as in recipes/quickstart"), "beta2": (0.98, "likewise: a short run")}
+    short = {"kind": ("adamw", "for a short run"), "beta2": (0.98, "likewise")}
     return _toml(
         {
             "": {"run_directory": (f"{folder}/runs/stage1", "metrics, log and checkpoints")},

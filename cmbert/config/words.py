@@ -52,6 +52,12 @@ _TABLE = (  # words, our key (empty = there is none), how to convert where the u
     ("wd", "optimizer.weight_decay", ""),
     ("max_grad_norm clip_grad grad_clip gradient_clipping grad_norm_clip", "optimizer.gradient_clip", ""),
     ("optim optimizer_type optimizer_name", "optimizer.kind", ""),
+    ("use_muon muon", "optimizer.kind", '"muon"'),
+    ("muon_momentum muon_beta", "optimizer.momentum", ""),
+    ("muon_lr matrix_lr adam_lr adamw_lr", "schedule.lr_max", "one rate: Muon's updates have the size of AdamW's"),
+    ("muon_weight_decay muon_wd", "optimizer.weight_decay", "one for all that decays"),
+    ("nesterov", "", "optimizer.kind muon always has Nesterov's momentum; remove it"),
+    ("ns_steps newton_schulz_steps muon_ns_steps", "", "Muon always takes five Newton-Schulz steps; remove it"),
     ("output_dir output out_dir save_dir run_dir output_directory", "run_directory", "at the top of the file"),
     ("resume_from_checkpoint resume load_checkpoint", "", "a finished or broken run goes on by itself; see --resume"),
     (

@@ -16,6 +16,7 @@ from cmbert.export.gate import ROUNDINGS, Comparison
 from cmbert.export.hf import Format
 from cmbert.export.lineage import Lineage, StageFacts
 from cmbert.progress import duration
+from cmbert.runs.merged import described_steps
 from cmbert.schedule import Schedule
 
 PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
@@ -99,6 +100,8 @@ def _stage(stage: StageFacts, number: int) -> str:
         kind = "the smaller model" if recipe.train.init_tiling else "the weights"
         rows.append(("started from", f"{kind} of {Path(recipe.train.init_from).name}"))
     rows.append(("steps", f"{state.step:,} of {Schedule.of(recipe).num_steps:,}"))
+    if stage.merge:
+        rows.append(("weights", f"the mean of those after {described_steps(stage.merge)}"))
     rows.append(("tokens seen", f"{state.tokens:,} of {recipe.train.total_tokens:,} row positions"))
     if stage.records:
         real = sum(record["real_tokens"] for record in stage.records)
@@ -149,8 +152,9 @@ def _results(lineage: Lineage, measured: Comparison) -> str:
     errors = [("ours, packed", f"{measured.rounding:.1e}")]
     errors += [(f"{name}, padded", f"{error:.1e}") for name, error in measured.errors.items()]
     return (
-        f"## Results\n\n{_held_out(lineage)}\nBefore this folder appeared its logits in fp32 were compared with those "
-        f"of the model in training in fp64, on {measured.num_tokens:,} tokens of training text, short and long texts "
+        f"## Results\n\n{_held_out(lineage)}\n{_merged(lineage)}"
+        "Before this folder appeared its logits in fp32 were compared with those of the model in training in fp64, "
+        f"on {measured.num_tokens:,} tokens of training text, short and long texts "
         f"in one batch, padded at either side (allowed: {ROUNDINGS:g} times the error of our own program, "
         f"{measured.allowed:.1e}):\n\n{_table(('program', 'largest error'), errors)}"
     )
@@ -193,6 +197,20 @@ def _held_out(lineage: Lineage) -> str:
     return f"Held-out text, in training:\n\n{table}\n{source}"
 
 
+def _merged(lineage: Lineage) -> str:
+    """Return what the checkpoints whose weights were averaged, and their mean, scored of held-out text."""
+    text = ""
+    for stage in lineage.stages:
+        if merge := stage.merge:
+            scored = [(f"{part['step']:,}", part) for part in merge["steps"]] + [("merged", merge["merged"])]
+            rows = [(name, f"{s['heldout_loss']:.4f}", f"{s['masked_accuracy']:.4f}") for name, s in scored]
+            table = _table(("after step", "loss, nats per masked token", "accuracy"), rows)
+            text += (
+                f"The weights of {stage.name} are merged ones; on {merge['heldout']}, as `cmbert eval`:\n\n{table}\n"
+            )
+    return text
+
+
 def _limits(lineage: Lineage) -> str:
     last, tokens = lineage.stages[-1], sum(stage.state.tokens for stage in lineage.stages)
     model, total = last.recipe.model, Schedule.of(last.recipe).num_steps
@@ -214,7 +232,8 @@ def _limits(lineage: Lineage) -> str:
     longest = max(stage.recipe.data.context_tokens for stage in lineage.stages)
     if longest < model.max_length:
         lines.append(f"Trained on at most {longest:,} tokens at a time; what it does with longer text is not known.")
-    if not any(record.get("heldout_loss") is not None for stage in lineage.stages for record in stage.records):
+    scored = [record.get("heldout_loss") for stage in lineage.stages for record in stage.records]
+    if not any(loss is not None for loss in scored) and not any(stage.merge for stage in lineage.stages):
         lines.append("Not evaluated: the run scored no held-out text.")
     lines += [
         "The run holds no result on a downstream task.",

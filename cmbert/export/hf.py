@@ -20,11 +20,10 @@ from cmbert.export.onnx import require_onnx
 from cmbert.files.folders import building
 from cmbert.files.json_types import read_as
 from cmbert.files.whole import write_json
-from cmbert.model.heads import MaskedLanguageModel
+from cmbert.model.heads import DECODER, EMBEDDING, MaskedLanguageModel
 from cmbert.model.init import WithoutInitialisation
 from cmbert.tokenizer import CLS_ID, PAD_ID, SEP_ID, load_tokenizer
 
-EMBEDDING = "model.embeddings.tok_embeddings.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -171,7 +170,7 @@ def _model_from(state_dict: Mapping[str, torch.Tensor], config: ModelConfig, sou
     """Build the fp32 model; `state_dict` may lack the decoder's weight, which is the embedding's."""
     weights = dict(state_dict)
     if EMBEDDING in weights:
-        weights.setdefault("decoder.weight", weights[EMBEDDING])
+        weights.setdefault(DECODER, weights[EMBEDDING])
     with torch.device("meta"), WithoutInitialisation():  # a damaged configuration may ask for more than there is memory
         expected = {name: weight.shape for name, weight in MaskedLanguageModel(config).state_dict().items()}
     found = {name: weight.shape for name, weight in weights.items()}
@@ -192,7 +191,7 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
     settings = read_json_object(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": model.config.max_length})
-    weights = {name: weight for name, weight in model.state_dict().items() if name != "decoder.weight"}
+    weights = {name: weight for name, weight in model.state_dict().items() if name != DECODER}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / "config.json", _config_json(model.config))
     if model.config.norm == "rmsnorm":

@@ -15,6 +15,7 @@ from cmbert.evaluate.unigram import unigram_of_run
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe, run_of
+from cmbert.runs.merged import FACTS_FOLDER, Merge, read_merge
 from cmbert.runs.metrics import SPENT, read_events, read_metrics, source_names
 
 
@@ -48,6 +49,8 @@ class StageFacts:
     sources: list[TrainedSource]
     unigram_loss: float | None
     """Of the training tokens, nats; None, as for a source: not known any more."""
+    merge: Merge | None
+    """How its weights were averaged; None: they are one checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ def read_lineage(path: Path) -> Lineage:
 
 
 def _read_stage(checkpoint: Path) -> StageFacts:
-    run = run_of(checkpoint)
-    recipe, state = read_run_recipe(run), read_state(checkpoint)
+    folder = run_of(checkpoint)
+    merge = read_merge(folder)
+    run = folder / FACTS_FOLDER if merge else folder
+    recipe, state = read_run_recipe(folder), read_state(checkpoint)
     records = [record for record in read_metrics(run, needed=("real_tokens", *SPENT)) if record["step"] < state.step]
     if len(records) != state.step:
         records = []
@@ -92,7 +97,7 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         for index, (name, source, shards) in enumerate(zip(names, recipe.data.sources, opened, strict=True))
     ]
     return StageFacts(
-        name=real(run).name,
+        name=real(folder).name,
         recipe=recipe,
         state=state,
         records=records,
@@ -100,7 +105,8 @@ def _read_stage(checkpoint: Path) -> StageFacts:
         environment=_read_json(run / "environment.json", Environment),
         precision=_precision(_read_json(run / "ds_config.json", dict[str, Any])),
         sources=sources,
-        unigram_loss=_unigram(run, opened, sources, recipe),
+        unigram_loss=_unigram(folder, opened, sources, recipe),
+        merge=merge,
     )
 
 

@@ -1,16 +1,19 @@
 """What a model costs in closed form: operations per token, activations. Torch-free."""
 
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import KernelConfig, ModelConfig
+from cmbert.config.parameters import count_muon_parameters, count_parameters
+from cmbert.config.schema import KernelConfig, ModelConfig, OptimizerConfig
 
 GRADIENT_CALLS = 2  # the backward pass costs about twice the forward pass
 FP32_BYTES = 4
 BF16_BYTES = 2
 OPTIMIZER_BYTES = 3 * FP32_BYTES  # per parameter: fp32 copy and Adam's two moments
+NEWTON_SCHULZ_STEPS = 5  # of Muon (Keller Jordan's)
+NEWTON_SCHULZ_ELEMENTS = 2**26  # of matrices made orthogonal at once; 128 MiB in bf16, four times that in all (ours)
 STORED_TOKENS = (
     2048  # a CPU's attention keeps the probabilities of segments up to here; beyond, SDPA computes them again
 )
@@ -61,6 +64,27 @@ def linear_flops(model: ModelConfig) -> float:
 def head_flops(model: ModelConfig) -> float:
     """Return the operations per masked position of prediction head and decoder, forward."""
     return 2 * (model.hidden_size**2 + model.hidden_size * model.vocab_size)
+
+
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """Return the operations that orthogonalise one matrix: with m <= n, each step m n m, m m m and m m n."""
+    least, most = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4 * least**2 * most + 2 * least**3)
+
+
+def share_out(costs: Sequence[int], num_ranks: int) -> list[int]:
+    """Return the rank that takes each piece of work: the dearest first, each to the rank that has the least to do."""
+    loads, owners = [(0, rank) for rank in range(num_ranks)], [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+        load, owners[number] = loads[0]
+        heapq.heapreplace(loads, (load + costs[number], owners[number]))
+    return owners
+
+
+def optimizer_bytes(model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """Return the bytes of the fp32 copy and the moments over all ranks; Muon has one moment where Adam has two."""
+    adam, muon = count_parameters(model).total, count_muon_parameters(model, optimizer)
+    return OPTIMIZER_BYTES * adam - FP32_BYTES * muon
 
 
 def attention_flops(model: ModelConfig, num_segments: Mapping[int, int]) -> tuple[float, float]:

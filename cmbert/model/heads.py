@@ -16,6 +16,9 @@ from cmbert.model.encoder import Encoder
 from cmbert.model.layers import GatedMLP, make_norm
 from cmbert.model.loss import ChunkFunction, chunk_loss, fusible_chunk_loss, masked_cross_entropy
 
+EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
+"""One parameter under two names; files hold it under the first alone."""
+
 
 class PredictionHead(nn.Module):
     """dense, GELU, norm."""

@@ -24,6 +24,7 @@ def describe(plan: Plan) -> str:
         [f"{plan.run_directory} on {plan.num_gpus} GPUs (where there is no GPU, read: CPU processes)"],
         _model(plan),
         _steps(plan),
+        _muon(plan),
         _memory(plan),
         _disk(plan),
         _scaling(plan),
@@ -61,6 +62,22 @@ def _steps(plan: Plan) -> list[str]:
             bar = "#" * max(round(BAR_WIDTH * rows / plan.rows_per_step), 1)
             lines.append(f"  {tokens:>28,}{step:>14,}{rows:>14,}  |{bar}")
     return lines
+
+
+def _muon(plan: Plan) -> list[str]:
+    muon = plan.muon
+    if muon is None:
+        return []
+    owners = "every GPU owns some" if muon.num_owners == plan.num_gpus else f"{muon.num_owners} GPUs own one each"
+    return [
+        f"Muon moves {muon.parameters:,} parameters, {muon.num_matrices:,} matrices; {owners}",
+        f"  Newton-Schulz  {muon.flops / 1e12:,.3g} TFLOP a step, {muon.flops_share:.2%} of all; "
+        f"{muon.slowest_flops / 1e12:,.3g} on the GPU that owns most: {_seconds(muon.compute_seconds)}*",
+        f"  exchange       {gigabytes(muon.exchanged_bytes)} a step sent by the GPU that sends most, there and back: "
+        f"{_seconds(muon.exchange_seconds)}*",
+        f"  together       {muon.step_share:.2%} of a step's time*",
+        "  * an estimate, at the assumed rates of training and network, nothing overlapped",
+    ]
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from cmbert.config.batch import possible_micro_batches, taken_micro_batch
 from cmbert.config.deepspeed import activation_bytes
-from cmbert.config.parameters import count_parameters
+from cmbert.config.parameters import count_muon_parameters, count_parameters
 from cmbert.config.schema import Recipe
-from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, cpu_bytes_beside, estimate_activations
+from cmbert.model.cost import FP32_BYTES, cpu_bytes_beside, estimate_activations, optimizer_bytes
 from cmbert.plan.assumptions import Assumptions
+from cmbert.plan.muon import muon_buffer_bytes
 
 STAGES = (1, 2, 3)
 SHARES = (0.0, 0.5, 1.0)  # of the layers, checkpointed, that a plan compares
@@ -100,6 +101,9 @@ class _Step:
         self.clips = recipe.optimizer.kind == "stable_adamw"
         self.parameters, self.embedding = parameters.total, parameters.embedding
         self.part = self.parameters / num_gpus
+        self.muon = count_muon_parameters(recipe.model, recipe.optimizer)
+        self.muon_buffers = muon_buffer_bytes(recipe, num_gpus)
+        self.states = optimizer_bytes(recipe.model, recipe.optimizer) / num_gpus
         self.value_bytes = activation_bytes(deepspeed)
         in_fp32 = deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
         self.gradient_bytes = FP32_BYTES if in_fp32 else self.value_bytes
@@ -122,8 +126,11 @@ class _Step:
         """Elements of the gradients that a GPU keeps for its part, on the GPU that keeps most.
 
         ZeRO 1 and 2 lay tensors end to end, the embedding first, and cut that; DeepSpeed keeps whole tensors of which a
-        part has anything. ZeRO 3 cuts every tensor.
+        part has anything. ZeRO 3 cuts every tensor. With Muon matrices and all else are cut apart: every GPU has a part
+        of the embedding.
         """
+        if self.muon and self.stage < 3:
+            return self.embedding + (self.parameters - self.embedding) / self.num_gpus
         if self.stage == 3 or self.part >= self.embedding:
             return self.part
         return min((self.embedding // self.part + 1) * self.part, self.parameters)
@@ -146,8 +153,7 @@ class _Step:
     def moments(self) -> dict[str, tuple[float, float, float, float, float]]:
         """Return (weights, gradients, optimizer, activations, buffers) of each moment, bytes."""
         weights = self.value_bytes * (self.part if self.stage == 3 else self.parameters)
-        optimizer = OPTIMIZER_BYTES * self.part
-        states = (0.0 if self.weights_offloaded else weights, 0.0 if self.optimizer_offloaded else optimizer)
+        states = (0.0 if self.weights_offloaded else weights, 0.0 if self.optimizer_offloaded else self.states)
         held, kept, logits = self.accumulated(), self.activations.kept, self.activations.logits
         waiting = self.bucket if self.stage == 3 or (self.stage == 1 and self.accumulates) else 0
         embedding = self.value_bytes * self.embedding  # its gradient comes with the loss, before all others
@@ -194,8 +200,13 @@ class _Step:
             return (weights, 0.0, optimizer, 0.0, beside)
         largest = self.embedding / self.num_gpus if self.stage == 3 else min(self.embedding, self.part)
         clipped = CLIP_BYTES * largest if self.clips else 0.0
-        gradients = self.gradient_bytes * self.touched() + FP32_BYTES * self.part
-        return (weights, gradients, optimizer, 0.0, max(self.gradient_bytes * self.part, clipped) + beside)
+        moved = []  # what is moved at a time, with the optimizer's own tensors: Muon's matrices come before all else
+        if self.muon:
+            moved.append((self.muon / self.num_gpus, self.muon_buffers))
+        moved.append((self.part - self.muon / self.num_gpus, clipped))
+        held = [(FP32_BYTES * part, max(self.gradient_bytes * part, own)) for part, own in moved]
+        gradients, own = max(held, key=sum)
+        return (weights, self.gradient_bytes * self.touched() + gradients, optimizer, 0.0, own + beside)
 
 
 def with_setting(recipe: Recipe, micro_batch_rows: int, activation_checkpoint_fraction: float) -> Recipe:

@@ -10,12 +10,13 @@ from cmbert.config.deepspeed import activation_dtype, resolve_deepspeed
 from cmbert.config.parameters import Parameters, count_parameters
 from cmbert.config.schema import MaskConfig, Recipe
 from cmbert.errors import ConfigError
-from cmbert.model.cost import OPTIMIZER_BYTES, FlopsPerToken, count_flops
+from cmbert.model.cost import FlopsPerToken, count_flops, optimizer_bytes
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.data import DataCost, PlannedSource, cost_of_data, look_at_data
 from cmbert.plan.failures import Failures, make_failures
 from cmbert.plan.machine import Machine, Measured
 from cmbert.plan.memory import STAGES, Memory, host_memory, memory_table, peak_memory
+from cmbert.plan.muon import MuonCost, make_muon
 from cmbert.plan.refusals import check_memory
 from cmbert.plan.scaling import Scaling, make_scaling, scale_point
 from cmbert.schedule import Schedule
@@ -69,6 +70,8 @@ class Plan:
     """Of computation at the assumed rate: not a measurement, and not for CPUs."""
     hours: float
     """With communication."""
+    muon: MuonCost | None
+    """What Muon adds to a step; None for another optimizer."""
     scaling: Scaling
     failures: Failures
     schedule: tuple[SchedulePoint, ...]
@@ -104,7 +107,9 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
     training_flops = flops.training * schedule.tokens_before(schedule.num_steps)
     micro = deepspeed["train_micro_batch_size_per_gpu"]
     here = scale_point(recipe, deepspeed, training_flops, parameters.total, num_gpus, micro, assumptions)
-    checkpoint = checkpoint_bytes(parameters.total, zero_stage, activation_dtype(deepspeed))
+    checkpoint = checkpoint_bytes(recipe, zero_stage, activation_dtype(deepspeed))
+    step_flops = flops.training * train.rows_per_step * context
+    step_seconds = here.compute_seconds + here.communication_seconds
     kept_for_good = train.total_tokens // train.keep_every_tokens if train.keep_every_tokens else 0
     return Plan(
         run_directory=recipe.run_directory,
@@ -131,6 +136,7 @@ def make_plan(recipe: Recipe, num_gpus: int, assumptions: Assumptions | None = N
         training_flops=training_flops,
         gpu_hours=training_flops / (assumptions.mfu * assumptions.peak_flops) / 3600,
         hours=here.hours,
+        muon=make_muon(recipe, num_gpus, step_flops, step_seconds, assumptions),
         scaling=make_scaling(recipe, deepspeed, training_flops, parameters.total, assumptions),
         failures=make_failures(recipe, num_gpus, here.hours, assumptions),
         schedule=_sample_schedule(schedule),
@@ -147,10 +153,11 @@ def is_small_run(plan: Plan, *, is_cluster_asked: bool) -> bool:
     return not is_cluster_asked or plan.gpu_hours < SMALL_GPU_HOURS
 
 
-def checkpoint_bytes(num_parameters: int, zero_stage: int, dtype: str) -> int:
+def checkpoint_bytes(recipe: Recipe, zero_stage: int, dtype: str) -> int:
     """Return the bytes of one checkpoint: fp32 weights and moments, and the weights in `dtype` but at ZeRO 3."""
     weight = 4 if dtype == "float32" else 2
-    return num_parameters * (OPTIMIZER_BYTES + (weight if zero_stage < 3 else 0))
+    weights = weight * count_parameters(recipe.model).total if zero_stage < 3 else 0
+    return optimizer_bytes(recipe.model, recipe.optimizer) + weights
 
 
 def mean_mask_rate(mask: MaskConfig, total_tokens: int) -> float:

@@ -12,6 +12,7 @@ from cmbert.config.deepspeed import activation_bytes
 from cmbert.config.schema import Recipe
 from cmbert.plan.assumptions import Assumptions
 from cmbert.plan.memory import REDUCE_BUCKET, largest_micro_batch, usable_bytes
+from cmbert.plan.muon import exchange_seconds, orthogonal_seconds
 from cmbert.schedule import Schedule
 
 TARGETS = tuple(8 * 2**power for power in range(8))  # GPUs: 8 to 1,024
@@ -116,6 +117,8 @@ def scale_point(recipe: Recipe, deepspeed: dict[str, Any], training_flops: float
     compute = training_flops / steps / (assumptions.mfu * assumptions.peak_flops) / num_gpus
     volumes = step_volumes(parameters, deepspeed, deepspeed["zero_optimization"]["stage"], accumulation)
     communication = communication_seconds(volumes, num_gpus, assumptions)
+    compute += orthogonal_seconds(recipe, num_gpus, assumptions)
+    communication += exchange_seconds(recipe, num_gpus, assumptions)
     hours = steps * (compute + communication) / 3600
     return ScalePoint(
         num_gpus, micro_batch_rows, accumulation, compute, communication, hours, hours * num_gpus, efficiency=1.0

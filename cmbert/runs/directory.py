@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmbert.checkpoint.files import CHECKPOINTS, require_checkpoint, resume_candidates
+from cmbert.checkpoint.files import CHECKPOINTS, has_weights_alone, require_resumable, resume_candidates
 from cmbert.checkpoint.state import TrainState, readable_states
 from cmbert.config.load import differing_keys, load_recipe, write_resolved
 from cmbert.config.schema import Recipe
@@ -94,7 +94,12 @@ def read_run_recipe(run: Path) -> Recipe:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """Return the run directory that a checkpoint lies in. Raises CheckpointError when it was moved out of one."""
+    """Return the run directory that a checkpoint lies in, or itself if it has its recipe with it (merged.py).
+
+    Raises CheckpointError when it was moved out of one.
+    """
+    if (checkpoint / RECIPE_FILE).is_file():
+        return checkpoint
     if checkpoint.parent.name != CHECKPOINTS or not (checkpoint.parent.parent / RECIPE_FILE).is_file():
         raise CheckpointError(
             f"{checkpoint}: not inside a run directory; keep checkpoints where `cmbert train` made them"
@@ -132,10 +137,12 @@ def find_resume(recipe: Recipe, resume: str) -> list[Path]:
     another recipe, or holds checkpoints and must not.
     """
     directory = Path(recipe.run_directory)
+    if has_weights_alone(directory):
+        raise CheckpointError(f"{directory}: holds weights alone, no run; name another folder in run_directory")
     found = resume_candidates(directory)
     if resume != "auto" and _is_of_an_earlier_life(found):
         resume = "auto"
-    candidates = [require_checkpoint(Path(resume))] if resume not in ("auto", "never") else found
+    candidates = [require_resumable(Path(resume))] if resume not in ("auto", "never") else found
     check_belongs(recipe, candidates)
     if resume == "never" and found:
         raise CheckpointError(f"{directory}: holds {found[0].name}, and --resume never was given; move the run away")

@@ -7,6 +7,7 @@ from pathlib import Path
 from cmbert.checkpoint.files import DAMAGED_SUFFIX, require_checkpoint
 from cmbert.checkpoint.state import read_state
 from cmbert.runs.directory import read_run_recipe, run_of
+from cmbert.runs.merged import described_steps, read_merge
 from cmbert.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ def progress_of(checkpoint: Path) -> tuple[int, int]:
 
 @functools.cache  # a command may open a model more than once
 def _say(checkpoint: Path, is_named: bool) -> None:
+    if merge := read_merge(checkpoint):
+        logger.info("weights of %s (merged from %s)", checkpoint, described_steps(merge))
+        return
     step, last_step = progress_of(checkpoint)
     if is_named:
         why = ""

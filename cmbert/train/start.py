@@ -25,7 +25,7 @@ from cmbert.errors import CheckpointError, ConfigError, TransientError, advice, 
 from cmbert.files.folders import building
 from cmbert.files.lease import Lease, claim, myself
 from cmbert.memory import require_memory
-from cmbert.model.cost import FP32_BYTES, OPTIMIZER_BYTES, estimate_activations
+from cmbert.model.cost import FP32_BYTES, estimate_activations, optimizer_bytes
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.runs.directory import PLAN_FOLDER, check_fits, find_resume
 from cmbert.runs.metrics import check_wandb
@@ -144,7 +144,8 @@ def check_host_memory(recipe: Recipe, deepspeed_config: dict[str, Any], launch: 
     total = count_parameters(recipe.model).total
     part = total / launch.world_size
     is_divided = deepspeed_config["zero_optimization"]["stage"] == 3
-    states = value_bytes * (part if is_divided else total) + OPTIMIZER_BYTES * part
+    states = value_bytes * (part if is_divided else total)
+    states += optimizer_bytes(recipe.model, recipe.optimizer) / launch.world_size
     rows = deepspeed_config["train_micro_batch_size_per_gpu"]
     tokens = rows * recipe.data.context_tokens
     num_masked = tokens * recipe.mask.highest_rate

@@ -4,7 +4,6 @@ A rank holds fragments of matrices, cut anywhere. After accumulation and clippin
 matrix go to its owner in one all-to-all, in bf16; the owner makes the matrix orthogonal and sends the fragments back.
 """
 
-import heapq
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,15 +12,12 @@ import torch
 import torch.distributed
 
 from cmbert.cluster.distributed import gather_from_ranks
+from cmbert.model.cost import NEWTON_SCHULZ_ELEMENTS, NEWTON_SCHULZ_STEPS, newton_schulz_flops, share_out
 from cmbert.zero.optim import AdamW, Fragment, Layout, whole_shape
 
-NUM_STEPS = 5  # of Newton-Schulz (Keller Jordan's Muon)
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its polynomial: the steepest at zero, for few steps (likewise)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz: the steepest at zero, for few steps (Keller Jordan's Muon)
 LEAST_NORM = 1e-7  # by which a matrix is divided (likewise)
 UPDATE_RMS = 0.2  # of an update's elements: about that of AdamW, so that its learning rates do (arXiv 2502.16982)
-MOST_ELEMENTS = (
-    2**26
-)  # of the matrices that are made orthogonal at once; 128 MiB in bf16, four times that in all (ours)
 
 
 class Matrix(NamedTuple):
@@ -40,9 +36,8 @@ class Matrix(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Operations of Newton-Schulz: two products of small x large and one of small x small a step."""
-        small, large = sorted((self.rows, self.columns))
-        return NUM_STEPS * (4 * small**2 * large + 2 * small**3)
+        """Operations of Newton-Schulz."""
+        return newton_schulz_flops(self.rows, self.columns)
 
     @property
     def scale(self) -> float:
@@ -167,21 +162,10 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     is_tall = matrices.shape[1] > matrices.shape[2]
     found = matrices.mT if is_tall else matrices
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp_min(LEAST_NORM)
-    for _ in range(NUM_STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=second, alpha=third), found, beta=first)
     return found.mT if is_tall else found
-
-
-def owners_of(matrices: Sequence[Matrix], num_ranks: int) -> list[int]:
-    """Return the rank that owns each matrix: the dearest first, each to the rank that has the least to do."""
-    loads = [(0, rank) for rank in range(num_ranks)]
-    owners = [0] * len(matrices)
-    for number in sorted(range(len(matrices)), key=lambda number: (-matrices[number].flops, number)):
-        load, rank = heapq.heappop(loads)
-        owners[number] = rank
-        heapq.heappush(loads, (load + matrices[number].flops, rank))
-    return owners
 
 
 class Exchange:
@@ -192,7 +176,7 @@ class Exchange:
     ):
         """held: the fragments of each rank in each flat tensor. device: of collectives."""
         self.matrices, self.device, self.is_alone = matrices, device, len(held) == 1
-        owners = owners_of(matrices, len(held))
+        owners = share_out([matrix.flops for matrix in matrices], len(held))
         of_ranks = [sorted(_pieces(matrices, flats), key=lambda p: (owners[p.matrix], p)) for flats in held]
         self.mine = of_ranks[rank]
         self.sent = [sum(p.length for p in self.mine if owners[p.matrix] == other) for other in range(len(held))]
@@ -224,7 +208,7 @@ class Exchange:
         for shape, group in itertools.groupby(self.owned, key=lambda n: self.matrices[n][2:]):
             left, size = len(list(group)), shape[0] * shape[1]
             while left:
-                count = min(left, max(1, MOST_ELEMENTS // size))
+                count = min(left, max(1, NEWTON_SCHULZ_ELEMENTS // size))
                 yield owned.narrow(0, place, count * size).view(count, *shape)
                 place, left = place + count * size, left - count
 

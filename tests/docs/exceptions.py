@@ -46,6 +46,8 @@ NOT_RUN = (
            "shows what is refused", "tests/cmbert/plan/test_refusals.py"),
     NotRun(r"cmbert ablate recipes/ablations/(?!attention)\w+\.toml.*", "one list runs here, all are loaded there",
            "tests/cmbert/ablation/test_lists.py"),
+    NotRun(r"python recipes/ablations/word_boundary\.py .*", "needs thousands of documents; a few hundred there",
+           "tests/cmbert/ablation/test_word_boundary.py"),
     NotRun(r"(torchrun|deepspeed|mpirun) .* cmbert train RECIPE", "each launcher on two ranks there",
            "tests/integration/test_launchers.py"),
     NotRun(r"cmbert train RECIPE --processes 8", "two ranks there", "tests/integration/test_local_ranks.py"),
@@ -120,6 +122,11 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "--seeds 1": (
         "cmbert finetune --model runs/quickstart/stage2 --task chnsenticorp --data chnsenticorp --output runs/rates "
         "--learning-rates 1e-4,3e-3 --epochs 1 --seeds 1",
+    ),
+    "cmbert merge-checkpoints RUN --steps 1600,1800,2000 --output DIR": (
+        f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/merging --set train.checkpoint_every_steps=2 "
+        "--set train.keep_checkpoints=3",
+        "cmbert merge-checkpoints runs/merging --steps 4,6,8 --output runs/merged",
     ),
     "cmbert plan RECIPE --gpus N": ("cmbert plan recipes/large/stage2.toml --gpus 7",),
     "cmbert bench train --against hf": (f"cmbert bench train --against hf --lengths 1024,8192 {SHORT_BENCH}",),

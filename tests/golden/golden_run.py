@@ -31,7 +31,7 @@ WORDS_TEXT = """
 """
 WORDS = WORDS_TEXT.split()
 NUM_DOCUMENTS, VOCAB_SIZE = 300, 512
-STAGES = ("stage1", "stage2")
+STAGES = ("stage1", "stage2", "muon")
 STAGE1 = f"""
 run_directory = "stage1"
 [model]
@@ -84,6 +84,13 @@ rows_per_step = 2
 micro_batch_rows = 1
 init_from = "stage1"
 """
+MUON = """
+extends = "stage1.toml"
+run_directory = "muon"
+[optimizer]
+kind = "muon"
+weight_decay = 0.1
+"""
 
 
 def make_inputs(folder: Path) -> None:
@@ -100,6 +107,7 @@ def make_inputs(folder: Path) -> None:
     (folder / "zero1.json").write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
     (folder / "stage1.toml").write_text(STAGE1, encoding="utf-8")
     (folder / "stage2.toml").write_text(STAGE2, encoding="utf-8")
+    (folder / "muon.toml").write_text(MUON, encoding="utf-8")
 
 
 def train(folder: Path, stage: str, *, threads: int = 1, options: Sequence[str] = ()) -> list[dict[str, float]]:

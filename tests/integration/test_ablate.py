@@ -81,16 +81,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(desk: Path, output: str, *, list_file: str = "list.toml") -> subprocess.Popen:
+def start(desk: Path, output: str, *options: str, list_file: str = "list.toml") -> subprocess.Popen:
     command = [sys.executable, "-m", "cmbert", "ablate", list_file, "--text", "text.jsonl", "--output", output]
+    command += options
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     return forking.Popen(
         command, cwd=desk, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def ablate(desk: Path, output: str, *, code: int = 0, list_file: str = "list.toml") -> str:
-    process = start(desk, output, list_file=list_file)
+def ablate(desk: Path, output: str, *options: str, code: int = 0, list_file: str = "list.toml") -> str:
+    process = start(desk, output, *options, list_file=list_file)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     return said
@@ -204,3 +205,36 @@ def test_other_contexts_are_scored_and_nothing_is_trained_again(desk: Path) -> N
     assert {name: len(scores) for name, (scores, _) in losses(desk, "asked").items()} == {"one": 3, "two": 3}
     assert "2 trainings of 2 arms, 0 to do" in ablate(desk, "asked")  # fewer than were asked
     assert {path: path.stat().st_mtime_ns for path in metrics} == metrics
+
+
+@pytest.mark.slow
+def test_rates_are_tried_and_the_best_is_fine_tuned(desk: Path) -> None:
+    arms = LIST.replace('what = "一段"', 'what = "一段"\nlearning_rates = [1e-6, 1e-2]')
+    arms = arms.replace(
+        'set.train = { total_tokens = "75 %" }', 'tokens = "50 %"\nset.train = { total_tokens = "25 %" }'
+    )
+    arms = arms.replace('then.train = { total_tokens = "25 %"', 'then.train = { total_tokens = "75 %"')
+    (desk / "rated.toml").write_text('tasks = ["long.toml"]\n' + arms, encoding="utf-8")
+    task = 'name = "long"\ntext = ["text"]\nlabels = ["0", "1"]\nmax_length = 64\nepochs = 1\ntest = []\n'
+    (desk / "long.toml").write_text(task, encoding="utf-8")
+    folder = desk / "data" / "long"
+    folder.mkdir(parents=True)
+    for split in ("train", "dev"):
+        lines = [json.dumps({"text": SENTENCES[n % 5], "label": str(n % 2)}, ensure_ascii=False) for n in range(40)]
+        (folder / f"{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said = ablate(desk, "rated", list_file="rated.toml")
+    assert "3 trainings choose the learning rates, 3 to do" in said
+    assert "best learning rates: one 0.01" in said
+    assert "not fine-tuned on long.toml: --tasks-data DIR does it" in said
+    assert "Fine-tuned" not in said
+    metrics = {path: path.stat().st_mtime_ns for path in (desk / "rated").rglob("metrics.jsonl")}
+    assert len(metrics) == 4  # two rates, and two stages of the other arm
+    for to_do in (2, 0):
+        said = ablate(desk, "rated", "--tasks-data", "data", list_file="rated.toml")
+        assert f"2 trainings of 2 arms, {to_do} to do" in said
+        assert "best, at the edge: try larger" in said
+    assert {path: path.stat().st_mtime_ns for path in metrics} == metrics
+    arms = json.loads((desk / "rated" / "results.json").read_text(encoding="utf-8"))["arms"]
+    assert [arm["tokens"] for arm in arms] == [16_384, 8_192]
+    assert all(0 <= arm["tasks"]["long"]["mean"] <= 100 for arm in arms)
+    assert not (desk / "rated" / "one" / "lr-1e-06" / "seed0" / "tasks").exists()

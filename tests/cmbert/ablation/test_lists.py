@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.ablation.comparison import differences_of
 from cmbert.ablation.lists import load_list, plan_runs, resolve_shares
+from cmbert.ablation.tables import differences_of
 from cmbert.errors import ConfigError
 
 FOLDER = Path("recipes/ablations")
-SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("common", "small", "short", "medium"))
+BASES = ("common", "small", "short", "medium", "size_128", "size_256", "size_384", "word_boundary")  # and a task
+SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in BASES)
 OWN_SHARDS = ("vocabulary", "vocabulary_32k", "straddling", "bilingual")  # from tokenizers of their own
 SHORT = ("batch_ramp", "tiling")  # on recipes/ablations/short.toml
 
@@ -18,10 +19,14 @@ SHORT = ("batch_ramp", "tiling")  # on recipes/ablations/short.toml
 def test_shipped_lists(path: Path, tmp_path: Path) -> None:
     ablation = load_list(path)
     runs = plan_runs(ablation, path, tmp_path, ablation.seeds)
-    assert len(runs) == len(ablation.arms) * ablation.seeds
+    rated = [arm for arm in ablation.arms if arm.learning_rates]
+    assert (
+        len(runs) == sum(len(arm.learning_rates) for arm in rated) + (len(ablation.arms) - len(rated)) * ablation.seeds
+    )
     budget = 10_000_000_000 if path.stem.endswith("_32k") else 400_000 if path.stem in SHORT else 3_000_000
-    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == {budget}
-    first = [run for run in runs if run.seed == 0]
+    budgets = {4_500_000, 2_250_000} if path.stem == "optimizer" else {budget}
+    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == budgets
+    first = list({run.arm: run for run in reversed(runs)}.values())[::-1]
     told = [differences_of(run.stages, first[0].stages) for run in first]
     assert told[0] == "–"
     assert len(set(told)) == len(told)  # no two arms are the same training
@@ -29,12 +34,28 @@ def test_shipped_lists(path: Path, tmp_path: Path) -> None:
     assert ablation.prepare[0].startswith("data_tools ")
 
 
+@pytest.mark.parametrize("width", [128, 256, 384])
+def test_the_sizes_of_one_question(width: int, tmp_path: Path) -> None:
+    """Heads 64 wide, a warm-up of 2 %, ten held-out scores, fresh weights that shrink with the width."""
+    path = FOLDER / "optimizer.toml"
+    ablation = load_list(path, base=FOLDER / f"size_{width}.toml")
+    for run in plan_runs(ablation, path, tmp_path, 1):
+        (recipe,) = run.stages
+        tokens, model = recipe.train.total_tokens, recipe.model
+        assert (model.hidden_size, model.num_heads, model.intermediate_size) == (width, width // 64, 2 * width)
+        assert recipe.schedule.warmup_tokens == recipe.mask.warmup_tokens == tokens // 50
+        assert model.init_std == pytest.approx(0.08 * (128 / width) ** 0.5, rel=0.01)
+        scores = tokens / (recipe.train.rows_per_step * recipe.data.context_tokens) / recipe.evaluation.every_steps
+        assert scores == pytest.approx(5 if run.arm == "muon-half" else 10, rel=0.01)
+
+
 @pytest.mark.parametrize("path", [p for p in SHIPPED if p.stem not in OWN_SHARDS], ids=lambda path: path.stem)
 def test_shipped_lists_on_gpus(path: Path, tmp_path: Path) -> None:
     ablation = load_list(path, base=FOLDER / "medium.toml")
     assert ablation.prepare == ()
     runs = plan_runs(ablation, path, tmp_path, 1)
-    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == {10_000_000_000}
+    budgets = {10_000_000_000, 5_000_000_000} if path.stem == "optimizer" else {10_000_000_000}
+    assert {sum(stage.train.total_tokens for stage in run.stages) for run in runs} == budgets
 
 
 def test_seeds_folders_and_the_second_stage(recipe_file: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmbert.ablation.comparison import differences_of, primary_measure, write_comparison
+from cmbert.ablation.comparison import write_comparison
 from cmbert.ablation.lists import AblationList, ArmRun, load_list, plan_runs
 from cmbert.ablation.results import Question, read_results, unscored, verdict
+from cmbert.ablation.tables import differences_of, primary_measure
 from cmbert.errors import CheckpointError
 
 LOSSES = {("a", 0): 5.0, ("a", 1): 6.0, ("a", 2): 7.0, ("b", 0): 4.5, ("b", 1): 5.7, ("b", 2): 6.4}

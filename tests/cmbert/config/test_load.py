@@ -44,6 +44,11 @@ def changed(recipe_file: Path, old: str, new: str) -> Path:
         ),
         ("lr_max = 1e-3", 'lr_max = 1e-3\nkind = "warmup_stable_decay"', "schedule.decay_tokens: must be positive"),
         ("lr_max = 1e-3", "lr_max = 1e-3\ndecay_tokens = 5", "belongs to kind warmup_stable_decay"),
+        (
+            "[schedule]",
+            "[optimizer]\nmomentum = 0.9\n[schedule]",
+            "optimizer.momentum: belongs to kind muon, not to stable",
+        ),
         ("num_layers = 3", "num_layers = = 3", "not valid TOML"),
         (
             "[schedule]",

@@ -66,7 +66,7 @@ EDGES: dict[str, tuple[float, float, dict[str, Any]]] = {
     "mask.mask_prob": (0.0, 1.0, {"mask.random_prob": 0.0}),
     "mask.random_prob": (0.0, 1.0, {"mask.mask_prob": 0.0}),
     "optimizer.beta1": (0.0, 0.999999, {}),
-    "optimizer.momentum": (0.0, 0.999999, {}),
+    "optimizer.momentum": (0.0, 0.999999, {"optimizer.kind": "muon"}),
     "optimizer.beta2": (0.0, 0.999999, {}),
     "optimizer.eps": (1e-15, 1.0, {}),
     "optimizer.weight_decay": (0.0, 100.0, {}),

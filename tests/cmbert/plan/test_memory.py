@@ -57,6 +57,8 @@ def test_loss_chunk_is_the_losss() -> None:
             [
                 "1:train.micro_batch_rows=8:data.context_tokens=256",
                 *(f"1:train.micro_batch_rows={rows}:{SMALL}" for rows in (1, 2, 4)),
+                f"1:train.micro_batch_rows=4:{SMALL}:optimizer.kind=muon",
+                "1:train.micro_batch_rows=1:train.rows_per_step=1:optimizer.kind=muon",
             ],
         ),
         pytest.param(  # 3 comes last: it leaves torch changed

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from cmbert.config.schema import ModelConfig, OptimizerConfig
+from cmbert.model.cost import share_out
 from cmbert.model.heads import MaskedLanguageModel, stacked_matrices
 from cmbert.zero import muon
 from cmbert.zero.groups import build_optimizer, parameter_groups
-from cmbert.zero.muon import Muon, matrices_of, orthogonalise, owners_of
+from cmbert.zero.muon import Muon, matrices_of, orthogonalise
 from cmbert.zero.optim import StepDecision
 
 STACKED = {(48, 16): 3, (40, 16): 2, (16, 20): 1, (16, 16): 1}  # shape -> matrices in it, as in a layer
@@ -84,7 +85,7 @@ def test_large_sets_are_made_orthogonal_in_parts(monkeypatch: pytest.MonkeyPatch
     for step in range(3):
         set_gradients(whole, step)
         first.step()
-    monkeypatch.setattr(muon, "MOST_ELEMENTS", 300)
+    monkeypatch.setattr(muon, "NEWTON_SCHULZ_ELEMENTS", 300)
     for step in range(3):
         set_gradients(parts, step)
         second.step()
@@ -155,8 +156,10 @@ def test_owners_have_alike_much_to_do() -> None:
     matrices = [m for number in range(28) for m in matrices_of(number, (3072, 1024), 3)]
     matrices += [m for number in range(28) for m in matrices_of(28 + number, (5248, 1024), 2)]
     for num_ranks in (1, 2, 3, 8, 64):
-        owners = owners_of(matrices, num_ranks)
+        owners = share_out([m.flops for m in matrices], num_ranks)
         loads = [sum(m.flops for m, o in zip(matrices, owners, strict=True) if o == rank) for rank in range(num_ranks)]
         assert sum(loads) == sum(m.flops for m in matrices)
         assert max(loads) - min(loads) <= max(m.flops for m in matrices)
-    assert max(owners_of(matrices, 1000)) == len(matrices) - 1  # more ranks than matrices: one each, the rest none
+    assert (
+        max(share_out([m.flops for m in matrices], 1000)) == len(matrices) - 1
+    )  # more ranks than matrices: one each, the rest none

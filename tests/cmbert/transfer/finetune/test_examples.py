@@ -124,6 +124,10 @@ def test_missing_empty_and_broken_files(tmp_path):
         read_split(TASKS["afqmc"], tmp_path, "dev")
 
 
+def test_a_task_may_list_no_test_file(tmp_path):
+    assert read_split(replace(TASKS["ocnli"], test=()), tmp_path, "test") is None
+
+
 def test_tasks_are_found_by_name_and_file(tmp_path):
     assert find_task("tnews").labels[0] == "100"
     with pytest.raises(ConfigError, match="did you mean 'ocnli'"):
