@@ -23,10 +23,11 @@ class HostCopy:
     def take(self, tables: list[Any]) -> list[Any]:
         """Return `tables` with copies of all tensors, one of each, in host memory: good until the next call.
 
+        Of one value that is repeated, as in place of Muon's second moment, one is copied, and saved.
         On a GPU the copies are there after `wait`, and the originals must not change before `hold`.
         """
         found = {_key(tensor): tensor for tensor in _tensors(tables)}
-        sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in found.values()]
+        sizes = [-(-_kept(tensor).nbytes // ALIGNMENT) * ALIGNMENT for tensor in found.values()]
         if sum(sizes) > len(self.block):
             self.block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self.stream is not None)
         copies, place = {}, 0
@@ -34,7 +35,7 @@ class HostCopy:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):  # None: no stream
             for (key, tensor), size in zip(found.items(), sizes, strict=True):
-                copies[key] = self._copy(tensor, place)
+                copies[key] = self._copy(_kept(tensor), place).expand(tensor.shape)
                 place += size
             if self.stream is not None:
                 self.done = self.stream.record_event()
@@ -61,6 +62,12 @@ class HostCopy:
         """Wait until everything is copied. Any thread may call this."""
         if self.done is not None:
             self.done.synchronize()
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the one value that a tensor repeats, (1,), or else the tensor."""
+    is_repeated = tensor.numel() > 1 and not any(tensor.stride())
+    return tensor.as_strided((1,), (1,)) if is_repeated else tensor
 
 
 def _key(tensor: torch.Tensor) -> tuple:

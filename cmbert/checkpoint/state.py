@@ -45,6 +45,8 @@ class TrainState(Progress):
     """Row positions seen."""
     world_size: int
     zero_stage: int
+    optimizer_kind: str = ""
+    """optimizer.kind of the recipe; empty in checkpoints of older versions."""
     tokenizer_fingerprint: str
     shard_fingerprints: list[str]
     source_rows: list[int] = field(default_factory=list)

@@ -69,6 +69,7 @@ def begin_save(run: Run, *, ephemeral: bool) -> None:
         tokens=run.schedule.tokens_before(run.step),
         world_size=run.launch.world_size,
         zero_stage=run.engine.zero_optimization_stage(),
+        optimizer_kind=run.recipe.optimizer.kind,
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         shard_fingerprints=[source.shards.fingerprint for source in run.reader.blend.sources],
         ephemeral=ephemeral,

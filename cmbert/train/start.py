@@ -118,6 +118,11 @@ def check_start(
         states = {branch.checkpoint: state_in_branch(recipe, branch, reader.blend)}
     for path, state in states.items():
         check_fits(path, state, tokenizer, reader)
+        if (kind := recipe.optimizer.kind) != (state.optimizer_kind or kind):
+            raise CheckpointError(
+                f'{path}: written with optimizer.kind = "{state.optimizer_kind}", and the recipe says "{kind}", which '
+                "keeps other states; set it back, or start a run from these weights by train.init_from"
+            )
         stage = zero_stage(deepspeed_config, Path(recipe.train.deepspeed))
         if state.zero_stage != stage:
             raise CheckpointError(

@@ -190,6 +190,16 @@ def load_engine(engine: Any, checkpoint: Path, *, universal: bool = False) -> No
     optimizer.place_counters()
     engine.optimizer.clip_grad = 0.0  # what a checkpoint says of it comes from before the optimizer clipped
     optimizer.layout = find_layout(engine)
+    _link_states(engine)
+
+
+def _link_states(engine: Any) -> None:
+    """Let DeepSpeed's views of the optimizer's states be those of now: others would keep their memory."""
+    for parameter in engine.module.parameters():
+        mapping = getattr(parameter, "_hp_mapping", None)  # at ZeRO 3 there is none
+        if mapping is not None:
+            flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            mapping.set_optim_state_fragment(flat, engine.basic_optimizer.state[flat])
 
 
 def convert_to_universal(checkpoint: Path, target: Path) -> None:

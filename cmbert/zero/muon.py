@@ -81,14 +81,17 @@ class Muon(AdamW):
     def place_counters(self) -> None:
         """As AdamW's; what DeepSpeed's universal form has in place of a second moment is let go."""
         super().place_counters()
-        for group in self.param_groups:
-            for parameter in group["params"] if group["orthogonal"] else ():
-                if self.state[parameter]:
-                    self.state[parameter] = _without_second_moment(self.state[parameter])
+        layout = self._known_layout()  # ZeRO 3 has empty groups between steps
+        for flat, fragments in layout.fragments.items():
+            state = self.state.get(flat)
+            if state and any(layout.parameters[part.parameter] in self.stacked for part in fragments):
+                self.state[flat] = _without_second_moment(state)
 
     def _step_group(self, parameters: list[torch.Tensor], group: dict, skipped: torch.Tensor | None) -> None:
         if not group["orthogonal"]:
             super()._step_group(parameters, group, skipped)
+            return
+        if not parameters:  # ZeRO 3 steps one group at a time, and the others are empty on every rank
             return
         exchange = self._exchange(parameters)
         taken = {flat: self._taken(flat, skipped) for flat in parameters}

@@ -107,3 +107,21 @@ def test_the_optimizer_waits_for_the_copy_and_the_host_does_not(monkeypatch) -> 
 
 
 sound_empty = torch.empty
+
+
+def test_of_a_repeated_value_one_is_kept() -> None:
+    """Muon has such a zero in place of a second moment, also as a view of a part of it."""
+    repeated = torch.full((1,), 3.0).expand(100_000)
+    host = HostCopy(torch.device("cpu"))
+    (whole, part, alone), file = (
+        host.take([repeated, repeated.narrow(0, 7, 60).view(6, 10), torch.ones(1)]),
+        io.BytesIO(),
+    )
+    assert len(host.block) == 3 * ALIGNMENT
+    torch.save([whole, part, alone], file)
+    assert file.tell() < 10_000
+    file.seek(0)
+    expected = (torch.full((100_000,), 3.0), torch.full((6, 10), 3.0), torch.ones(1))
+    for found, value in zip(torch.load(file), expected, strict=True):
+        assert torch.equal(found, value)
+        assert found.untyped_storage().nbytes() == 4

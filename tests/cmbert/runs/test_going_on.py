@@ -49,6 +49,13 @@ def test_in_place(recipe_file: Path, before: list[str], step: int, after: list[s
             ["optimizer.weight_decay=0.5"],
             "0.01 there and 0.5 here; to start a run of 8,192 tokens from",
         ),
+        (
+            ["optimizer.kind=adamw"],
+            8,
+            ["optimizer.kind=muon"],
+            'optimizer.kind is "adamw" there and "muon" here; to start a run of 8,192 tokens from',
+        ),
+        (["optimizer.kind=muon"], 8, ["optimizer.kind=stable_adamw"], 'optimizer.kind is "muon" there and "stable_ad'),
     ],
 )
 def test_from_the_weights(recipe_file: Path, before: list[str], step: int, after: list[str], said: str) -> None:
