@@ -13,7 +13,7 @@ TABLE = {
     "step": 3, "rows": 26, "tokens": 12288, "world_size": 2, "zero_stage": 1, "tokenizer_fingerprint": "f",
     "shard_fingerprints": ["s"], "skipped_rows": [[2, 4]], "source_rows": [26], "first_rows": [0], "ephemeral": True,
     "guard": {"losses": [3.5], "norms": [1.0], "num_skipped": 1, "num_in_a_row": 0}, "skipped_steps": [[0, 1], [4, 6]],
-    "first_row": 13, "job": "17",
+    "first_row": 13, "job": "17", "optimizer_kind": "muon",
 }  # fmt: skip
 
 
