@@ -118,7 +118,8 @@ def _stage(stage: StageFacts, number: int) -> str:
     rows.append(("mask rate", _mask_rate(recipe)))
     betas = f"betas {optimizer.beta1:g} and {optimizer.beta2:g}"
     rest = f"weight decay {optimizer.weight_decay:g}, clipping {optimizer.gradient_clip:g}"
-    rows.append(("optimizer", f"{optimizer.kind}, {betas}, {rest}"))
+    momentum = f", momentum {optimizer.momentum:g}; AdamW for the rest" if optimizer.kind == "muon" else ""
+    rows.append(("optimizer", f"{optimizer.kind}{momentum}, {betas}, {rest}"))
     rows.append(("ranks", f"{state.world_size}, ZeRO {state.zero_stage}"))
     if stage.precision:
         rows.append(("precision", stage.precision))
