@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cmbert.config.parameters import count_muon_parameters, muon_matrices
 from cmbert.config.schema import ModelConfig, Recipe
-from cmbert.model.cost import BF16_BYTES, FP32_BYTES, NEWTON_SCHULZ_ELEMENTS, newton_schulz_flops, share_out
+from cmbert.model.cost import BF16_BYTES, NEWTON_SCHULZ_ELEMENTS, newton_schulz_flops, share_out
 from cmbert.plan.assumptions import Assumptions
 
 EXCHANGES = 2  # all-to-alls of a step: fragments to the owners, updates back
@@ -75,20 +75,17 @@ def _scratch_elements(shape: tuple[int, int], count: int) -> int:
 def muon_buffer_bytes(recipe: Recipe, num_gpus: int) -> float:
     """Return what Muon holds in a step beside states and gradients, on the GPU that holds most; 0 if it is not Muon.
 
-    At one of four moments, bf16 but for the last: its part is being sent; its matrices have arrived by GPU and are put
-    together (or apart again, on their way back); they are made orthogonal; a piece's update is made, in fp32 twice.
+    At one of two moments, all in bf16: its matrices have arrived by GPU and are put together, or are taken apart again;
+    or they are made orthogonal. Updates are written over the gradients.
     """
     part = count_muon_parameters(recipe.model, recipe.optimizer) / num_gpus
     if not part:
         return 0.0
-    largest = max(rows * columns for rows, columns in muon_matrices(recipe.model))
     arrived = 1 if num_gpus > 1 else 0  # alone, what is sent is what arrives
     return max(
         max(
-            BF16_BYTES * 2 * part,
             BF16_BYTES * (part + (arrived + 1) * share.elements),
             BF16_BYTES * (share.elements + share.scratch_elements),
-            BF16_BYTES * (part + share.elements) + 2 * FP32_BYTES * min(part, largest),
         )
         for share in share_matrices(recipe.model, num_gpus)
     )

@@ -94,16 +94,15 @@ class Muon(AdamW):
         if not parameters:  # ZeRO 3 steps one group at a time, and the others are empty on every rank
             return
         exchange = self._exchange(parameters)
-        taken = {flat: self._taken(flat, skipped) for flat in parameters}
-        owned = exchange.gather([self._direction(flat, taken[flat]) for flat in parameters])
+        taken = [self._taken(flat, skipped) for flat in parameters]
+        directions = [self._direction(flat, is_taken) for flat, is_taken in zip(parameters, taken, strict=True)]
+        owned = exchange.gather(directions)
         for matrices in exchange.batches(owned):
             matrices.copy_(orthogonalise(matrices))
-        for flat in parameters:
-            flat.mul_(1 - group["lr"] * group["weight_decay"] * taken[flat])
-        for number, piece, update in exchange.scatter(owned):
-            flat = parameters[number]
-            rate = group["lr"] * exchange.matrices[piece.matrix].scale * taken[flat]
-            flat.view(-1).narrow(0, piece.start, piece.length).sub_(update.to(flat.device, flat.dtype) * rate)
+        exchange.scatter(owned, directions, group["lr"])
+        for flat, update, is_taken in zip(parameters, directions, taken, strict=True):
+            flat.mul_(1 - group["lr"] * group["weight_decay"] * is_taken)
+            flat.sub_(update.mul_(is_taken))
 
     def _taken(self, flat: torch.Tensor, skipped: torch.Tensor | None) -> torch.Tensor:
         """Return 1 if the step is taken, else 0, beside `flat`; count it."""
@@ -196,11 +195,15 @@ class Exchange:
             end += piece.length
         self.to_matrices = [(source, length) for _, source, length in sorted(arrived)]
 
+    def _parts(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return this rank's pieces as views of `flats`, in the order in which they are sent."""
+        return [flats[p.flat].view(-1).narrow(0, p.start, p.length) for p in self.mine]
+
     def gather(self, flats: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return this rank's matrices, whole, end to end, of what all ranks have of them in `flats`; bf16."""
-        parts = [flats[p.flat].view(-1).narrow(0, p.start, p.length) for p in self.mine]
-        sent = torch.cat([part.to(self.device, torch.bfloat16) for part in parts] or [self._empty(0)])
-        return _taken(self._all_to_all(sent, self.sent, self.received), self.to_matrices)
+        sent = self._empty(sum(self.sent))
+        _copy(self._parts(flats), sent.split([p.length for p in self.mine]))
+        return _put_together(self._all_to_all(sent, self.sent, self.received), self.to_matrices)
 
     def batches(self, owned: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield this rank's matrices, (B, m, n) of one shape each, as views of `owned`."""
@@ -212,11 +215,13 @@ class Exchange:
                 yield owned.narrow(0, place, count * size).view(count, *shape)
                 place, left = place + count * size, left - count
 
-    def scatter(self, owned: torch.Tensor) -> Iterator[tuple[int, Piece, torch.Tensor]]:
-        """Send the matrices back; yield for each piece of this rank its flat tensor's number, it, and its values."""
-        values = self._all_to_all(_taken(owned, self.to_ranks), self.received, self.sent)
-        for piece, part in zip(self.mine, values.split([p.length for p in self.mine]), strict=True):
-            yield piece.flat, piece, part
+    def scatter(self, owned: torch.Tensor, flats: Sequence[torch.Tensor], rate: float) -> None:
+        """Send the matrices back, into what all ranks have of them in `flats`, times `rate` and their scales."""
+        values = self._all_to_all(_put_together(owned, self.to_ranks), self.received, self.sent)
+        parts = self._parts(flats)
+        _copy(values.split([p.length for p in self.mine]), parts)
+        if parts:
+            torch._foreach_mul_(parts, [rate * self.matrices[p.matrix].scale for p in self.mine])
 
     def _all_to_all(self, values: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
         if self.is_alone:
@@ -229,7 +234,12 @@ class Exchange:
         return torch.empty(length, dtype=torch.bfloat16, device=self.device)
 
 
-def _taken(values: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+    if sources:  # a rank may have nothing but padding
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def _put_together(values: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
     return torch.cat([values.narrow(0, start, length) for start, length in places]) if places else values
 
 
