@@ -1,17 +1,15 @@
 """Run by test_muon_zero.py: Muon saved under a launcher, loaded as it is, and through the universal form."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cmbert.checkpoint.host_copy import HostCopy
-from cmbert.cluster.distributed import gather_from_ranks, on_first_rank, read_launch
-from cmbert.cluster.ending import leave
-from cmbert.zero.engine import convert_to_universal, load_engine, save_engine, start_distributed, stop_distributed
+from cmbert.cluster.distributed import gather_from_ranks, on_first_rank
+from cmbert.zero.engine import convert_to_universal, load_engine, save_engine
 from tests.cmbert.zero.muon_steps import NUM_STEPS, gradients, start, whole
+from tests.cmbert.zero.ranks import save_found
 
 
 def save(engine: Any, directory: Path) -> None:
@@ -64,15 +62,9 @@ def resume(case: str, directory: Path) -> dict[str, Any]:
     return {**found, "kept": gather_from_ranks(kept)}
 
 
-def main(output: Path) -> None:
-    launch = read_launch(os.environ)
-    start_distributed(launch, torch.device("cpu"))
-    found = {case: resume(case, output.parent / f"zero{case}") for case in ("1", "2", "3")}
-    if launch.rank == 0:
-        torch.save(found, output)
-    stop_distributed()
-    leave(0)  # as `cmbert train` does: finalisation aborts a rank now and then
+def main(folder: Path) -> dict[str, Any]:
+    return {case: resume(case, folder / f"zero{case}") for case in ("1", "2", "3")}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    save_found(main)

@@ -1,23 +1,21 @@
 """Run by test_muon_zero.py under a launcher: Muon's steps at every ZeRO stage; rank 0 saves what came of them."""
 
 import contextlib
-import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from cmbert.cluster.distributed import gather_from_ranks, read_launch
-from cmbert.cluster.ending import leave
+from cmbert.cluster.distributed import gather_from_ranks
 from cmbert.config.schema import ModelConfig, OptimizerConfig
 from cmbert.model.heads import MaskedLanguageModel, stacked_matrices
 from cmbert.model.init import initialise
-from cmbert.zero.engine import build_engine, start_distributed, stop_distributed
+from cmbert.zero.engine import build_engine
 from cmbert.zero.groups import build_optimizer
 from cmbert.zero.muon import Muon
 from cmbert.zero.optim import AdamW, Fragment, StepDecision
+from tests.cmbert.zero.ranks import save_found
 
 # (shape, matrices in it, optimizer group). ZeRO 1 and 2 cut each group as a whole, ZeRO 3 every parameter: see
 # CUTS of test_muon_zero.py for what comes of that. Groups 0 to 2 are Muon's, 3 and 4 AdamW's.
@@ -201,15 +199,9 @@ def first_updates(case: str) -> dict[str, torch.Tensor]:
     return {names[m]: old - new for m, old, new in zip(matrices, before, after, strict=True)}
 
 
-def main(output: Path) -> None:
-    launch = read_launch(os.environ)
-    start_distributed(launch, torch.device("cpu"))
-    found = {case: (tuple(train(case)), first_updates(case) if case in "123" else None) for case in CASES}
-    if launch.rank == 0:
-        torch.save(found, output)
-    stop_distributed()
-    leave(0)  # as `cmbert train` does: finalisation aborts a rank now and then
+def main(folder: Path) -> dict[str, Any]:
+    return {case: (tuple(train(case)), first_updates(case) if case in "123" else None) for case in CASES}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    save_found(main)

@@ -1,16 +1,13 @@
 """Run by test_optim_zero.py under a launcher: steps on given gradients at every ZeRO stage, weights saved by rank 0."""
 
-import os
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cmbert.cluster.distributed import read_launch
-from cmbert.cluster.ending import leave
-from cmbert.zero.engine import build_engine, start_distributed, stop_distributed
+from cmbert.zero.engine import build_engine
 from cmbert.zero.optim import AdamW
+from tests.cmbert.zero.ranks import save_found
 
 SHAPES = ((7, 5), (5,), (40, 3), (1,), (33, 2))
 NUM_STEPS = 12
@@ -63,15 +60,9 @@ def train(stage: int, clip_updates: bool) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in engine.module.all]
 
 
-def main(output: Path) -> None:
-    launch = read_launch(os.environ)
-    start_distributed(launch, torch.device("cpu"))
-    found = {(stage, clip): train(stage, clip) for stage in (1, 2, 3) for clip in (False, True)}
-    if launch.rank == 0:
-        torch.save(found, output)
-    stop_distributed()
-    leave(0)  # as `cmbert train` does: finalisation aborts a rank now and then
+def main(folder: Path) -> dict[tuple[int, bool], list[torch.Tensor]]:
+    return {(stage, clip): train(stage, clip) for stage in (1, 2, 3) for clip in (False, True)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    save_found(main)
