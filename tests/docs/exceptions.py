@@ -130,7 +130,10 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "cmbert merge-checkpoints RUN --steps 1600,1800,2000 --output DIR": (
         f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/merging --set train.checkpoint_every_steps=2 "
         "--set train.keep_checkpoints=3",
-        "cmbert merge-checkpoints runs/merging --steps 4,6,8 --output runs/merged",
+        "cmbert merge-checkpoints runs/merging --steps 4,6,8 --output runs/mean",
+    ),
+    "cmbert plan recipes/large/stage1.toml --gpus 64 --set optimizer.kind=muon": (
+        "cmbert plan recipes/large/stage1.toml --gpus 56 --set optimizer.kind=muon",  # the shrunken step has 56 rows
     ),
     "cmbert plan RECIPE --gpus N": ("cmbert plan recipes/large/stage2.toml --gpus 7",),
     "cmbert bench train --against hf": (f"cmbert bench train --against hf --lengths 1024,8192 {SHORT_BENCH}",),

@@ -73,7 +73,7 @@ def test_demo_from_text_to_report_and_again(demo: Path) -> None:
     assert "== 12/12 Report" in run(demo).stdout
 
     recipe = demo / "recipes" / "quickstart" / "stage1.toml"
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace("5e-3", "4e-3"), encoding="utf-8")
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("1e-2", "8e-3"), encoding="utf-8")
     changed = run(demo)
     assert changed.returncode == 2
     assert "make demo FRESH=1" in changed.stderr
