@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +35,9 @@ without a first norm, training and evaluation, and models of several sizes. A tr
 HOW_TO_BUILD = "slurm/install_kernels.sh in a clone of the project builds it"
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits twice (its documentation)."""
+
+SLOW_BF16 = 4.0  # times fp32's seconds: torch then multiplies bf16 without the processor's help (ours)
+PROBE_SIDE, PROBES = 256, 5  # of the square matrices that tell, and how often each product is timed
 
 AMPERE = (8, 0)  # least compute capability of FlashAttention-2, and of torch's copy of it
 HOPPER = (9, 0)  # the one compute capability that FlashAttention-3 is written for
@@ -88,6 +92,39 @@ def check_kernels(kernels: KernelConfig, device: torch.device, dtype: torch.dtyp
     norm_function(kernels.norm)
     if kernels.compile:
         compiled(check_kernels, dynamic=False)
+
+
+@functools.cache
+def bf16_slowdown() -> float:
+    """Return how many times an fp32 product's seconds a bf16 one takes on this CPU; measured in some milliseconds.
+
+    About 1 or less where torch has instructions for bf16 (AVX-512, AMX), 10 and more where it has none (AVX2).
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix, times = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype), list[float]()
+        for _ in range(PROBES):
+            began = time.perf_counter()
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other where other processes run
+    try:
+        return seconds(torch.bfloat16) / seconds(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def describe_slow_bf16(device: torch.device, dtype: torch.dtype) -> str:
+    """Return a line about a CPU that is to train in bf16 and has no instructions for it; "" for all else."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or (times := bf16_slowdown()) < SLOW_BF16:
+        return ""
+    return (
+        f"this CPU has no instructions for bf16: a product takes {times:.0f} times as long as in fp32; "
+        "--set train.deepspeed=zero1_fp32 trains in fp32"
+    )
 
 
 def apply_determinism(kernels: KernelConfig) -> None:
