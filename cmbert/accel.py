@@ -94,27 +94,35 @@ def check_kernels(kernels: KernelConfig, device: torch.device, dtype: torch.dtyp
         compiled(check_kernels, dynamic=False)
 
 
+def time_matmul(side: int, dtype: torch.dtype, device: torch.device, repeats: int) -> float:
+    """Return the seconds of the fastest of some products of square matrices.
+
+    Raises RuntimeError when the device computes a wrong one.
+    """
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        corner = (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    if corner != side:
+        raise RuntimeError(f"computes {corner}, must be {side}")
+    return best
+
+
 @functools.cache
 def bf16_slowdown() -> float:
     """Return how many times an fp32 product's seconds a bf16 one takes on this CPU; measured in some milliseconds.
 
     About 1 or less where torch has instructions for bf16 (AVX-512, AMX), 10 and more where it has none (AVX2).
     """
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix, times = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype), list[float]()
-        for _ in range(PROBES):
-            began = time.perf_counter()
-            torch.mm(matrix, matrix)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    threads = torch.get_num_threads()
+    threads, cpu = torch.get_num_threads(), torch.device("cpu")
     torch.set_num_threads(1)  # several would wait for each other where other processes run
     try:
-        return seconds(torch.bfloat16) / seconds(torch.float32)
+        bf16, fp32 = (time_matmul(PROBE_SIDE, dtype, cpu, PROBES) for dtype in (torch.bfloat16, torch.float32))
     finally:
         torch.set_num_threads(threads)
+    return bf16 / fp32
 
 
 def describe_slow_bf16(device: torch.device, dtype: torch.dtype) -> str:

@@ -77,9 +77,10 @@ def is_slow_in_bf16() -> bool:
     """Return whether it trains on a CPU without instructions for bf16, where minutes would be hours."""
     import torch
 
-    from cmbert.accel import SLOW_BF16, bf16_slowdown
+    from cmbert.accel import describe_slow_bf16
 
-    return not torch.cuda.is_available() and bf16_slowdown() >= SLOW_BF16
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return describe_slow_bf16(device, torch.bfloat16) != ""
 
 
 def main() -> int:
