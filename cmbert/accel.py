@@ -9,7 +9,6 @@ import inspect
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +18,7 @@ from torch.nn import attention as torch_attention
 from cmbert.config.schema import KernelConfig
 from cmbert.environment import is_installed
 from cmbert.errors import ConfigError
+from cmbert.wide_products import widen_products
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ without a first norm, training and evaluation, and models of several sizes. A tr
 HOW_TO_BUILD = "slurm/install_kernels.sh in a clone of the project builds it"
 CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 """Values of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits twice (its documentation)."""
-
-SLOW_BF16 = 4.0  # times fp32's seconds: torch then multiplies bf16 without the processor's help (ours)
-PROBE_SIDE, PROBES = 256, 5  # of the square matrices that tell, and how often each product is timed
 
 AMPERE = (8, 0)  # least compute capability of FlashAttention-2, and of torch's copy of it
 HOPPER = (9, 0)  # the one compute capability that FlashAttention-3 is written for
@@ -86,53 +83,18 @@ def attention_backend(device: torch.device, dtype: torch.dtype, requested: str =
     return backend
 
 
-def check_kernels(kernels: KernelConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ConfigError if `kernels` asks for what this machine lacks, before anything has begun."""
+def prepare_kernels(kernels: KernelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Let this process compute as `kernels` says, in `dtype` on `device`; call it before anything has begun.
+
+    Raises ConfigError if `kernels` asks for what this machine lacks.
+    """
+    apply_determinism(kernels)
     attention_backend(device, dtype, kernels.attention)
     norm_function(kernels.norm)
     if kernels.compile:
-        compiled(check_kernels, dynamic=False)
-
-
-def time_matmul(side: int, dtype: torch.dtype, device: torch.device, repeats: int) -> float:
-    """Return the seconds of the fastest of some products of square matrices.
-
-    Raises RuntimeError when the device computes a wrong one.
-    """
-    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        corner = (a @ b)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    if corner != side:
-        raise RuntimeError(f"computes {corner}, must be {side}")
-    return best
-
-
-@functools.cache
-def bf16_slowdown() -> float:
-    """Return how many times an fp32 product's seconds a bf16 one takes on this CPU; measured in some milliseconds.
-
-    About 1 or less where torch has instructions for bf16 (AVX-512, AMX), 10 and more where it has none (AVX2).
-    """
-    threads, cpu = torch.get_num_threads(), torch.device("cpu")
-    torch.set_num_threads(1)  # several would wait for each other where other processes run
-    try:
-        bf16, fp32 = (time_matmul(PROBE_SIDE, dtype, cpu, PROBES) for dtype in (torch.bfloat16, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    return bf16 / fp32
-
-
-def describe_slow_bf16(device: torch.device, dtype: torch.dtype) -> str:
-    """Return a line about a CPU that is to train in bf16 and has no instructions for it; "" for all else."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or (times := bf16_slowdown()) < SLOW_BF16:
-        return ""
-    return (
-        f"this CPU has no instructions for bf16: a product takes {times:.0f} times as long as in fp32; "
-        "--set train.deepspeed=zero1_fp32 trains in fp32"
-    )
+        compiled(prepare_kernels, dynamic=False)
+    if device.type == "cpu":
+        widen_products()  # for fp32, too: Muon's are bf16 at all times
 
 
 def apply_determinism(kernels: KernelConfig) -> None:

@@ -21,6 +21,7 @@ from cmbert.data.shards.manifest import write_manifest
 from cmbert.data.shards.writer import ShardWriter
 from cmbert.files.lease import Lease, claim, myself
 from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from cmbert.wide_products import widen_products
 from tests.scheduling import (  # noqa: F401  pytest finds them here
     pytest_collection_modifyitems,
     pytest_runtest_protocol,
@@ -30,6 +31,7 @@ from tests.scheduling import (  # noqa: F401  pytest finds them here
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; its children would be as deaf
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # of tests and what they start, for they run side by side
+widen_products()  # as training does
 SENTENCES = (
     "今天天气很好，我们一起去公园散步。",
     "他在北京大学学习计算机科学，每天读很多书！",

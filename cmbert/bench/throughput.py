@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from cmbert.accel import apply_determinism, check_kernels
+from cmbert.accel import prepare_kernels
 from cmbert.bench.rows import Row
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
@@ -204,8 +204,7 @@ def open_contestants(
     work: Work, model: ModelConfig, kernels: KernelConfig, against: Against | None, device: torch.device
 ) -> dict[str, Contestant]:
     """Return our model, as "cmbert", and its peers by their names. Raises ConfigError if the peer is the same model."""
-    apply_determinism(kernels)
-    check_kernels(kernels, device, DTYPE)
+    prepare_kernels(kernels, device, DTYPE)
     found = {"cmbert": Contestant(model, kernels.compile, our_runner(work, model, kernels, device))}
     if against == "hf":
         for attention in peer_attentions(device):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import apply_determinism, check_kernels
+from cmbert.accel import prepare_kernels
 from cmbert.bench.memory import check_weights
 from cmbert.bench.rows import Row
 from cmbert.bench.throughput import (
@@ -86,8 +86,7 @@ def _open(model: Path, overrides: Sequence[str], device: torch.device) -> Candid
 
 def our_candidate(name: str, model: ModelConfig, kernels: KernelConfig, device: torch.device) -> Candidate:
     """Return our model of this shape."""
-    apply_determinism(kernels)
-    check_kernels(kernels, device, DTYPE)
+    prepare_kernels(kernels, device, DTYPE)
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in MaskedLanguageModel(model).model.parameters())
     check_weights(name, parameters, device)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cmbert.accel import apply_determinism, check_kernels, describe_slow_bf16
+from cmbert.accel import prepare_kernels
 from cmbert.checkpoint.files import CHECKPOINTS, UNIVERSAL_SUFFIX, damaged_files
 from cmbert.checkpoint.state import Progress, TrainState, read_state, readable_states
 from cmbert.cluster.distributed import Launch, from_first_rank, gather_from_ranks, on_first_rank, select_device
@@ -133,11 +133,7 @@ def check_start(
         check_starting_weights(recipe, allow_unfinished=allow_unfinished)
     check_host_memory(recipe, deepspeed_config, launch)
     heldout = open_heldout(recipe, tokenizer, launch)
-    apply_determinism(recipe.kernels)
-    device, dtype = select_device(launch), getattr(torch, activation_dtype(deepspeed_config))
-    check_kernels(recipe.kernels, device, dtype)
-    if slow := describe_slow_bf16(device, dtype):
-        logger.warning("%s", slow)
+    prepare_kernels(recipe.kernels, select_device(launch), getattr(torch, activation_dtype(deepspeed_config)))
     for line in describe_unread(reader.blend, recipe.data, num_rows):
         logger.info("%s", line)
     newest = next(iter(states.values()), None)

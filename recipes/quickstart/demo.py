@@ -35,10 +35,7 @@ def protocol(sample_options: list[str]) -> list[Step]:
     """Return the steps in order."""
     python, processes = sys.executable, str(num_processes())
     data_tools, cmbert = [python, "-m", "data_tools"], [python, "-m", "cmbert"]
-    slow = is_slow_in_bf16()
-    changes = ["--set", "train.deepspeed=zero1_fp32"] if slow else []
-    why = "; in fp32: this CPU has no instructions for bf16" if slow else ""
-    stage1, stage2 = ([*cmbert, "train", str(path), "--processes", processes, *changes] for path in (STAGE1, STAGE2))
+    stage1, stage2 = ([*cmbert, "train", str(path), "--processes", processes] for path in (STAGE1, STAGE2))
     first, second = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (STAGE1, STAGE2))
     vocab_size = str(first["model"]["vocab_size"])
     rows = [f"rows of {recipe['data']['context_tokens']:,} tokens" for recipe in (first, second)]
@@ -55,8 +52,8 @@ def protocol(sample_options: list[str]) -> list[Step]:
         Step("shards", "Shards with word units", [*preprocess, "--input", train_text, "--output", f"{RUN}/shards"]),
         Step("heldout", "Held-out shards", [*preprocess, "--input", heldout_text, "--output", f"{RUN}/heldout"]),
         Step("verify", "Verify the shards", [*data_tools, "verify", f"{RUN}/shards"]),
-        Step("plan", "Plan of stage 1", [*cmbert, "plan", str(STAGE1), "--gpus", processes, *changes]),
-        Step("stage1", f"Stage 1: {rows[0]}, {processes} ZeRO processes{why}", stage1),
+        Step("plan", "Plan of stage 1", [*cmbert, "plan", str(STAGE1), "--gpus", processes]),
+        Step("stage1", f"Stage 1: {rows[0]}, {processes} ZeRO processes", stage1),
         Step("stage2", f"Stage 2: {rows[1]}, packed anew from the same shards", stage2),
         Step("eval", "Held-out pseudo-perplexity by position", [*score, "--output", f"{RUN}/eval.json"]),
         Step("export", "Export, compared with transformers", [*export, "--output", f"{RUN}/export"]),
@@ -71,16 +68,6 @@ def num_processes() -> int:
 
     available = torch.cuda.device_count() if torch.cuda.is_available() else len(os.sched_getaffinity(0))
     return min(MAX_PROCESSES, available)
-
-
-def is_slow_in_bf16() -> bool:
-    """Return whether it trains on a CPU without instructions for bf16, where minutes would be hours."""
-    import torch
-
-    from cmbert.accel import describe_slow_bf16
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return describe_slow_bf16(device, torch.bfloat16) != ""
 
 
 def main() -> int:

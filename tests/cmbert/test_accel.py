@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn import attention as torch_attention
 
 from cmbert import accel
-from cmbert.accel import ATTENTION_KERNELS, apply_determinism, attention_backend, check_kernels, norm_function
+from cmbert.accel import ATTENTION_KERNELS, apply_determinism, attention_backend, norm_function, prepare_kernels
 from cmbert.config.schema import KernelConfig
 from cmbert.environment import is_installed
 from cmbert.errors import ConfigError
@@ -253,7 +253,7 @@ def test_torch_varlen_has_the_parameters_we_use(monkeypatch):
 def test_apex_norm_is_called_as_documented_and_refused_when_absent(monkeypatch):
     if not is_installed("apex.normalization"):
         with pytest.raises(ConfigError, match=r"kernels\.norm: 'apex': NVIDIA apex is not installed"):
-            check_kernels(KernelConfig(norm="apex"), CPU, BF16)
+            prepare_kernels(KernelConfig(norm="apex"), CPU, BF16)
     monkeypatch.setattr(accel, "is_installed", lambda module: True)
 
     def fused_rms_norm_affine(input, weight, normalized_shape, eps=1e-6):

@@ -2,16 +2,13 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from cmbert import accel
 from tests import forking
 
 ROOT = Path(__file__).parents[2]
@@ -80,16 +77,3 @@ def test_demo_from_text_to_report_and_again(demo: Path) -> None:
     changed = run(demo)
     assert changed.returncode == 2
     assert "make demo FRESH=1" in changed.stderr
-
-
-@pytest.mark.parametrize(("slowdown", "file"), [(1.1, []), (40.0, ["--set", "train.deepspeed=zero1_fp32"])])
-def test_a_cpu_without_bf16_trains_in_fp32_and_reads_why(
-    slowdown: float, file: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    demo = runpy.run_path(str(ROOT / "recipes" / "quickstart" / "demo.py"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(accel, "bf16_slowdown", lambda: slowdown)
-    steps = {step.name: step for step in demo["protocol"]([])}
-    for name in ("plan", "stage1", "stage2"):
-        assert [word for word in steps[name].command if word in ("--set", "train.deepspeed=zero1_fp32")] == file
-    assert ("fp32" in steps["stage1"].heading) == bool(file)
