@@ -37,6 +37,7 @@ FLOORS = (  # bottom to top; a room imports only from floors below its own
     "cmbert.schedule",
     "cmbert.memory",
     "cmbert.data",
+    "cmbert.wide_products",
     "cmbert.accel",
     "cmbert.model",
     "cmbert.cluster",
