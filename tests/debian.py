@@ -1,8 +1,11 @@
 """Programs of Debian that some tests drive: there, or installed where they can be."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +23,9 @@ def install(*missing: str) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         give_up(f"{', '.join(missing)} not installed, and only root on Debian installs them here")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
-        done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            give_up(f"apt-get {' '.join(command)}: {done.stderr.strip()[-300:]}")
+    with open(Path(tempfile.gettempdir()) / "cmbert-tests-apt.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # apt-get does not wait for the one of another worker: it fails
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
+            done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                give_up(f"apt-get {' '.join(command)}: {done.stderr.strip()[-300:]}")

@@ -40,6 +40,8 @@ def meet(launch: Launch, is_asked_to_stop: Callable[[], bool]) -> Store | None:
     try:
         outcome = meeting.lead(store) if launch.rank == 0 else meeting.follow(store)
     except DistError as error:
+        if is_asked_to_stop():  # rank 0 as well, which does not wait for those that it has not counted
+            return None
         raise TransientError(
             f"{meeting.me}: {meeting.place} has ended before all ranks were there ({first_line(error)})"
         ) from None
@@ -72,6 +74,8 @@ class _Meeting:
             )  # fmt: skip
         except DistNetworkError as error:
             if not is_host:
+                if self.is_asked_to_stop():
+                    return None
                 raise TransientError(f"{self.me}: {self.place}: {first_line(error)}") from None
             raise ConfigError(
                 f"{self.me}: cannot listen on port {self.launch.port} ({first_line(error)}); end the process that has "

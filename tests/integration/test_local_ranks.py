@@ -109,7 +109,7 @@ def test_a_signal_at_the_first_moment(recipe_file: Path) -> None:
     code, lines = end_of(process, COLD_SECONDS)
     assert code == EXIT_STOPPED, lines
     assert errors_in(lines) == []
-    assert len(lines) == 1, lines
+    assert len([line for line in lines if "instructions for bf16" not in line]) == 1, lines
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=slow)])

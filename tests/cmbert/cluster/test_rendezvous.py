@@ -9,12 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError
 
-from cmbert.cluster.distributed import read_launch
+from cmbert.cluster import rendezvous
+from cmbert.cluster.distributed import Launch, read_launch
 from cmbert.cluster.preemption import EXIT_STOPPED
-from cmbert.errors import EXIT_TRANSIENT, EXIT_USER_ERROR
+from cmbert.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, TransientError
 from tests import forking
 from tests.integration.launching import wait_for_output
 
@@ -98,6 +102,24 @@ def test_ranks_notice_that_rank_0_has_died(start: Start) -> None:
     code, output = end(rank_1)
     assert code == EXIT_TRANSIENT
     assert "has ended before all ranks were there" in output
+
+
+def gone(*arguments: object, **options: object) -> None:
+    raise DistNetworkError("Broken pipe")
+
+
+@pytest.mark.parametrize("store", [gone, lambda *arguments, **options: SimpleNamespace(set=gone)])
+def test_a_rank_that_rank_0_did_not_count_stops_as_it_was_asked(
+    store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 has heard the signal, too, and is gone when this one reaches it, or says that it is there."""
+    monkeypatch.setattr(rendezvous, "PrefixStore", lambda prefix, store: store)
+    with socket.create_server(("127.0.0.1", 0)) as rank_0:
+        launch = Launch(rank=1, world_size=2, local_rank=1, address="127.0.0.1", port=rank_0.getsockname()[1])
+        monkeypatch.setattr(rendezvous, "TCPStore", store)
+        assert rendezvous.meet(launch, lambda: True) is None
+        with pytest.raises(TransientError, match="Broken pipe"):
+            rendezvous.meet(launch, lambda: False)
 
 
 def test_a_port_that_another_process_has_is_named(start: Start) -> None:

@@ -258,4 +258,5 @@ def test_segment_too_long_to_store_its_probabilities(device):
         assert_close(out, expected, rtol=0, atol=1e-5)
     exact = torch.autograd.grad(expected.square().sum(), qkv)
     ours = torch.autograd.grad(attend_with("cpu", qkv, lengths, -1).square().sum(), qkv)
-    assert_close(ours, exact, rtol=0, atol=1e-4)
+    largest = exact[0].abs().max().item()
+    assert_close(ours, exact, rtol=0, atol=1e-5 * largest)  # sums of 2,053 terms in fp32 are off by 5e-6 of them
