@@ -9,7 +9,7 @@ from cmbert.ablation.tables import differences_of
 from cmbert.errors import ConfigError
 
 FOLDER = Path("recipes/ablations")
-BASES = ("common", "small", "short", "medium", "size_128", "size_256", "size_384", "word_boundary")  # and a task
+BASES = ("common", "small", "short", "medium", "size_128", "size_256", "size_384", "muon_256", "word_boundary")
 SHIPPED = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in BASES)
 OWN_SHARDS = ("vocabulary", "vocabulary_32k", "straddling", "bilingual")  # from tokenizers of their own
 SHORT = ("batch_ramp", "tiling")  # on recipes/ablations/short.toml
