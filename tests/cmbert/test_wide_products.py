@@ -79,6 +79,12 @@ def test_other_products_keep_their_bits(dtype: torch.dtype, request: pytest.Fixt
         assert torch.equal(product(*matrices), expected)
 
 
+def test_dtypes_that_do_not_agree_are_refused_as_everywhere(widened: list[str]) -> None:
+    for product in (lambda a, b: a @ b, lambda a, b: torch.mm(a, b, out=torch.empty(6, 9, dtype=BF16))):
+        with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
+            product(random(6, 40), random(40, 9, dtype=torch.float32))
+
+
 def test_a_compiled_product_is_widened(widened: list[str]) -> None:
     a, b = random(6, 40), random(40, 9)
     found = compiled(lambda a, b: (a @ b).relu(), dynamic=False)(a, b)
