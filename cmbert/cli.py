@@ -15,6 +15,7 @@ from cmbert.commands import (
     embed_train,
     export,
     finetune,
+    import_model,
     ledger,
     merge_checkpoints,
     new,
@@ -30,8 +31,8 @@ from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
 
 COMMANDS = (
-    new, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger, merge_checkpoints, export,
-    report,
+    new, import_model, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger,
+    merge_checkpoints, export, report,
 )  # fmt: skip
 """In the order of --help."""
 

@@ -1,24 +1,27 @@
-"""The tokenizer as the rest of the code sees it: special ids, byte length of every token, a fingerprint."""
+"""The tokenizer as the rest of the code sees it: what its ids are for, how much text each is, a fingerprint."""
 
 import hashlib
+import json
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from cmbert.errors import ConfigError, first_line
+from cmbert.files.json_types import read_as
 from cmbert.files.operations import read_input
+from cmbert.vocabulary import NEEDED, ROLES, Vocabulary, make_vocabulary, role_names
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their positions here
-PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
-NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
 SPECIALS_PER_SEGMENT = 2  # a segment of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 PANIC = "PanicException"  # what Rust's panics become; no Exception, and in no module from which it could be imported
 REFUSALS = ("ValueError", "Exception", PANIC)
 PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take
@@ -27,6 +30,11 @@ CONTINUATION_BYTES = frozenset(
     # as itself, the others from U+0100 up; 34 bytes below 0x80 come before them there.
     [*map(chr, range(0x122, 0x143)), *map(chr, range(0xA1, 0xAD)), chr(0x143), *map(chr, range(0xAE, 0xC0))]
 )
+
+
+CONTINUING = "##"  # WordPiece's spelling of a token that goes on with a word
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # a byte in vocabularies that spell other text as it is
+KEEPING = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}  # normalisers that change nothing when they are applied again
 
 
 class RefusalError(Exception):
@@ -46,25 +54,40 @@ def refusing() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded byte-level BPE tokenizer."""
+    """A loaded tokenizer: byte-level BPE as made here, or another's BPE or WordPiece."""
 
     backend: tokenizers.Tokenizer
     """Encodes text that looks like a special token ("[MASK]") as ordinary text."""
     fingerprint: str
-    """Hash of tokenizer.json; shards and checkpoints carry it."""
+    """Hash of tokenizer.json, and of the special ids unless they are 0 to 4; shards and checkpoints carry it."""
     directory: Path
+    vocabulary: Vocabulary
+    """What the ids are for."""
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self.vocabulary.size
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether its tokens, laid end to end, spell the normalised text byte by byte, whatever the text."""
+        if type(self.backend.model).__name__ != "BPE":
+            return False
+        steps, before = _parts(self.backend.pre_tokenizer), _parts(self.backend.normalizer)
+        spelling = [step for step in steps if step["type"] == "ByteLevel"]
+        return (
+            bool(spelling)
+            and not any(step.get("add_prefix_space") for step in spelling)
+            and {step["type"] for step in before} <= KEEPING
+        )
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without [CLS] and [SEP]."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of `ids`; lossless for ids that `encode` made, up to the tokenizer's normaliser."""
+        """Return the text of `ids`; of a byte-level tokenizer what `encode` took, up to its normaliser."""
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def normalize(self, text: str) -> str:
@@ -73,22 +96,33 @@ class Tokenizer:
         return text if normalizer is None else normalizer.normalize_str(text)
 
     def token_byte_lengths(self) -> np.ndarray:
-        """Return the UTF-8 length of every token, shape (vocab_size,), int64; special tokens count 0.
+        """Return the UTF-8 length of every token of a byte-level tokenizer, shape (vocab_size,), int64; special ones 0.
 
-        A byte-level vocabulary spells each byte as one character, so a token's spelling is as long as its bytes.
+        A byte-level vocabulary spells each byte as one character, so a token's spelling is as long as its bytes; tokens
+        that were added to it are spelled as they are.
         """
+        assert self.is_byte_level
+        added = self.backend.get_added_tokens_decoder()
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, index in self.backend.get_vocab(with_added_tokens=True).items():
-            lengths[index] = 0 if index < NUM_SPECIAL_TOKENS else len(token)
-        return lengths
+            lengths[index] = len(token.encode("utf-8") if index in added else token)
+        return lengths * self.vocabulary.is_ordinary
 
     def token_character_lengths(self) -> np.ndarray:
-        """Return how many characters begin in every token, shape (vocab_size,), int64; special tokens count 0."""
+        """Return how many characters begin in every token, shape (vocab_size,), int64; special tokens count 0.
+
+        Of a vocabulary that is not byte-level these are the token's own letters: what a normaliser dropped is in none.
+        """
+        added = self.backend.get_added_tokens_decoder()
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, index in self.backend.get_vocab(with_added_tokens=True).items():
-            begins = 0 if index < NUM_SPECIAL_TOKENS else sum(spelled not in CONTINUATION_BYTES for spelled in token)
-            lengths[index] = begins
-        return lengths
+            if self.is_byte_level and index not in added:
+                lengths[index] = sum(spelled not in CONTINUATION_BYTES for spelled in token)
+            elif byte := BYTE_TOKEN.fullmatch(token):
+                lengths[index] = int(byte[1], 16) & 0xC0 != 0x80
+            else:
+                lengths[index] = len(token.removeprefix(CONTINUING))
+        return lengths * self.vocabulary.is_ordinary
 
     def sentence_end_tokens(self) -> np.ndarray:
         """Return which tokens end a sentence (their text ends in one of 。！？；\\n), shape (vocab_size,), bool."""
@@ -96,10 +130,20 @@ class Tokenizer:
         return np.array([text.endswith(SENTENCE_ENDS) for text in texts])
 
 
+def _parts(component: Any) -> list[dict[str, Any]]:
+    """Return a normaliser or pre-tokeniser as tables, one for each step of a sequence."""
+    if component is None:
+        return []
+    table = json.loads(component.__getstate__())
+    steps: list[dict[str, Any]] = table.get("pretokenizers") or table.get("normalizers") or [table]
+    return steps
+
+
 def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> Tokenizer:
     """Load `directory`/tokenizer.json; `vocab_size` is the model's, if there is one to fit.
 
-    Raises ConfigError when the file is missing, unreadable, or has other special ids or another size.
+    Raises ConfigError when the file is missing or unreadable, has no token for padding, [CLS], [SEP] or [MASK], or when
+    the model's rows are not as many as its ids, rounded up to a multiple of 64.
     """
     directory = Path(directory)
     path = directory / TOKENIZER_FILE
@@ -113,19 +157,39 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
         backend = _open(raw)
     except RefusalError as error:
         raise ConfigError(f"{path}: not a tokenizer.json that can be used: {error}") from error
-    for expected, token in enumerate(SPECIAL_TOKENS):
-        found = backend.token_to_id(token)
-        if found != expected:
-            raise ConfigError(
-                f"{path}: {token} has id {found}, must be {expected}; train one with `data_tools train-tokenizer`"
-            )
-    found_size = backend.get_vocab_size(with_added_tokens=True)
-    if vocab_size not in (None, found_size):
+    vocabulary = _vocabulary(backend, path)
+    if vocab_size not in (None, vocabulary.rows):
+        padded = "" if vocabulary.rows == vocabulary.size else ", with blank rows up to a multiple of 64"
         raise ConfigError(
-            f"model.vocab_size: {vocab_size}, but {directory} has {found_size} ids; write vocab_size = {found_size} in "
-            f"the recipe's [model], or add --set model.vocab_size={found_size}"
+            f"model.vocab_size: {vocab_size}, but {directory} has {vocabulary.size} ids{padded}; write vocab_size = "
+            f"{vocabulary.rows} in the recipe's [model], or add --set model.vocab_size={vocabulary.rows}"
         )
-    return Tokenizer(backend=backend, fingerprint=hashlib.blake2b(raw, digest_size=16).hexdigest(), directory=directory)
+    digest = hashlib.blake2b(raw, digest_size=16)
+    roles = [vocabulary.pad_id, vocabulary.unk_id, vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id]
+    if vocabulary.special != list(range(len(ROLES))) or roles != vocabulary.special:
+        digest.update(repr(roles).encode())
+    return Tokenizer(backend, digest.hexdigest(), directory, vocabulary)
+
+
+def _vocabulary(backend: tokenizers.Tokenizer, path: Path) -> Vocabulary:
+    """Return what the ids are for: by tokenizer_config.json beside `path`, or by BERT's names. Raises ConfigError."""
+    settings_path = path.with_name(SETTINGS_FILE)
+    settings = read_as(settings_path, dict[str, Any], error=ConfigError, remedy="take it from the tokenizer's origin")
+    roles: dict[str, int] = {}
+    for role, names in role_names(settings or {}):
+        found = [index for name in names if (index := backend.token_to_id(name)) is not None]
+        if found:
+            roles[role] = found[0]
+        elif role in NEEDED:
+            raise ConfigError(
+                f"{path}: no token is its {role.upper()}; name one of its tokens as {role}_token in {settings_path}"
+            )
+    for one, other in (("mask", "pad"), ("mask", "cls"), ("mask", "sep"), ("pad", "cls"), ("pad", "sep")):
+        if roles[one] == roles[other]:
+            name = backend.id_to_token(roles[one])
+            raise ConfigError(f"{settings_path}: {name} is {one}_token and {other}_token; give each its own")
+    special = {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+    return make_vocabulary(roles, special, backend.get_vocab_size(with_added_tokens=True))
 
 
 def _new_folder(directory: Path) -> str:

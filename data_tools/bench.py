@@ -23,7 +23,8 @@ from tokenizers import trainers
 
 from cmbert.errors import run_command
 from cmbert.files.whole import json_text, write_json
-from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.encoding.encoders import batch_encoder, normalize
 from data_tools.encoding.segment import segmenter
 from data_tools.input.readers import DocumentReader, input_files, whole_files

@@ -20,7 +20,8 @@ from cmbert.data.shards.layout import token_dtype
 from cmbert.data.shards.manifest import write_manifest
 from cmbert.data.shards.writer import ShardWriter
 from cmbert.files.lease import Lease, claim, myself
-from cmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
 from cmbert.wide_products import widen_products
 from tests.scheduling import (  # noqa: F401  pytest finds them here
     pytest_collection_modifyitems,

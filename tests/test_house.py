@@ -20,6 +20,7 @@ FLOORS = (  # bottom to top; a room imports only from floors below its own
     "cmbert.cli_values",
     "cmbert.html",
     "cmbert.config",
+    "cmbert.vocabulary",
     "cmbert.tokenizer",
     "cmbert.data.shards",
     "data_tools.defaults",

@@ -20,7 +20,7 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import LEAST_CONTEXT
 from cmbert.memory import resident_bytes
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
 
 ROUNDS = 3
 MASK_RATE = 0.3
@@ -86,7 +86,7 @@ def _read_through(reader: RowReader, context: int) -> tuple[float, int, int]:
     started, tokens = time.perf_counter(), 0
     for first in range(0, num_rows, batch_rows):
         batch = reader.micro_batch(range(first, min(first + batch_rows, num_rows)), MASK_RATE)
-        tokens += int(torch.count_nonzero(batch.input_ids != PAD_ID))
+        tokens += int(torch.count_nonzero(batch.input_ids != reader.vocabulary.pad_id))
     return time.perf_counter() - started, tokens, num_rows * context
 
 
@@ -101,13 +101,13 @@ def _whole_word_collator(tokenizer: Tokenizer, reader: RowReader, context: int) 
     examples = []
     for row in range(min(PEER_TOKENS // context, reader.blend.sources[0].num_rows)):
         assembled = reader.assemble([row])
-        ids = np.full(context, NUM_SPECIAL_TOKENS)  # the collator stacks rows of one length
+        ids = np.full(context, tokenizer.vocabulary.ordinary[0])  # the collator stacks rows of one length
         ids[: len(assembled.ids)] = assembled.ids
         starts = np.ones(context, bool)
         starts[: len(assembled.ids)] = assembled.unit_starts
         begins = 2 * np.arange(context)
         ends = begins + np.where(np.append(starts[1:], True), 1, 2)  # a gap before the next token ends a word
-        special = (ids < NUM_SPECIAL_TOKENS).astype(int).tolist()
+        special = (~tokenizer.vocabulary.is_ordinary[ids]).astype(int).tolist()
         offsets = np.stack([begins, ends], axis=1).tolist()
         examples.append({"input_ids": ids.tolist(), "special_tokens_mask": special, "offset_mapping": offsets})
     batch_rows = max(1, BATCH_TOKENS // context // 4)  # it compares every token with every other

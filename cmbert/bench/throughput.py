@@ -60,7 +60,7 @@ def read_shape(path: Path, overrides: Sequence[str]) -> tuple[ModelConfig, Kerne
     Raises ConfigError or CheckpointError when `path` is neither, or a folder is to be overridden.
     """
     if path.is_dir():
-        from cmbert.export.hf import read_config
+        from cmbert.model.folder import read_config
 
         if overrides:
             raise ConfigError(f"--set: {path} is an exported folder, which has no keys to override; name a recipe")

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID
-
 MASKED, REPLACED, KEPT = 1, 2, 3  # what becomes of a chosen token
 
 # Philox4x64-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405); the numbers are numpy.random.Philox's.
@@ -165,7 +163,7 @@ def take_turns(
 @compiled
 def frame_segments(
     tokens: np.ndarray, words: np.ndarray, firsts: np.ndarray, lengths: np.ndarray, places: np.ndarray,
-    ids: np.ndarray, unit_starts: np.ndarray,
+    ids: np.ndarray, unit_starts: np.ndarray, cls_id: int, sep_id: int,
 ) -> None:  # fmt: skip
     """Write `[CLS] tokens [SEP]` of every segment into a batch, and where units begin.
 
@@ -174,7 +172,7 @@ def frame_segments(
     """
     for segment in range(len(firsts)):
         place, first, length = places[segment], firsts[segment], lengths[segment]
-        ids[place], ids[place + length + 1] = CLS_ID, SEP_ID
+        ids[place], ids[place + length + 1] = cls_id, sep_id
         unit_starts[place] = unit_starts[place + length + 1] = True
         for i in range(length):
             ids[place + 1 + i] = tokens[first + i]
@@ -190,15 +188,16 @@ def frame_segments(
 @compiled
 def mask_rows(
     ids: np.ndarray, unit_starts: np.ndarray, row_bounds: np.ndarray, key: np.ndarray, index: np.ndarray,
-    rate: float, mask_prob: float, random_prob: float, vocab_size: int,
+    rate: float, mask_prob: float, random_prob: float, mask_id: int, is_ordinary: np.ndarray, ordinary: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mask whole units of every row of a batch; return (positions, targets), int64, positions ascending.
 
     ids: (T,) int64, changed in place. unit_starts: (T,) bool. row_bounds: (rows + 1,) int64. key: (2,) uint64 and
     index: (rows, 3) uint64 name the random stream of each row. rate: share of the row's ordinary tokens to predict.
-    Special tokens are never chosen. Units come in random order until the row's budget is spent; a unit longer than what
-    is left of it is passed over. The fraction of a token in the budget is rounded at random, so that the rate is right
-    on average for rows of any length. 80/10/10 is drawn once per unit.
+    is_ordinary: (V,) bool and ordinary: (O,) int64, the ids that are, as a table and listed; no others are chosen.
+    Units come in random order until the row's budget is spent; a unit longer than what is left is passed over. The
+    fraction of a token in the budget is rounded at random, so that the rate is right on average for rows of any length.
+    80/10/10 is drawn once per unit.
     """
     positions, targets = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
     fate, others = np.zeros(len(ids), np.uint8), np.empty(len(ids), np.int64)
@@ -208,9 +207,9 @@ def mask_rows(
         stream = _open_stream(key, index[row])
         num_units = num_tokens = 0
         for place in range(start, end):
-            if ids[place] >= NUM_SPECIAL_TOKENS:
+            if is_ordinary[ids[place]]:
                 num_tokens += 1
-                if unit_starts[place] or ids[place - 1] < NUM_SPECIAL_TOKENS:
+                if unit_starts[place] or not is_ordinary[ids[place - 1]]:
                     firsts[num_units] = place
                     num_units += 1
         left = int(rate * num_tokens + _uniform(stream))
@@ -221,7 +220,7 @@ def mask_rows(
             first = firsts[other]
             firsts[other] = firsts[drawn]
             last = first + 1
-            while last < end and ids[last] >= NUM_SPECIAL_TOKENS and not unit_starts[last]:
+            while last < end and is_ordinary[ids[last]] and not unit_starts[last]:
                 last += 1
             if last - first > left:
                 continue
@@ -231,14 +230,14 @@ def mask_rows(
             for place in range(first, last):
                 fate[place] = kind
                 if kind == REPLACED:
-                    others[place] = NUM_SPECIAL_TOKENS + _below(stream, vocab_size - NUM_SPECIAL_TOKENS)
+                    others[place] = ordinary[_below(stream, len(ordinary))]
     count = 0
     for place in range(len(ids)):
         if fate[place] != 0:
             positions[count], targets[count] = place, ids[place]
             count += 1
             if fate[place] == MASKED:
-                ids[place] = MASK_ID
+                ids[place] = mask_id
             elif fate[place] == REPLACED:
                 ids[place] = others[place]
     return positions[:count].copy(), targets[:count].copy()

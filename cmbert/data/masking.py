@@ -7,6 +7,7 @@ import numpy as np
 from cmbert.config.schema import MaskConfig
 from cmbert.data.kernels import mask_rows
 from cmbert.seeding import stream_key
+from cmbert.vocabulary import Vocabulary
 
 MASK_PURPOSE = "mask"
 
@@ -18,7 +19,7 @@ def mask_batch(
     *,
     rate: float,
     config: MaskConfig,
-    vocab_size: int,
+    vocabulary: Vocabulary,
     seed: int,
     indexes: Sequence[tuple[int, int, int]],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -39,5 +40,7 @@ def mask_batch(
         rate,
         config.mask_prob,
         config.random_prob,
-        vocab_size,
+        vocabulary.mask_id,
+        vocabulary.is_ordinary,
+        vocabulary.ordinary,
     )

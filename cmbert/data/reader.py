@@ -15,7 +15,8 @@ from cmbert.data.ledger import Segments, pack_record
 from cmbert.data.masking import mask_batch
 from cmbert.data.packing import SegmentTable
 from cmbert.data.sources import open_blend, prove_ids
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, PAD_ID, SPECIALS_PER_SEGMENT, Tokenizer
+from cmbert.tokenizer import SPECIALS_PER_SEGMENT, Tokenizer
+from cmbert.vocabulary import Vocabulary
 
 
 class FoundRow(NamedTuple):
@@ -46,9 +47,9 @@ class AssembledRows(NamedTuple):
     row_bounds: np.ndarray  # (rows + 1,) int64
     addresses: list[RowAddress]
 
-    def unit_lengths(self) -> list[int]:
+    def unit_lengths(self, is_ordinary: np.ndarray) -> list[int]:
         """Return the maskable units by length: 1, 2, ..., UNIT_LENGTH_BINS or more tokens."""
-        ordinary = self.ids >= NUM_SPECIAL_TOKENS
+        ordinary = is_ordinary[self.ids]
         begins = self.unit_starts | ~ordinary  # a special token ends the unit before it
         firsts = np.flatnonzero(begins)
         lengths = np.diff(firsts, append=len(begins))[ordinary[firsts]]
@@ -58,8 +59,8 @@ class AssembledRows(NamedTuple):
 class RowReader:
     """Read any row of the run, packed and masked, as a pure function of its number."""
 
-    def __init__(self, blend: Blend, mask: MaskConfig, vocab_size: int, seed: int):
-        self.blend, self.mask, self.vocab_size, self.seed = blend, mask, vocab_size, seed
+    def __init__(self, blend: Blend, mask: MaskConfig, vocabulary: Vocabulary, seed: int):
+        self.blend, self.mask, self.vocabulary, self.seed = blend, mask, vocabulary, seed
 
     def find(self, rows: Sequence[int]) -> list[FoundRow]:
         """Look rows up by number."""
@@ -82,7 +83,7 @@ class RowReader:
                 starts.append(np.array([filled]))  # the segment of [PAD]
         num_positions = len(addresses) * context
         bounds = np.concatenate([*starts, [num_positions]])
-        ids, unit_starts = np.full(num_positions, PAD_ID, np.int64), np.ones(num_positions, bool)
+        ids, unit_starts = np.full(num_positions, self.vocabulary.pad_id, np.int64), np.ones(num_positions, bool)
         for (address, table, _), part, places in zip(found, (row.part for row in found), places_of_row, strict=True):
             shards = table.shards[part]
             set_of_source = self.blend.sources[address.source].shards
@@ -90,8 +91,9 @@ class RowReader:
                 here = shards == shard
                 tokens, words = set_of_source.shard_arrays(shard)
                 frame_segments(
-                    tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts
-                )
+                    tokens, words, table.firsts[part][here], table.lengths[part][here], places[here], ids, unit_starts,
+                    self.vocabulary.cls_id, self.vocabulary.sep_id,
+                )  # fmt: skip
         return AssembledRows(ids, unit_starts, bounds, np.arange(len(addresses) + 1) * context, addresses)
 
     def segments(self, found: Sequence[FoundRow]) -> Segments:
@@ -122,7 +124,7 @@ class RowReader:
             assembled.row_bounds,
             rate=mask_rate,
             config=self.mask,
-            vocab_size=self.vocab_size,
+            vocabulary=self.vocabulary,
             seed=self.seed,
             indexes=assembled.addresses,
         )
@@ -158,7 +160,7 @@ class StepBatches:
             source_tokens=np.bincount(segments.sources, segments.lengths, num_sources).astype(np.int64).tolist(),
             num_segments=len(segments.documents),
             segment_lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
-            unit_lengths=assembled[0].unit_lengths(),
+            unit_lengths=assembled[0].unit_lengths(reader.vocabulary.is_ordinary),
             ledger=pack_record(step, rows[0], segments) if self.geometry.rank == 0 else b"",
         )
         row_sources = [torch.tensor([address.source for address in part.addresses]) for part in assembled]
@@ -182,4 +184,4 @@ def open_reader(
     blend = open_blend(data, tokenizer, seed, rows_per_step=rows_per_step, plan_folder=plan_folder)
     for source in blend.sources if prove else ():
         prove_ids(source.shards, tokenizer, plan_folder)
-    return RowReader(blend, mask, tokenizer.vocab_size, seed)
+    return RowReader(blend, mask, tokenizer.vocabulary, seed)

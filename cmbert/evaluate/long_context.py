@@ -31,7 +31,8 @@ from cmbert.evaluate.pseudo_perplexity import HIDE_ALL, MASK_RATE, SEED, Unit
 from cmbert.evaluate.table import markdown_table
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import Progress
-from cmbert.tokenizer import CLS_ID, SEP_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
+from cmbert.vocabulary import Vocabulary
 
 SHORTEST_CONTEXT = 512  # tokens
 NUM_BUCKETS = 32  # of the position in the longest segment, equally wide
@@ -135,12 +136,12 @@ def stress(
     losses, sums, counts = [], [], []  # of each document
     progress = Progress("long context", len(documents) * len(contexts) * longest, "tokens")
     for document in documents:
-        ids_L, places_M, targets_M = hide_words(shards, document, longest, unit, tokenizer.vocab_size)
+        ids_L, places_M, targets_M = hide_words(shards, document, longest, unit, tokenizer.vocabulary)
         if not len(places_M):
             continue
         counts.append(np.bincount(places_M // width, minlength=NUM_BUCKETS))
         for context in contexts:
-            loss_M = score_segments(model, ids_L, places_M, targets_M, context)
+            loss_M = score_segments(model, ids_L, places_M, targets_M, context, tokenizer.vocabulary)
             losses.append(loss_M.mean())
             sums.append(np.bincount(places_M // width, loss_M, NUM_BUCKETS))
             progress.advance(longest)
@@ -183,7 +184,7 @@ def long_documents(shards: ShardSet, longest: int) -> np.ndarray:
 
 
 def hide_words(
-    shards: ShardSet, document: int, longest: int, unit: Unit, vocab_size: int
+    shards: ShardSet, document: int, longest: int, unit: Unit, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hide 15 % of the first `longest` tokens of a document, whole units as [MASK].
 
@@ -195,7 +196,7 @@ def hide_words(
     ids, bounds = tokens.astype(np.int64), np.array([0, longest])
     starts = unit_starts if unit == "word" else np.ones(longest, bool)
     places, targets = mask_batch(
-        ids, unit_starts, bounds, rate=MASK_RATE, config=replace(HIDE_ALL, unit=unit), vocab_size=vocab_size, seed=SEED,
+        ids, unit_starts, bounds, rate=MASK_RATE, config=replace(HIDE_ALL, unit=unit), vocabulary=vocabulary, seed=SEED,
         indexes=[(0, 0, document)],
     )  # fmt: skip
     unit_of_token = starts.cumsum()
@@ -207,11 +208,12 @@ def hide_words(
 
 @torch.inference_mode()
 def score_segments(
-    model: MaskedLanguageModel, ids_L: np.ndarray, places_M: np.ndarray, targets_M: np.ndarray, context: int
-) -> np.ndarray:
+    model: MaskedLanguageModel, ids_L: np.ndarray, places_M: np.ndarray, targets_M: np.ndarray, context: int,
+    vocabulary: Vocabulary,
+) -> np.ndarray:  # fmt: skip
     """Return the loss (nats) of hidden tokens when the text is read in segments of `context` tokens, (M,) float64."""
     segments = np.pad(ids_L.reshape(-1, context), ((0, 0), (1, 1)))
-    segments[:, 0], segments[:, -1] = CLS_ID, SEP_ID
+    segments[:, 0], segments[:, -1] = vocabulary.cls_id, vocabulary.sep_id
     bounds = np.arange(len(segments) + 1) * (context + 2)
     positions_M = places_M + 2 * (places_M // context) + 1
     device = next(model.parameters()).device

@@ -21,7 +21,7 @@ from cmbert.data.reader import AssembledRows, RowReader, open_reader
 from cmbert.errors import InputError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.progress import Progress
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from cmbert.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def evaluate(
     progress = Progress(f"{shards.name} at {context:,}", num_rows, "rows")
     for first in range(0, num_rows, batch_rows):
         assembled = reader.assemble(range(first, min(first + batch_rows, num_rows)))
-        length_T = unit_length_of_tokens(assembled, unit)
+        length_T = unit_length_of_tokens(assembled, unit, tokenizer.vocabulary.is_ordinary)
         tokens_by_length += np.bincount(length_T, minlength=context + 1)
         batch = reader.mask_rows(assembled, MASK_RATE)
         loss_M, correct_M = score_batch(model, batch, device)
@@ -125,9 +125,9 @@ def evaluate(
     )
 
 
-def unit_length_of_tokens(rows: AssembledRows, unit: Unit) -> np.ndarray:
+def unit_length_of_tokens(rows: AssembledRows, unit: Unit, is_ordinary: np.ndarray) -> np.ndarray:
     """Return the tokens of the unit that each token is in, shape (T,), int64; 0 for special tokens."""
-    ordinary = rows.ids >= NUM_SPECIAL_TOKENS
+    ordinary = is_ordinary[rows.ids]
     if unit == "token":
         return ordinary.astype(np.int64)
     lengths = np.diff(np.flatnonzero(rows.unit_starts | ~ordinary), append=len(ordinary))

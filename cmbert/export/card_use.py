@@ -1,7 +1,8 @@
 """The part of a model card that does not depend on the run: its head, and how to load the folder."""
 
 from cmbert.config.schema import ModelConfig
-from cmbert.export.hf import CODE_FILE, Format
+from cmbert.export.hf import Format
+from cmbert.model.config_json import CODE_FILE
 
 EXAMPLE = "今天天气很[MASK]，我们去公园散步。"
 

@@ -13,10 +13,11 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import CheckpointError
 from cmbert.export.card import render_card
 from cmbert.export.gate import Comparison
-from cmbert.export.hf import Format, check_export, export_folder, load_folder, read_config
+from cmbert.export.hf import Format, check_export, export_folder
 from cmbert.export.lineage import read_lineage
 from cmbert.memory import require_memory
 from cmbert.model.cost import FP32_BYTES
+from cmbert.model.folder import load_folder, read_config
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.runs.directory import read_run_recipe, run_of
 from cmbert.runs.weights import choose_weights

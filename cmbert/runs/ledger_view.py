@@ -17,7 +17,7 @@ from cmbert.errors import CheckpointError
 from cmbert.runs.branch import read_branch, state_in_branch
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe
 from cmbert.schedule import Schedule
-from cmbert.tokenizer import MASK_ID, PAD_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # torch and numba, seconds that only the texts need
     from cmbert.data.batches import PackedBatch
@@ -49,7 +49,7 @@ def _print_texts(run: Path, recipe: Recipe, record: StepRecord, blend: Blend, to
 
     for source in blend.sources:
         prove_ids(source.shards, tokenizer, run / PLAN_FOLDER)
-    reader = RowReader(blend, recipe.mask, tokenizer.vocab_size, recipe.train.seed)
+    reader = RowReader(blend, recipe.mask, tokenizer.vocabulary, recipe.train.seed)
     if checkpoint := find_checkpoint(run):
         begin_reading(recipe, reader, read_state(checkpoint))
     elif branch := read_branch(run):
@@ -90,7 +90,7 @@ def decode(batch: "PackedBatch", tokenizer: Tokenizer) -> Iterator[str]:
     ids, bounds = batch.input_ids.tolist(), batch.cu_seqlens.tolist()
     asked = dict(zip(batch.masked_positions.tolist(), batch.targets.tolist(), strict=True))
     for first, last in pairwise(bounds):
-        if ids[first] == PAD_ID:
+        if ids[first] == tokenizer.vocabulary.pad_id:
             continue
         parts: list[str] = []
         plain: list[int] = []
@@ -101,7 +101,7 @@ def decode(batch: "PackedBatch", tokenizer: Tokenizer) -> Iterator[str]:
             parts.append(tokenizer.decode(plain))
             plain = []
             was = tokenizer.decode([asked[place]])
-            if ids[place] == MASK_ID:
+            if ids[place] == tokenizer.vocabulary.mask_id:
                 parts.append(MASKED.format(was))
             elif ids[place] == asked[place]:
                 parts.append(KEPT.format(was))

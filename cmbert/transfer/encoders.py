@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from cmbert.errors import CheckpointError, CmbertError
-from cmbert.export.hf import CODE_FILE, read_json_object
 from cmbert.memory import require_memory
+from cmbert.model.config_json import read_json_object, runs_our_code
 from cmbert.model.cost import FP32_BYTES
 from cmbert.tokenizer import PANIC
 from cmbert.transfer.encoder_trial import PROBE_TOKENS, OutsideEncoder, probe, try_texts
+from cmbert.vocabulary import VOCAB_MULTIPLE
 
 MAX_LAYERS = 1024
 """Most layers, groups of them and the like that are built (ours; published encoders have up to 48): each takes time."""
@@ -77,12 +78,6 @@ def read_encoder_config(name: str, *, trust: bool = False) -> Any:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust, local_files_only=local)
         config.return_dict = True  # a tuple has no names
     return config
-
-
-def runs_our_code(folder: Path) -> bool:
-    """Return whether the code that a folder carries is the file that `cmbert export` puts there, to the byte."""
-    code = folder / CODE_FILE.name
-    return code.is_file() and [*folder.glob("*.py")] == [code] and code.read_bytes() == CODE_FILE.read_bytes()
 
 
 def _check_numbers(name: str, values: Mapping[str, Any]) -> None:
@@ -244,8 +239,9 @@ def check_rows(name: str, network: Any, tokenizer: Any) -> None:
     with opening(name, "its embeddings cannot be read"):
         rows = network.get_input_embeddings().num_embeddings
         size = max(tokenizer.get_vocab().values()) + 1
-    # Others pad their embeddings, our export does not.
-    if size > rows or (network.config.model_type == "cmbert" and size != rows):
+    # Others pad their embeddings as they like, our export up to a multiple.
+    ours = -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if size > rows or (network.config.model_type == "cmbert" and rows != ours):
         raise CheckpointError(
             f"{name}: the tokenizer has {size:,} ids, the model {rows:,}: it is another model's; use its own"
         )

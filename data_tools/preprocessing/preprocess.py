@@ -27,6 +27,7 @@ from cmbert.files.folders import asides, building, publish_directory, remove
 from cmbert.files.operations import new_digest
 from cmbert.progress import Progress
 from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.defaults import SHARD_TOKENS, TXT_DOCUMENTS
 from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally, sealed, whole_manifest
@@ -139,8 +140,12 @@ def stem(name: str) -> str:
 
 def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
     """Return the manifest's entries on what tokens and units mean."""
+    vocabulary = tokenizer.vocabulary
+    entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+    if vocabulary.special != list(range(len(SPECIAL_TOKENS))):
+        entry |= {"special_ids": [index for index in vocabulary.special if index != vocabulary.unk_id]}
     return {
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "tokenizer": entry,
         "segmenter": words.describe(),
         "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
     }

@@ -13,7 +13,8 @@ from cmbert.data.shards.megatron import IDX_HEADER, read_idx
 from cmbert.data.shards.shard_set import COUNT_BLOCK_TOKENS, ShardSet
 from cmbert.errors import ConfigError, ShardError
 from cmbert.files.operations import hash_file
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from cmbert.tokenizer import Tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder
 from data_tools.encoding.encoders import normalize
 from data_tools.encoding.manifest import SEAL, Tally, seal, whole_fault
@@ -62,7 +63,7 @@ def find_faults(
         return
     torn = False
     for shard in manifest["shards"]:
-        faults = list(shard_faults(directory, shard, manifest["tokenizer"]["vocab_size"], quick))
+        faults = list(shard_faults(directory, shard, manifest["tokenizer"], quick))
         torn = torn or bool(faults)
         yield from faults
     yield from stray_file_faults(directory, manifest)
@@ -75,7 +76,7 @@ def find_faults(
         yield from document_faults(directory, manifest, tokenizer, source)
 
 
-def shard_faults(directory: Path, shard: dict[str, Any], vocab_size: int, quick: bool) -> Iterator[str]:
+def shard_faults(directory: Path, shard: dict[str, Any], tokenizer: dict[str, Any], quick: bool) -> Iterator[str]:
     """Yield the faults of one shard's files."""
     paths = {suffix: directory / f"{shard['name']}.{suffix}" for suffix in SHARD_SUFFIXES}
     torn = False
@@ -96,11 +97,12 @@ def shard_faults(directory: Path, shard: dict[str, Any], vocab_size: int, quick:
         yield str(error)
         return
     index_is_sound = True
-    for fault in index_faults(paths["idx"], shard, lengths, starts, dtype, vocab_size):
+    for fault in index_faults(paths["idx"], shard, lengths, starts, dtype, tokenizer["vocab_size"]):
         index_is_sound = False
         yield fault
     if index_is_sound:
-        yield from token_faults(paths["bin"], dtype, vocab_size)
+        special_ids = tokenizer.get("special_ids", range(len(SPECIAL_TOKENS)))
+        yield from token_faults(paths["bin"], dtype, tokenizer["vocab_size"], special_ids)
         yield from unit_faults(paths["words"], shard, starts)
 
 
@@ -123,18 +125,20 @@ def index_faults(
         yield f"{path}: document bounds are not 0, 1, 2, ..."
 
 
-def token_faults(path: Path, dtype: np.dtype, vocab_size: int) -> Iterator[str]:
+def token_faults(path: Path, dtype: np.dtype, vocab_size: int, special_ids: Sequence[int]) -> Iterator[str]:
     """Yield ids outside the vocabulary and special tokens, counted."""
     tokens = np.memmap(path, dtype=dtype, mode="r")
     too_large = special = np.int64(0)
+    is_special = np.zeros(vocab_size + 1, dtype=bool)
+    is_special[list(special_ids)] = True
     for first in range(0, len(tokens), COUNT_BLOCK_TOKENS):
         block = tokens[first : first + COUNT_BLOCK_TOKENS]
         too_large += np.count_nonzero(block >= vocab_size)
-        special += np.count_nonzero(block < NUM_SPECIAL_TOKENS)
+        special += np.count_nonzero(is_special[np.clip(block, 0, vocab_size)])
     if too_large:
         yield f"{path}: {too_large} ids outside the vocabulary of {vocab_size}"
     if special:
-        yield f"{path}: {special} special tokens (ids below {NUM_SPECIAL_TOKENS}); shards hold none"
+        yield f"{path}: {special} special tokens; shards hold none"
 
 
 def unit_faults(path: Path, shard: dict[str, Any], starts: np.ndarray) -> Iterator[str]:

@@ -14,7 +14,7 @@ from cmbert.config.new import SIZES
 from cmbert.errors import ConfigError, InputError
 from cmbert.files.reading import every_line
 from cmbert.html.page import bars, chips, section, table, write_page
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, Tokenizer
+from cmbert.tokenizer import Tokenizer
 from data_tools.clean.quality import code_points, is_hanzi
 from data_tools.encoding.encode import DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally
@@ -87,7 +87,7 @@ def measure(tokenizer: Tokenizer, documents: Sequence[Document], legacy: tokeniz
     for document in documents:
         by_source.setdefault(document.source, []).append(tokenizer.normalize(document.text))
     texts = {"all": [text for part in by_source.values() for text in part], **by_source}
-    spellings = [tokenizer.backend.decode([index]) for index in range(NUM_SPECIAL_TOKENS, tokenizer.vocab_size)]
+    spellings = [tokenizer.backend.decode([index]) for index in tokenizer.vocabulary.ordinary.tolist()]
     whole = [spelling for spelling in spellings if len(spelling) > 1 and "\ufffd" not in spelling]
     kinds = dict.fromkeys(TOKEN_KINDS, 0)
     for spelling in spellings:

@@ -14,7 +14,8 @@ from cmbert.errors import ConfigError, InputError
 from cmbert.files.folders import building
 from cmbert.files.whole import write_json
 from cmbert.progress import Progress
-from cmbert.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, TOKENIZER_FILE, load_tokenizer
+from cmbert.tokenizer import TOKENIZER_FILE, load_tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS, VOCAB_MULTIPLE
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, TXT_DOCUMENTS, VOCAB_SIZE
 from data_tools.encoding.segment import segmenter
 from data_tools.input.announcement import announced_files
@@ -28,7 +29,6 @@ from data_tools.tokenizer.report import measure, read_wordpiece, write_report_pa
 from data_tools.tokenizer.report import report as report_values
 
 RECORD_FILE = "training.json"
-VOCAB_MULTIPLE = 64  # keeps the embedding's rows aligned for tensor cores and ZeRO shards
 SMALLEST_VOCAB_SIZE = 320  # the next multiple of 64 after 256 bytes and the special tokens
 MIN_PAIR_COUNT = 2  # a pair seen once is no pattern
 MOST_UNITS = 8_000_000  # beyond, the rarest are forgotten while counting; some 1 GB
@@ -246,7 +246,7 @@ def assembled(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
+        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     return backend
 

@@ -72,11 +72,11 @@ def test_an_exported_folder_is_read_without_a_compiler() -> None:
     code = """
 import sys, torch
 from cmbert.config.schema import ModelConfig
-from cmbert.export.hf import _model_from
+from cmbert.model.folder import model_from
 from cmbert.model.heads import MaskedLanguageModel
 config = ModelConfig(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=48, vocab_size=64)
 weights = MaskedLanguageModel(config).state_dict()
-built = _model_from(weights, config, "here")
+built = model_from(weights, config, "here")
 assert all(torch.equal(value, weights[name]) for name, value in built.state_dict().items())
 sys.exit(bool({"torch._dynamo", "sympy"} & set(sys.modules)))
 """

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from cmbert.tokenizer import SPECIAL_TOKENS
+from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.input.document import Document
 
 CHARACTERS = "今天气很好，我们去公园。他在北京大学读书乒乓球拍卖完了南市长江桥年月爱野家第一行哈％的人空"

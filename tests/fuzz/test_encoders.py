@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from cmbert.errors import CmbertError
-from cmbert.export.hf import load_folder
+from cmbert.model.folder import load_folder
 from cmbert.transfer.encoders import open_encoder
 from tests.cmbert.transfer.foreign import write_encoder
 from tests.fuzz.doors import accepts_or_says, damaged_bytes, damaged_json, inputs_at_this_door

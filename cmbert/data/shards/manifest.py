@@ -58,6 +58,8 @@ class TokenizerEntry(TypedDict):
 
     fingerprint: str
     vocab_size: int
+    special_ids: NotRequired[list[int]]
+    """What no shard holds; without it the ids 0 to 4 (tokenizers made here)."""
 
 
 class Manifest(TypedDict):

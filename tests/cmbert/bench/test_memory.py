@@ -168,10 +168,10 @@ def test_weights_that_do_not_fit(have, recipe_file: Path) -> None:
 
 
 def test_an_exported_folder_that_does_not_fit_is_not_read(have, tmp_path: Path) -> None:
-    from cmbert.export.hf import _config_json
     from cmbert.export.release import open_model
+    from cmbert.model.config_json import config_json
 
-    (tmp_path / "config.json").write_text(json.dumps(_config_json(load_recipe(LARGE).model)), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(load_recipe(LARGE).model, None)), encoding="utf-8")
     have(2)
     with pytest.raises(ConfigError, match=r"opening .*: needs about 3\.0 GB of memory, and 2\.0 GB are free"):
         open_model(tmp_path)

@@ -16,7 +16,8 @@ from cmbert.data.batches import BatchGeometry, data_row
 from cmbert.data.ledger import LEDGER_FOLDER, LedgerWriter, Segments, pack_record, read_record
 from cmbert.data.reader import StepBatches, open_reader
 from cmbert.errors import CheckpointError
-from cmbert.tokenizer import PAD_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
+from tests.own_ids import PAD_ID
 
 
 def make_segments(step: int, count: int = 200) -> Segments:

@@ -9,9 +9,10 @@ from cmbert.config.schema import MaskConfig
 from cmbert.data.kernels import random_numbers
 from cmbert.data.masking import mask_batch
 from cmbert.seeding import stream_key
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID
+from tests.own_ids import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, SEP_ID, own_vocabulary
 
 VOCAB_SIZE = 1000
+OWN = own_vocabulary(VOCAB_SIZE)
 LENGTH = 1024
 
 
@@ -34,7 +35,7 @@ def masked(
     ids, starts = make_row(index)
     positions, targets = mask_batch(
         ids, starts, np.array([0, LENGTH]),
-        rate=rate, config=config or MaskConfig(), vocab_size=VOCAB_SIZE, seed=seed, indexes=[(0, epoch, index)],
+        rate=rate, config=config or MaskConfig(), vocabulary=OWN, seed=seed, indexes=[(0, epoch, index)],
     )  # fmt: skip
     return ids, positions, targets
 
@@ -168,7 +169,7 @@ def test_rows_of_a_batch_are_masked_one_by_one() -> None:
     ids, starts = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     positions, targets = mask_batch(
         ids, starts, np.arange(5) * LENGTH,
-        rate=0.2, config=MaskConfig(), vocab_size=VOCAB_SIZE, seed=0, indexes=[(0, 0, i) for i in range(4)],
+        rate=0.2, config=MaskConfig(), vocabulary=OWN, seed=0, indexes=[(0, 0, i) for i in range(4)],
     )  # fmt: skip
     alone = [masked(index, 0.2) for index in range(4)]
     assert np.array_equal(ids, np.concatenate([row[0] for row in alone]))
@@ -183,7 +184,7 @@ def test_long_units_are_passed_over_and_the_budget_is_met() -> None:
         starts[[1, 51, 52, 53, 54]] = True
         positions, _ = mask_batch(
             ids, starts, np.array([0, 56]),
-            rate=3 / 54, config=MaskConfig(), vocab_size=VOCAB_SIZE, seed=index, indexes=[(0, 0, 0)],
+            rate=3 / 54, config=MaskConfig(), vocabulary=OWN, seed=index, indexes=[(0, 0, 0)],
         )  # fmt: skip
         assert len(positions) in (2, 3)  # 3 / 54 * 54 is a hair under 3, and rounded at random
         assert positions.min() > 50
@@ -197,7 +198,7 @@ def test_every_unit_is_equally_likely() -> None:
         ids = np.array([CLS_ID, *range(500, 560), SEP_ID])
         positions, _ = mask_batch(
             ids, starts, np.array([0, 62]),
-            rate=0.2, config=MaskConfig(), vocab_size=VOCAB_SIZE, seed=0, indexes=[(0, 0, index)],
+            rate=0.2, config=MaskConfig(), vocabulary=OWN, seed=0, indexes=[(0, 0, index)],
         )  # fmt: skip
         counts[positions - 1] += 1
     share = counts[firsts - 1] / 4000

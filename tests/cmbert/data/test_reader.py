@@ -15,8 +15,9 @@ from cmbert.data.loader_processes import iterate_steps
 from cmbert.data.reader import StepBatches, open_reader
 from cmbert.data.sources import check_epochs
 from cmbert.errors import ConfigError, ShardError
-from cmbert.tokenizer import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
 from tests.cmbert.devices import META, Dispatched
+from tests.own_ids import CLS_ID, MASK_ID, NUM_SPECIAL_TOKENS, PAD_ID, SEP_ID
 
 ROWS_PER_STEP = 24
 

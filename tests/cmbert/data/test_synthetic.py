@@ -6,7 +6,8 @@ import numpy as np
 
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.synthetic import write_synthetic
-from cmbert.tokenizer import NUM_SPECIAL_TOKENS, load_tokenizer
+from cmbert.tokenizer import load_tokenizer
+from tests.own_ids import NUM_SPECIAL_TOKENS
 
 LENGTHS = [5, 1, 300, 64]
 

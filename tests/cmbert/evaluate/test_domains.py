@@ -23,8 +23,9 @@ from cmbert.evaluate.pseudo_perplexity import MASK_RATE, Unit, evaluate, heldout
 from cmbert.evaluate.table import display_width, markdown_table
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
-from cmbert.tokenizer import MASK_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
 from tests.conftest import SENTENCES, VOCAB_SIZE, make_shards
+from tests.own_ids import MASK_ID
 
 
 @pytest.fixture

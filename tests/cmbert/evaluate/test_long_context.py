@@ -31,8 +31,11 @@ from cmbert.evaluate.long_context_plot import draw_stress
 from cmbert.memory import PeakMemory
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
-from cmbert.tokenizer import CLS_ID, MASK_ID, SEP_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
 from tests.conftest import VOCAB_SIZE, make_shards
+from tests.own_ids import CLS_ID, MASK_ID, SEP_ID, own_vocabulary
+
+OWN = own_vocabulary(VOCAB_SIZE)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def long_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) 
 
 def test_hidden_words_are_whole_and_never_cut(long_shards: Path) -> None:
     shards = ShardSet(long_shards)
-    ids, places, targets = hide_words(shards, 2, 2048, "word", VOCAB_SIZE)
+    ids, places, targets = hide_words(shards, 2, 2048, "word", OWN)
     tokens, starts = shards.read(2, 0, 2048)
     assert (ids[places] == MASK_ID).all()
     assert (tokens[places] == targets).all()
@@ -69,9 +72,9 @@ def test_hidden_words_are_whole_and_never_cut(long_shards: Path) -> None:
 
 
 def test_losses_are_those_of_a_naive_reading(model: MaskedLanguageModel, long_shards: Path) -> None:
-    ids, places, targets = hide_words(ShardSet(long_shards), 1, 2048, "word", VOCAB_SIZE)
+    ids, places, targets = hide_words(ShardSet(long_shards), 1, 2048, "word", OWN)
     for context in (512, 2048):
-        found = score_segments(model, ids, places, targets, context)
+        found = score_segments(model, ids, places, targets, context, OWN)
         naive = []
         for start in range(0, 2048, context):
             segment = torch.tensor([CLS_ID, *ids[start : start + context], SEP_ID])
@@ -80,7 +83,7 @@ def test_losses_are_those_of_a_naive_reading(model: MaskedLanguageModel, long_sh
             inside = [i for i, place in enumerate(places) if start <= place < start + context]
             naive += [-logits[places[i] - start + 1, targets[i]].item() for i in inside]
         assert found == pytest.approx(naive, abs=2e-6)
-    assert found != pytest.approx(score_segments(model, ids, places, targets, 512), abs=5e-6)
+    assert found != pytest.approx(score_segments(model, ids, places, targets, 512, OWN), abs=5e-6)
 
 
 def test_every_context_scores_the_same_tokens_and_repeats(
@@ -88,9 +91,9 @@ def test_every_context_scores_the_same_tokens_and_repeats(
 ) -> None:
     asked: list[tuple[int, bytes, bytes, bytes]] = []
 
-    def watched(model, ids, places, targets, context):  # type: ignore[no-untyped-def]
+    def watched(model, ids, places, targets, context, vocabulary):  # type: ignore[no-untyped-def]
         asked.append((context, ids.tobytes(), places.tobytes(), targets.tobytes()))
-        return score_segments(model, ids, places, targets, context)
+        return score_segments(model, ids, places, targets, context, OWN)
 
     monkeypatch.setattr(long_context, "score_segments", watched)
     found = stress(model, tokenizer, long_shards, longest=2048, trained_tokens=64)
@@ -126,8 +129,8 @@ def test_a_model_that_cannot_read_far_breaks(
     model: MaskedLanguageModel, tokenizer: Tokenizer, long_shards: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def spoiled(model, ids, places, targets, context):  # type: ignore[no-untyped-def]
-        return score_segments(model, ids, places, targets, context) + (context > 1024)
+    def spoiled(model, ids, places, targets, context, vocabulary):  # type: ignore[no-untyped-def]
+        return score_segments(model, ids, places, targets, context, OWN) + (context > 1024)
 
     print_stress(stress(model, tokenizer, long_shards, longest=2048))
     assert "quality breaks at 2,048 tokens" not in capsys.readouterr().out
@@ -172,9 +175,9 @@ def test_memory_does_not_grow_with_the_square(model: MaskedLanguageModel) -> Non
     length = 16_384
     ids = np.full(length, 9)
     places = np.arange(0, length, 64)
-    score_segments(model, ids, places, ids[places], 1024)
+    score_segments(model, ids, places, ids[places], 1024, OWN)
     with PeakMemory(torch.device("cpu")) as peak:
-        score_segments(model, ids, places, ids[places], length)
+        score_segments(model, ids, places, ids[places], length, OWN)
     assert peak.bytes < 4 * length**2 / 4  # a quarter of one fp32 matrix of all pairs
 
 

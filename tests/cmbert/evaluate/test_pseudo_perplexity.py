@@ -15,9 +15,10 @@ from cmbert.evaluate.unigram import UNIGRAM_FILE, unigram_loss, unigram_of_run
 from cmbert.export.release import open_model
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
-from cmbert.tokenizer import MASK_ID, Tokenizer
+from cmbert.tokenizer import Tokenizer
 from tests.conftest import make_shards
 from tests.integration.launching import settings, train
+from tests.own_ids import MASK_ID
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import torch
 
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.export.card_use import first_line
-from cmbert.export.hf import _write, export_folder, load_folder
-from cmbert.tokenizer import SPECIAL_TOKENS
+from cmbert.export.hf import _write, export_folder
+from cmbert.model.folder import load_folder
+from cmbert.vocabulary import SPECIAL_TOKENS
 
 TEXTS = ["今天天气很好，我们去公园散步。" * 12, "你好", "", "语言模型学习词语之间的关系。" * 3, "第五段"]
 
@@ -251,6 +252,9 @@ def test_load_folder_names_what_is_missing(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 2}')
+    with pytest.raises(CheckpointError, match="model_type is 'bert'"):
+        load_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "cmbert", "num_hidden_layers": 2}')
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="hidden_size"):
         load_folder(tmp_path)

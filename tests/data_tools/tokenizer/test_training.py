@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from cmbert.errors import ConfigError
-from cmbert.tokenizer import SPECIAL_TOKENS, UNK_ID, Tokenizer, load_tokenizer
+from cmbert.tokenizer import Tokenizer, load_tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import stratified
 from data_tools.tokenizer.report import read_wordpiece, truncated
 from data_tools.tokenizer.training import PATTERN, count_units, cut_long, train_tokenizer
+from tests.own_ids import UNK_ID
 
 TEXTS = [
     "今天天气很好，我们一起去公园散步。今天天气很好！",
