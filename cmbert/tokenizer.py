@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tokenizers
@@ -22,6 +22,7 @@ from cmbert.vocabulary import NEEDED, ROLES, Vocabulary, make_vocabulary, role_n
 SPECIALS_PER_SEGMENT = 2  # a segment of a document goes to the model as [CLS] tokens [SEP]
 SENTENCE_ENDS = ("。", "！", "？", "；", "\n")
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
+EXTENSION_FILE = "extension.json"
 PANIC = "PanicException"  # what Rust's panics become; no Exception, and in no module from which it could be imported
 REFUSALS = ("ValueError", "Exception", PANIC)
 PROBE_TEXT = "今天 Isn't it 3.5?\r\n😀e\u0301\u3000[MASK]\0"  # what any tokenizer must take
@@ -35,6 +36,16 @@ CONTINUATION_BYTES = frozenset(
 CONTINUING = "##"  # WordPiece's spelling of a token that goes on with a word
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # a byte in vocabularies that spell other text as it is
 KEEPING = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}  # normalisers that change nothing when they are applied again
+
+
+class Extension(TypedDict):
+    """What extension.json of a tokenizer says that this program needs: what it was made of by adding ids."""
+
+    parent_fingerprint: str
+    parent_ids: int
+    """Its number of ids; the new ones follow."""
+    parts: list[list[int]]
+    """For each new id those that spelled the same text before."""
 
 
 class RefusalError(Exception):
@@ -169,6 +180,18 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     if vocabulary.special != list(range(len(ROLES))) or roles != vocabulary.special:
         digest.update(repr(roles).encode())
     return Tokenizer(backend, digest.hexdigest(), directory, vocabulary)
+
+
+def read_extension(directory: Path) -> Extension | None:
+    """Return how the tokenizer of a folder extends another; None if it was not made so. Raises ConfigError."""
+    path, remedy = directory / EXTENSION_FILE, "make it again by `data_tools extend-tokenizer`"
+    extension: Extension | None = read_as(path, Extension, error=ConfigError, remedy=remedy)
+    if extension:
+        size, old = load_tokenizer(directory).vocab_size, extension["parent_ids"]
+        known = all(ids and min(ids) >= 0 and max(ids) < old for ids in extension["parts"])
+        if not known or old + len(extension["parts"]) != size:
+            raise ConfigError(f"{path}: its ids are not those of a tokenizer of {size:,}; {remedy}")
+    return extension
 
 
 def _vocabulary(backend: tokenizers.Tokenizer, path: Path) -> Vocabulary:

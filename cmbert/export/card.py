@@ -10,28 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.config.parameters import count_parameters
-from cmbert.config.schema import Recipe
-from cmbert.export.card_use import first_line, front_matter, usage
+from cmbert.config.schema import ModelConfig, Recipe
+from cmbert.export.card_use import CODE_LICENCE, first_line, front_matter, usage
 from cmbert.export.gate import ROUNDINGS, Comparison
 from cmbert.export.hf import Format
 from cmbert.export.lineage import Lineage, StageFacts
 from cmbert.progress import duration
 from cmbert.runs.merged import described_steps
 from cmbert.schedule import Schedule
+from cmbert.tokenizer import Tokenizer
 
 PAPER_TOKENS = 1_200_000_000_000  # both stages (arXiv 2510.12285)
 UNDERTRAINED_SHARE = 0.1  # below this share of the paper's tokens the card says so
 
 
-def render_card(lineage: Lineage, format: Format, measured: Comparison) -> str:
+def render_card(lineage: Lineage, format: Format, measured: Comparison, tokenizer: Tokenizer) -> str:
     """Return the card as Markdown with a YAML head. measured: what the export's gate returned."""
     model = lineage.stages[-1].recipe.model
     sections = [
-        front_matter(format),
+        front_matter(format, tokenizer, lineage.ancestor.licence if lineage.ancestor else CODE_LICENCE),
         "# Chinese ModernBERT\n",
         *filter(None, [first_line(format, model)]),
-        _architecture(lineage, format),
-        usage(format, model),
+        _architecture(lineage, format, tokenizer),
+        usage(format, model, tokenizer),
         _data(lineage),
         *(_stage(stage, number) for number, stage in enumerate(lineage.stages, 1)),
         _results(lineage, measured),
@@ -45,7 +46,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
 
 
-def _architecture(lineage: Lineage, format: Format) -> str:
+def _architecture(lineage: Lineage, format: Format, tokenizer: Tokenizer) -> str:
     model = lineage.stages[-1].recipe.model
     parameters = count_parameters(model)
     norm = "RMSNorm" if model.norm == "rmsnorm" else "LayerNorm"
@@ -63,7 +64,7 @@ def _architecture(lineage: Lineage, format: Format) -> str:
         ("positions", f"RoPE, base {model.rope_base_global:,.0f} (global), {model.rope_base_local:,.0f} (local)"),
         ("norm", f"{norm}, no biases but the decoder's"),
         ("longest text", f"{model.max_length:,} tokens, [CLS] and [SEP] included"),
-        ("vocabulary", f"{model.vocab_size:,} byte-level BPE tokens"),
+        ("vocabulary", _vocabulary(model, tokenizer)),
         ("weights here", "fp32"),
     ]
     masking = " and whole-word masking" if lineage.stages[-1].recipe.mask.unit == "word" else ""
@@ -71,6 +72,12 @@ def _architecture(lineage: Lineage, format: Format) -> str:
     if format != "onnx" and model.norm == "layernorm":
         text += "It is a stock ModernBERT: transformers loads it without extra code.\n"
     return f"{text}\n{_table(('', ''), rows)}"
+
+
+def _vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> str:
+    kind = "byte-level BPE tokens" if tokenizer.is_byte_level else "tokens"
+    blank = model.vocab_size - tokenizer.vocab_size
+    return f"{tokenizer.vocab_size:,} {kind}" + (f", and {blank} rows that no token has" if blank else "")
 
 
 def _data(lineage: Lineage) -> str:
@@ -219,7 +226,13 @@ def _limits(lineage: Lineage) -> str:
     last, tokens = lineage.stages[-1], sum(stage.own_tokens for stage in lineage.stages)
     model, total = last.recipe.model, Schedule.of(last.recipe).num_steps
     lines = []
-    if tokens < UNDERTRAINED_SHARE * PAPER_TOKENS and not lineage.lost:
+    if ancestor := lineage.ancestor:
+        licence = ancestor.licence or "not named by its card"
+        lines.append(
+            f"Started from `{ancestor.name}`, whose training is not told here; its licence ({licence}) holds for these "
+            "weights, too."
+        )
+    if tokens < UNDERTRAINED_SHARE * PAPER_TOKENS and not (lineage.lost or lineage.ancestor):
         share = tokens / PAPER_TOKENS
         lines.append(
             f"Undertrained: {tokens:,} tokens seen in all stages, {tokens / count_parameters(model).total:,.1f} per "

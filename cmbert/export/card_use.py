@@ -1,10 +1,14 @@
 """The part of a model card that does not depend on the run: its head, and how to load the folder."""
 
+import json
+
 from cmbert.config.schema import ModelConfig
 from cmbert.export.hf import Format
 from cmbert.model.config_json import CODE_FILE
+from cmbert.tokenizer import Tokenizer
 
-EXAMPLE = "今天天气很[MASK]，我们去公园散步。"
+CODE_LICENCE = "apache-2.0"
+EXAMPLE = "今天天气很{mask}，我们去公园散步。"
 
 FILL_MASK = """\
 ```python
@@ -37,7 +41,7 @@ session = onnxruntime.InferenceSession(folder + "/model.onnx")
 text = tokenizer.encode("{example}")
 feed = {{"input_ids": np.array([text.ids]), "attention_mask": np.array([text.attention_mask])}}
 logits = session.run(["logits"], feed)[0]  # (texts, length, vocabulary)
-place = text.tokens.index("[MASK]")
+place = text.tokens.index("{mask}")
 for token in logits[0, place].argsort()[::-1][:5]:
     print(tokenizer.decode([token]))
 ```
@@ -59,32 +63,39 @@ def first_line(format: Format, model: ModelConfig) -> str:
     )
 
 
-def front_matter(format: Format) -> str:
-    """Return the YAML head that the Hugging Face hub reads."""
+def _mask(tokenizer: Tokenizer) -> str:
+    return tokenizer.backend.id_to_token(tokenizer.vocabulary.mask_id) or ""
+
+
+def front_matter(format: Format, tokenizer: Tokenizer, licence: str | None) -> str:
+    """Return the YAML head that the Hugging Face hub reads; licence: None = the ancestor's, which is not known."""
     library, tags = (
         "transformers",
         ["fill-mask", "modernbert", "chinese", "sentence-transformers", "feature-extraction"],
     )
     if format == "onnx":
         library, tags = "onnx", ["onnx", "fill-mask", "modernbert", "chinese"]
-    lines = ["---", "language: zh", "license: apache-2.0", f"library_name: {library}", "pipeline_tag: fill-mask"]
-    lines += ['mask_token: "[MASK]"', "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    mask = json.dumps(_mask(tokenizer), ensure_ascii=False)
+    lines = ["---", "language: zh", f"license: {licence or 'unknown'}", f"library_name: {library}"]
+    lines += ["pipeline_tag: fill-mask", f"mask_token: {mask}", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
     return "\n".join(lines)
 
 
-def usage(format: Format, model: ModelConfig) -> str:
+def usage(format: Format, model: ModelConfig, tokenizer: Tokenizer) -> str:
     """Return how to load the folder, as Python that runs once `folder` is set."""
+    mask, pad_id = _mask(tokenizer), tokenizer.vocabulary.pad_id
+    example = EXAMPLE.format(mask=mask)
     if format == "onnx":
         return (
             "## Use\n\n`folder` is the path of this folder. `model.onnx` gives the logits of every token, any number "
-            f"of texts of any length up to {model.max_length:,} tokens. Shorter texts of a batch are padded with id 0 "
-            f"and attention_mask 0.\n\n{ONNX.format(example=EXAMPLE)}"
+            f"of texts of any length up to {model.max_length:,} tokens. Shorter texts of a batch are padded with id "
+            f"{pad_id} and attention_mask 0.\n\n{ONNX.format(example=example, mask=mask)}"
         )
     code = f"The folder carries `{CODE_FILE.name}`, which `trust_remote_code=True` lets transformers run. "
     remote = model.norm == "rmsnorm"
     trust = ", trust_remote_code=True" if remote else ""
     return (
         f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}It needs "
-        f"transformers 5 or later.\n\n{FILL_MASK.format(trust=trust, example=EXAMPLE)}\nAs vectors of sentences (the "
+        f"transformers 5 or later.\n\n{FILL_MASK.format(trust=trust, example=example)}\nAs vectors of sentences (the "
         f"mean of the final hidden states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
     )

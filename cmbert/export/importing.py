@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch
 
 from cmbert.config.schema import ModelConfig
-from cmbert.errors import CheckpointError
+from cmbert.errors import CheckpointError, first_line
 from cmbert.export.gate import Comparison, prove
 from cmbert.export.hf import check_export, export_folder
 from cmbert.files.json_types import read_as
@@ -70,7 +70,13 @@ def import_model(folder: Path, output: Path) -> Comparison:
     origin = _origin(folder, values, vocabulary, len(weights[EMBEDDING]))
     weights = with_rows(weights, vocabulary.size, vocabulary.rows)
     _say(values, origin)
-    found = prove(folder, model_from(weights, config, str(folder)), TEXTS, with_onnx=False)
+    model = model_from(weights, config, str(folder))
+    try:
+        found = prove(folder, model, TEXTS, with_onnx=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot read it ({first_line(error)}); download it again"
+        ) from error
     logger.info("%s: logits on %d tokens differ from transformers' by %s", folder, found.num_tokens, found)
     return export_folder(
         weights,

@@ -12,8 +12,10 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.environment import Environment
 from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.evaluate.unigram import unigram_of_run
+from cmbert.export.importing import licence_of, read_origin
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
+from cmbert.model.config_json import is_model_folder
 from cmbert.runs.branch import Branch, read_branch
 from cmbert.runs.directory import PLAN_FOLDER, read_run_recipe, run_of
 from cmbert.runs.merged import FACTS_FOLDER, Merge, read_merge
@@ -67,6 +69,15 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """The model folder that a first stage started from: imported, or an export whose runs are not looked for."""
+
+    name: str
+    licence: str | None
+    """None: its card names none."""
+
+
+@dataclass(frozen=True)
 class Lineage:
     """The stages that made a model."""
 
@@ -74,6 +85,8 @@ class Lineage:
     """First stage first."""
     lost: str | None
     """Name of the run that the first of them started from, if that run cannot be read any more."""
+    ancestor: Ancestor | None = None
+    """What the first of them started from, if that is a model folder."""
 
 
 def read_lineage(path: Path) -> Lineage:
@@ -90,6 +103,8 @@ def read_lineage(path: Path) -> Lineage:
         if real(earlier) in seen:
             return Lineage(stages, earlier.name)
         seen.add(real(earlier))
+        if is_model_folder(earlier):
+            return Lineage(stages, None, _ancestor(earlier))
         try:
             if branch := stages[0].branch:
                 stages.insert(0, _read_stage(branch.run, branch.state))
@@ -99,6 +114,12 @@ def read_lineage(path: Path) -> Lineage:
         except (CheckpointError, ConfigError):  # moved, pruned, or of another version: the card says it is not known
             return Lineage(stages, earlier.name)
     return Lineage(stages, None)
+
+
+def _ancestor(folder: Path) -> Ancestor:
+    if origin := read_origin(folder):
+        return Ancestor(origin["name"], origin["licence"])
+    return Ancestor(real(folder).name, licence_of(folder))
 
 
 def _read_stage(folder: Path, state: TrainState) -> StageFacts:

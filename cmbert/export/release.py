@@ -83,7 +83,7 @@ def export(path: Path, output: Path, format: Format) -> Comparison:
         output,
         format=format,
         texts=texts,
-        card=lambda measured: render_card(lineage, format, measured),
+        card=lambda measured: render_card(lineage, format, measured, tokenizer),
     )
 
 

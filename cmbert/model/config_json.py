@@ -41,6 +41,11 @@ KIND = "layer_types"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
+def is_model_folder(path: Path) -> bool:
+    """Return whether `path` is a model folder, not a run or a checkpoint."""
+    return (path / CONFIG_FILE).is_file()
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return a JSON object of a model's folder; CheckpointError if the file holds none."""
     values = read_as(path, dict[str, Any], error=CheckpointError, remedy="export or download the model again")

@@ -22,11 +22,6 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pyt
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def is_model_folder(path: Path) -> bool:
-    """Return whether `path` is a model folder, not a run or a checkpoint."""
-    return (path / CONFIG_FILE).is_file()
-
-
 def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
     """Read our own model, fp32 on the CPU, from a model folder; CheckpointError if it is none or another's."""
     config = read_config(directory)

@@ -10,6 +10,7 @@ from cmbert.data.shards.layout import SHARD_SUFFIXES, is_shard_set, token_dtype
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
+from cmbert.model.config_json import is_model_folder
 from cmbert.plan.assumptions import Assumptions
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
@@ -69,7 +70,8 @@ def look_at_data(recipe: Recipe) -> tuple[tuple[PlannedSource, ...], tuple[str, 
         for number, source in enumerate(data.sources)
         if number not in there
     ]
-    if recipe.train.init_from and find_checkpoint(Path(recipe.train.init_from)) is None:
+    origin = Path(recipe.train.init_from)
+    if recipe.train.init_from and not (is_model_folder(origin) or find_checkpoint(origin)):
         notes.append(f"{recipe.train.init_from}: no checkpoint yet; train the stage before this one")
     known = {number: _describe_shards(source.path) for number, source in there.items()}
     if tokenizer is not None and there:

@@ -8,6 +8,7 @@ from cmbert.checkpoint.state import TrainState, read_state
 from cmbert.cluster.distributed import from_first_rank
 from cmbert.config.schema import Recipe
 from cmbert.data.reader import RowReader
+from cmbert.model.config_json import is_model_folder
 from cmbert.runs.directory import read_run_recipe, run_of
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def rows_after_stage_before(recipe: Recipe, reader: RowReader) -> list[int]:
     other rows, among which what was read cannot be told apart.
     """
     begins = [0] * len(reader.blend.sources)
-    if not recipe.train.init_from:
+    if not recipe.train.init_from or is_model_folder(Path(recipe.train.init_from)):
         return begins
     checkpoint = require_checkpoint(Path(recipe.train.init_from))
     before, state = read_run_recipe(run_of(checkpoint)), read_state(checkpoint)

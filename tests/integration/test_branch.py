@@ -17,6 +17,7 @@ from cmbert.export.lineage import read_lineage
 from cmbert.report.stages import read_stages
 from cmbert.runs.ledger_view import print_step
 from cmbert.runs.metrics import read_metrics
+from cmbert.tokenizer import load_tokenizer
 from tests.integration.launching import REPEATED, settings, train
 
 STEPS, AT = 16, 4  # of the recipe, and where branches begin: its first checkpoint
@@ -78,7 +79,7 @@ def test_a_decay_is_as_if_planned_so_from_the_start(
         ("plateau", 4, 2048, 4),
         ("branch", 8, 2048, 4),
     ]
-    card = render_card(lineage, "hf", Comparison(1, 0.0, {}))
+    card = render_card(lineage, "hf", Comparison(1, 0.0, {}), load_tokenizer(lineage.stages[0].recipe.data.tokenizer))
     assert "| branch of | plateau at step 4, with its optimizer and place in the data |" in card
     stages = {stage.name: stage for stage in read_stages(tmp_path)}
     assert (stages["branch"].parent, stages["branch"].branch_of) == ("plateau", f"{parent}@4")

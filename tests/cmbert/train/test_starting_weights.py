@@ -66,5 +66,5 @@ def test_weights_of_another_tokenizer_are_refused(recipe_file: Path, tokenizer_d
         check_starting_weights(load_recipe(recipe_file, [f"train.init_from={run}", f"data.tokenizer={other}"]))
     assert str(refused.value) == (
         f"data.tokenizer: {other} is not the tokenizer that the weights of {run} (train.init_from) were trained with; "
-        f"that run names {recipe.data.tokenizer}"
+        f"that is {recipe.data.tokenizer}, or one that `data_tools extend-tokenizer` made of it"
     )
