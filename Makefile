@@ -1,6 +1,7 @@
 # make demo   the whole recipe, small, on real Chinese text     make demo FRESH=1   the same from the start
 # make test   the fast tests     make test-all   all tests, the fast ones first     make check   lint and types
 # make bench  side-by-side benchmarks
+# make adapt TEXT=DIR MODEL=DIR   a model made better on your own text: recipes/adapt/README.md
 # make gpu    everything that only a GPU can tell, in nine minutes     make gpu ARGS=--dry-run   the same, tiny, on a CPU
 # All of them make .venv first.
 PYTHON ?= python3
@@ -14,9 +15,13 @@ BENCH_MODEL = $(foreach key,model.num_layers=6 model.hidden_size=256 model.num_h
 # Two tests at a time, in the order of tests/scheduling.py.
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-all check bench gpu
+.PHONY: demo adapt test test-all check bench gpu
 demo: $(READY)
 	@$(VENV)/bin/python recipes/quickstart/demo.py $(if $(filter-out 0,$(FRESH)),--fresh)
+
+adapt: $(READY)
+	@$(VENV)/bin/python recipes/adapt/adapt.py --model "$(MODEL)" --text $(TEXT) $(if $(GENERAL),--general $(GENERAL)) \
+		$(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 test: $(READY)
 	@$(PYTEST) -m "not slow" $(ARGS)

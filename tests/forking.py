@@ -44,7 +44,7 @@ LAUNCHERS = (  # programs that start others of ours
     "demo.py",
     "rehearsal.py",
     "finetune_csv.py",
-    "continue_pretraining.py",
+    "adapt.py",
 )
 MOST_BYTES = 1 << 18  # of a request
 SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER

@@ -23,5 +23,5 @@ def run(options: argparse.Namespace) -> int:
     from cmbert.export.importing import import_model
 
     import_model(options.folder, options.output)
-    print(f"written to {options.output}; in a recipe it is train.init_from and data.tokenizer")
+    print(f"written to {options.output}; a recipe starts from it by: extends = {str(options.output / 'start.toml')!r}")
     return 0

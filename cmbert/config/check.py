@@ -39,6 +39,8 @@ def _name_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         "train.deepspeed": recipe.train.deepspeed,
         **{f"data.sources[{number}].path": source.path for number, source in enumerate(recipe.data.sources)},
     }
+    others = {f"evaluation.other_shards[{n}]": path for n, path in enumerate(recipe.evaluation.other_shards)}
+    needed |= others
     names = needed | {"train.init_from": recipe.train.init_from, "evaluation.shards": recipe.evaluation.shards}
     return [
         *((not name.strip(), key, "is empty; name what it stands for") for key, name in needed.items()),
@@ -87,6 +89,11 @@ def _data_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
             "data.context_tokens",
             f"{data.context_tokens} exceeds model.max_length {recipe.model.max_length}, which RoPE is planned for; "
             f"nearest that works: {recipe.model.max_length}, or raise model.max_length (and rope_base_global)",
+        ),
+        (
+            bool(recipe.evaluation.other_shards) and not recipe.evaluation.shards,
+            "evaluation.other_shards",
+            "needs evaluation.shards, the first set; name it, or leave these out",
         ),
         (mask.mask_prob + mask.random_prob > 1, "mask.mask_prob", "mask_prob + random_prob must be at most 1"),
         (

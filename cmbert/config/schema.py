@@ -224,6 +224,8 @@ class EvaluationConfig:
 
     shards: str = ""
     """Held-out shard set; empty = do not evaluate."""
+    other_shards: tuple[str, ...] = ()
+    """More held-out sets, scored with it: what a model that is trained on must not forget."""
     every_steps: int = 500
     """Steps between evaluations; one follows the last step, too (ours)."""
     max_rows: int = 256

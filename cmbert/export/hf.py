@@ -57,14 +57,14 @@ def export_folder(
     format: Format,
     texts: Sequence[str],
     card: Callable[[Comparison], str],
-    records: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Write `output`, a folder for transformers and sentence-transformers, or with model.onnx in place of the weights.
 
     A LayerNorm model is stock ModernBERT; `format` "hf-modernbert" insists on it. An RMSNorm model carries a small code
     file: loading it needs `trust_remote_code=True`, but not this package. `state_dict` is MaskedLanguageModel's in any
     float dtype, with or without the tied decoder.weight; the folder holds fp32. `card` makes the README from what is
-    returned. records: more JSON files to put into the folder, by their names.
+    returned. files: more files of the folder, texts by their names.
 
     Before the folder appears it is loaded back through transformers, and its logits on `texts` are compared with ours;
     those of model.onnx, too. Returns what the comparison found. Raises as `check_export` does; InputError without
@@ -82,8 +82,8 @@ def export_folder(
         else:
             _write_sentence_transformers(aside, config)
         (aside / CARD_FILE).write_text(card(measured), encoding="utf-8")
-        for name, record in (records or {}).items():
-            write_json(aside / name, record)
+        for name, text in (files or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
     return measured
 
 

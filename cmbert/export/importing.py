@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +15,7 @@ from cmbert.export.hf import check_export, export_folder
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
 from cmbert.files.operations import hash_file, read_input
+from cmbert.files.whole import json_text
 from cmbert.model.config_json import CONFIG_FILE, model_config, read_json_object, runs_our_code
 from cmbert.model.folder import WEIGHTS_FILE, model_from, read_weights
 from cmbert.model.heads import DECODER, EMBEDDING
@@ -21,7 +23,7 @@ from cmbert.model.vocabulary_rows import DECODER_BIAS, with_rows
 from cmbert.tokenizer import SETTINGS_FILE, load_tokenizer
 from cmbert.vocabulary import Vocabulary
 
-ORIGIN_FILE = "import.json"
+ORIGIN_FILE, START_FILE = "import.json", "start.toml"
 CARD_FILE = "README.md"
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 HEAD = "head.dense.weight"
@@ -57,10 +59,11 @@ class Origin(TypedDict):
 def import_model(folder: Path, output: Path) -> Comparison:
     """Write `output`, a model folder of ours with the weights and the tokenizer of `folder`, in Hugging Face's layout.
 
-    `train.init_from` and `data.tokenizer` take it. Before anything appears, the logits of the model read here, texts
-    packed, are compared with those of transformers for `folder`, texts padded, and again for what is written. Returns
-    what the last comparison found. Raises CheckpointError and ConfigError for a folder that is not of ModernBERT's
-    family, lacks something, is damaged or has logits that differ; nothing is written then.
+    `train.init_from` and `data.tokenizer` take it; a recipe may extend its start.toml. Before anything appears, the
+    logits of the model read here, texts packed, are compared with those of transformers for `folder`, texts padded, and
+    again for what is written. Returns what the last comparison found. Raises CheckpointError and ConfigError for a
+    folder that is not of ModernBERT's family, lacks something, is damaged or has logits that differ; nothing is written
+    then.
     """
     values = _read_values(folder)
     vocabulary = load_tokenizer(folder).vocabulary
@@ -86,7 +89,7 @@ def import_model(folder: Path, output: Path) -> Comparison:
         format="hf",
         texts=TEXTS,
         card=lambda measured: _card(folder, config, origin, measured),
-        records={ORIGIN_FILE: origin},
+        files={ORIGIN_FILE: json_text(origin), START_FILE: _start(config, output)},
     )
 
 
@@ -164,6 +167,17 @@ def _say(values: dict[str, Any], origin: Origin) -> None:
         logger.info("its card names no licence: find out before you pass anything on that is made of it")
 
 
+def _start(config: ModelConfig, output: Path) -> str:
+    """Return the part of a recipe that starts from `output`, for other recipes to extend."""
+    tables = {
+        "model": asdict(config), "data": {"tokenizer": str(output)}, "train": {"init_from": str(output)},
+    }  # fmt: skip
+    lines = [f"# A recipe that starts from this model begins with: extends = {json_text(str(output / START_FILE))}"]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json_text(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
 def _card(folder: Path, config: ModelConfig, origin: Origin, measured: Comparison) -> str:
     licence = origin["licence"]
     lines = [
@@ -172,7 +186,8 @@ def _card(folder: Path, config: ModelConfig, origin: Origin, measured: Compariso
         "",
         f"The weights and the tokenizer of `{origin['name']}` (its files: `{ORIGIN_FILE}`), "
         f"{config.num_layers} layers x {config.hidden_size}, {origin['ids']:,} ids in {origin['rows']:,} rows of the "
-        "embedding. Nothing was trained here: in a recipe name this folder as `train.init_from` and `data.tokenizer`.",
+        "embedding. Nothing was trained here: a recipe that extends "
+        f"`{START_FILE}` starts from it.",
         "",
         f"Licence of these weights: {licence}, by the card of `{origin['name']}`." if licence else
         f"The card of `{origin['name']}` names no licence: find it out before you pass these weights on.",

@@ -124,6 +124,7 @@ def _extrapolate(recipe: Recipe, small: Recipe, num_processes: int, records: lis
     step_seconds = row_seconds * recipe.train.rows_per_step + optimizer
     training = row_seconds * schedule.rows_before(schedule.num_steps) + optimizer * schedule.num_steps
     num_scores = math.ceil(schedule.num_steps / evaluation.every_steps) if evaluation.shards else 0
+    num_scores *= 1 + len(evaluation.other_shards)
     return Measured(
         num_processes=num_processes,
         num_steps=len(records),

@@ -41,6 +41,7 @@ FREE_KEYS = (
     "train.wandb_project",
     "data.num_workers",
     "evaluation.shards",
+    "evaluation.other_shards",
     "evaluation.every_steps",
     "evaluation.max_rows",
     "guards.max_skipped_steps",

@@ -50,6 +50,7 @@ _FIELDS: dict[str, Any] = {
     **dict.fromkeys(FIGURES, NotRequired[float | None]),
     "source_tokens": NotRequired[list[int]],
     "unit_lengths": NotRequired[list[int]],
+    "heldout_other_losses": NotRequired[list[float]],
     "source_loss": NotRequired[list[float | None] | None],
 }
 RECORD: Any = TypedDict("RECORD", _FIELDS)  # type: ignore[misc]

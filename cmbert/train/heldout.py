@@ -1,6 +1,7 @@
 """Held-out loss in mid-training: fixed rows and masks, the same whatever the number of ranks, as `cmbert eval` asks."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,21 +54,34 @@ class Heldout:
         return {"heldout_loss": loss / masked, "heldout_accuracy": correct / masked, "heldout_masked_tokens": masked}
 
 
-def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldout | None:
-    """Open evaluation.shards at the recipe's context, None if it names none.
+def score_all(heldout: Sequence[Heldout], engine: Any, device: torch.device) -> dict[str, Any]:
+    """Return the score of the first set, the loss of each other one (nats per masked token), and the seconds."""
+    started = time.perf_counter()
+    first, *others = (part.score(engine, device) for part in heldout)
+    more = {"heldout_other_losses": [score["heldout_loss"] for score in others]} if others else {}
+    return {**first, **more, "heldout_seconds": time.perf_counter() - started}
+
+
+def open_heldout(recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> list[Heldout]:
+    """Open evaluation.shards and evaluation.other_shards at the recipe's context; empty if it names none.
 
     Raises as `open_reader` does, and InputError when there is nothing to ask.
     """
-    if not recipe.evaluation.shards:
-        return None
-    reader = heldout_reader(tokenizer, Path(recipe.evaluation.shards), recipe.data.context_tokens)
+    evaluation = recipe.evaluation
+    sets = [("shards", evaluation.shards)] if evaluation.shards else []
+    sets += [(f"other_shards[{number}]", path) for number, path in enumerate(evaluation.other_shards)]
+    return [_open(f"evaluation.{key}", path, recipe, tokenizer, launch) for key, path in sets]
+
+
+def _open(key: str, path: str, recipe: Recipe, tokenizer: Tokenizer, launch: Launch) -> Heldout:
+    reader = heldout_reader(tokenizer, Path(path), recipe.data.context_tokens)
     there = reader.blend.sources[0].num_rows
     num_rows = min(recipe.evaluation.max_rows, there)
     if num_rows < there:
-        logger.info("%s: evaluation.max_rows = %d of its %d rows are scored", recipe.evaluation.shards, num_rows, there)
+        logger.info("%s: evaluation.max_rows = %d of its %d rows are scored", path, num_rows, there)
     if not any(len(reader.micro_batch([row], MASK_RATE).targets) for row in range(num_rows)):
         raise InputError(
-            f"evaluation.shards: {recipe.evaluation.shards}: its first {num_rows} rows are too short to mask any of "
+            f"{key}: {path}: its first {num_rows} rows are too short to mask any of "
             "their tokens; give more text or raise evaluation.max_rows"
         )
     return Heldout(reader, num_rows, taken_micro_batch(recipe.train, launch.world_size), launch)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from cmbert.runs.directory import open_run_directory
 from cmbert.runs.first_rows import begin_reading
 from cmbert.runs.going_on import how_to_train_further
 from cmbert.train.giving_up import give_up
+from cmbert.train.heldout import score_all
 from cmbert.train.run import Run, guard_of, open_reporter
 from cmbert.train.saving import finish_save, is_save_due, maybe_save, note_resume, rewind
 from cmbert.train.source_loss import SourceLoss
@@ -276,16 +278,14 @@ def train_step(run: Run, data: StepData, wait_seconds: float, stop: StopRequest)
     return LaunchedStep(run.step - 1, data.facts, wait_seconds, figures, timer.close())
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, Any]:
     """Score the held-out rows when it is their turn. All ranks call this."""
     is_due = run.step % run.recipe.evaluation.every_steps == 0 or run.is_finished
-    if run.heldout is None or not is_due:
+    if not run.heldout or not is_due:
         return {}
     run.watchdog.enter("evaluation", run.step)
     run.launched[-1].times.wait()
-    started = time.perf_counter()
-    score = run.heldout.score(run.engine, run.device)
-    return {**score, "heldout_seconds": time.perf_counter() - started}
+    return score_all(run.heldout, run.engine, run.device)
 
 
 def finish(run: Run, stopped_by: str | None) -> int:

@@ -1,6 +1,7 @@
 """What rank 0 writes and prints of every step."""
 
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,9 +79,12 @@ class Reporter:
                 record["grad_norm"], f"{record['tokens_per_second']:,.0f}", left,
             )  # fmt: skip
         if "heldout_loss" in record:
+            names = map(os.path.basename, self.recipe.evaluation.other_shards)
+            others = zip(names, record.get("heldout_other_losses", []), strict=True)
             logger.info(
-                "step %d/%d  held-out loss %.4f  accuracy %.3f (%.1f s)", done, num_steps,
-                record["heldout_loss"], record["heldout_accuracy"], record["heldout_seconds"],
+                "step %d/%d  held-out loss %.4f  accuracy %.3f%s (%.1f s)", done, num_steps,
+                record["heldout_loss"], record["heldout_accuracy"],
+                "".join(f"  {name} {loss:.4f}" for name, loss in others), record["heldout_seconds"],
             )  # fmt: skip
 
     def time_left(self, done: int) -> str:

@@ -41,7 +41,7 @@ class Run:
     engine: Any
     reader: RowReader
     tokenizer: Tokenizer
-    heldout: Heldout | None
+    heldout: list[Heldout]
     writer: CheckpointWriter
     watchdog: Watchdog
     guard: Guard

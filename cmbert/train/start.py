@@ -50,7 +50,7 @@ class Start:
     deepspeed_config: dict[str, Any]
     tokenizer: Tokenizer
     reader: RowReader
-    heldout: Heldout | None
+    heldout: list[Heldout]
     resume: str
     """What --resume says."""
     branch: str | None

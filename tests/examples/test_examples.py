@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import subprocess
 import sys
@@ -13,22 +12,10 @@ from pathlib import Path
 import pytest
 
 from cmbert.cli import main
-from cmbert.config.load import load_recipe
-from cmbert.runs.metrics import read_metrics
 from tests import forking
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-TEXTS = (  # long and different enough that cleaning keeps them
-    "清晨的公园里有许多老人在打太极拳，湖边的柳树刚刚长出嫩绿的新芽，孩子们追着风筝跑来跑去。",
-    "这座小城因为一条古老的运河而闻名，每年春天都有画家带着学生来这里写生，一住就是半个月。",
-    "图书馆三楼新开了一间阅览室，里面收藏着近百年来的地方报纸，读者可以免费查阅和复印。",
-    "昨天的会议讨论了明年的预算，大家同意把更多的钱用在设备维修上，而不是购买新的办公家具。",
-    "医生建议他每天散步四十分钟，少吃盐和油炸食品，三个月以后再回医院检查一次血压。",
-    "列车穿过长长的隧道以后，眼前忽然出现了一片开满油菜花的山谷，车厢里响起一阵惊叹。",
-    "做这道菜要先把豆腐切成小块，用盐水泡十分钟，再放进热锅里慢慢煎到两面金黄。",
-    "足球队在最后五分钟连进两球，观众席上的欢呼声几乎盖过了裁判的哨声，教练激动得流下眼泪。",
-)
 KINDS = (("房间干净，很好", "好评"), ("服务太差，失望", "差评"))
 ROWS = [(f"{text}{number}", label) for number in range(20) for text, label in KINDS]
 
@@ -76,7 +63,7 @@ def write_csv(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 def test_every_example_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
-    assert EXAMPLES == ["continue_pretraining.py", "fill_mask.py", "finetune_csv.py", "sentence_vectors.py"]
+    assert EXAMPLES == ["fill_mask.py", "finetune_csv.py", "sentence_vectors.py"]
     assert all(text.count(f'done(tmp_path, "{name}"') for name in EXAMPLES)
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     assert all(f"({name})" in page for name in EXAMPLES)
@@ -117,29 +104,11 @@ def test_finetune_csv(exported: Path, tmp_path: Path) -> None:
     assert commonest[1] < 4  # both labels are held back: it has learnt to tell them
 
 
-def test_continue_pretraining(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "mine.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    said = done(tmp_path, "continue_pretraining.py", trained, "texts", "out", "--set", "train.rows_per_step=4")
-    assert "cmbert export out/run" in said.splitlines()[-1]
-    before, after = (load_recipe(path / "resolved.toml") for path in (trained, tmp_path / "out" / "run"))
-    assert after.train.init_from == str(trained)
-    assert after.model == before.model
-    assert after.data.tokenizer == before.data.tokenizer
-    assert after.schedule.lr_max == pytest.approx(before.schedule.lr_max / 10)
-    steps = read_metrics(tmp_path / "out" / "run")
-    assert len(steps) == math.ceil(after.train.total_tokens / (4 * before.data.context_tokens)) > 1
-    assert steps[0]["loss"] < read_metrics(trained)[0]["loss"]  # not fresh weights
-    assert {step["mask_rate"] for step in steps} == {before.mask.end_rate}
-
-
 MISTAKES = {
     "no export": (("fill_mask.py", "nowhere"), "nowhere: no exported model"),
     "no model for vectors": (("sentence_vectors.py",), "no folder given: no exported model"),
     "no weights": (("fill_mask.py", "bare"), "bare: has no weights (model.safetensors); export it again"),
     "no weights for vectors": (("sentence_vectors.py", "bare"), "bare: has no weights (model.safetensors)"),
-    "no run": (("continue_pretraining.py", "nowhere", "texts", "out"), "nowhere: no run directory"),
-    "no text": (("continue_pretraining.py", "RUN", "nowhere", "out"), "nowhere"),
     "no table": (("finetune_csv.py", "m", "nowhere.csv", "--text", "评论", "--label", "类别", "--output", "out"),
                  "nowhere.csv: No such file"),
     "no column": (("finetune_csv.py", "m", "good.csv", "--text", "评", "--label", "类别", "--output", "out"),

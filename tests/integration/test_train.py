@@ -164,11 +164,13 @@ def test_held_out_score_is_that_of_eval_at_any_number_of_ranks(recipe_file: Path
     shards = load_recipe(recipe_file).data.sources[0].path
     # 5 rows in batches of 2 on 2 ranks: one batch is half full, one rank has an empty one
     evaluation = (f"evaluation.shards={shards}", "evaluation.every_steps=6", "evaluation.max_rows=5")
+    evaluation += (f"evaluation.other_shards=['{shards}', '{shards}']",)
     found = []
     for stage, ranks in ((1, 1), (3, 2)):
         run = tmp_path / f"ranks{ranks}"
         train(recipe_file, *settings(*evaluation, deepspeed_file(tmp_path, stage), f"run_directory={run}"), ranks=ranks)
         scored = [record for record in read_metrics(run) if "heldout_loss" in record]
+        assert all(record["heldout_other_losses"] == [record["heldout_loss"]] * 2 for record in scored)
         assert [record["step"] for record in scored] == [5, 11, 15]
         found.append([(r["heldout_loss"], r["heldout_accuracy"], r["heldout_masked_tokens"]) for r in scored])
     for alone, together in zip(*found, strict=True):

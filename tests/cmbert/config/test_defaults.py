@@ -22,15 +22,15 @@ tokenizer = "tokenizer"
 path = "shards"
 """
 RESOLVED = {  # first half of the SHA-256 of resolved.toml: what is trained by a shipped recipe may not change unseen
-    "ablations/medium": "a62fcee1e40ae2b1beab4976308fd9e1",
-    "ablations/short": "888bc2256f1fbecbf38b3add206810bd",
-    "ablations/small": "ccce9c4a7633adca5f945eaafc24f692",
-    "base/stage1": "96959619df0bebbfef1b5fb1904aa631",
-    "base/stage2": "1108e54460c333fce1da93a780187f8e",
-    "large/stage1": "6e9c198428b8406a02e195ddb044854e",
-    "large/stage2": "13270d46fc9a90709e0b8cc312ac6596",
-    "quickstart/stage1": "569d75863ae028f6adb8b1cac787f38d",
-    "quickstart/stage2": "76781acd60258019ab5650c039f91d6c",
+    "ablations/medium": "e907cf2689b293da73307ac58c7b8bfd",
+    "ablations/short": "7abd53375bccb137d5bd4391f6b1288d",
+    "ablations/small": "f98cc7928cda2ba2d8ac9348767e7445",
+    "base/stage1": "030f6afbc829d5bb56b843bb91fd9c4f",
+    "base/stage2": "287b877906b2e67ca0e5ebb29563c18f",
+    "large/stage1": "ec50f60c083b71e0cbeee3f73dafbaa2",
+    "large/stage2": "c7b31cff2255e2e56429c807b0c8dcf2",
+    "quickstart/stage1": "a8b7abab03e41849745067d16dff64ae",
+    "quickstart/stage2": "247a186f0283cac525abb31c8e9c6051",
 }
 
 

@@ -186,7 +186,7 @@ FAULTS = {
     "an index without metadata": (
         lambda folder: [
             (folder / "model.safetensors").rename(folder / "model-1.safetensors"),
-            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"decoder.bias": "model-1.safetensors"}}'),
+            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"any": "model-1.safetensors"}}'),
         ],
         "transformers cannot read it",
     ),
