@@ -1,4 +1,4 @@
-"""`data_tools`: sample | clean | train-tokenizer | preprocess | verify | inspect | merge.
+"""`data_tools`: sample | clean | train-tokenizer | extend-tokenizer | preprocess | verify | inspect | merge.
 
 Each command is a file of data_tools/commands; it imports what it needs when it runs, so --help is instant.
 """
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from cmbert.errors import run_command
 from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
-from data_tools.commands import clean, inspect, merge, preprocess, sample, train_tokenizer, verify
+from data_tools.commands import clean, extend_tokenizer, inspect, merge, preprocess, sample, train_tokenizer, verify
 
-COMMANDS = (sample, clean, train_tokenizer, preprocess, verify, inspect, merge)
+COMMANDS = (sample, clean, train_tokenizer, extend_tokenizer, preprocess, verify, inspect, merge)
 """In the order of --help."""
 
 

@@ -41,7 +41,8 @@ def learn_merges(
     a permutation of 0 to 255; on equal counts the pair of smaller symbols comes first. min_count: a rarer pair is none.
     advance: called for every symbol made.
     """
-    text = _Text(units, counts, byte_ranks)
+    lengths = np.fromiter(map(len, units), dtype=np.int64, count=len(units))
+    text = _Text(byte_ranks[np.frombuffer(b"".join(units), dtype=np.uint8)].astype(np.int32), lengths, counts)
     pairs = _Pairs(min_count)
     pairs.add_all(text)
     symbols: list[tuple[int, ...]] = [(rank,) for rank in range(256)]
@@ -57,23 +58,52 @@ def learn_merges(
         yield Merge(left, right, symbol)
 
 
+def extend_merges(
+    symbols: np.ndarray,
+    lengths: np.ndarray,
+    counts: np.ndarray,
+    *,
+    first: int,
+    num_merges: int,
+    min_count: int,
+    is_taken: Callable[[int, int], bool],
+) -> Iterator[tuple[Merge, int]]:
+    """Go on from units that are made of `first` symbols: yield at most `num_merges`, each with the symbols it saves.
+
+    symbols: of all units back to back, shape (N,), int32; changed in place. lengths: of each unit, shape (K,), int64,
+    not 0. counts, min_count: as above, and so is the order. is_taken: whether a pair must stay two symbols, because
+    something else is spelt as it would be.
+    """
+    assert first + num_merges <= 1 << SYMBOL_BITS, "a pair of larger symbols has no key"
+    text, pairs = _Text(symbols, lengths, counts), _Pairs(min_count)
+    pairs.add_all(text)
+    symbol = first
+    while symbol < first + num_merges and (top := pairs.pop()):
+        places = pairs.take(*top)
+        if not is_taken(*top):
+            yield Merge(*top, symbol), text.merge(*top, symbol, places, pairs)
+            symbol += 1
+
+
 class _Text:
     """All units as linked lists of symbols."""
 
-    def __init__(self, units: Sequence[bytes], counts: np.ndarray, byte_ranks: np.ndarray):
-        lengths = np.fromiter(map(len, units), dtype=np.int64, count=len(units))
+    def __init__(self, symbols: np.ndarray, lengths: np.ndarray, counts: np.ndarray):
         assert lengths.sum() < 2**31, "places are 32-bit numbers; take a smaller sample"
         ends = np.cumsum(lengths)
         self.counts = counts
-        self.symbol = byte_ranks[np.frombuffer(b"".join(units), dtype=np.uint8)].astype(np.int32)  # (N,), NONE = merged
-        self.unit = np.repeat(np.arange(len(units), dtype=np.int32), lengths)  # (N,)
+        self.symbol = symbols  # (N,), NONE = merged
+        self.unit = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # (N,)
         self.next = np.arange(1, len(self.symbol) + 1, dtype=np.int32)  # (N,), place of the next symbol
         self.next[ends - 1] = NONE
         self.previous = np.arange(-1, len(self.symbol) - 1, dtype=np.int32)  # (N,)
         self.previous[ends - lengths] = NONE
 
-    def merge(self, left: int, right: int, symbol: int, places: np.ndarray, pairs: "_Pairs") -> None:
-        """Replace the pair at `places` (M,), as far as it still stands there, and tell `pairs` what came and went."""
+    def merge(self, left: int, right: int, symbol: int, places: np.ndarray, pairs: "_Pairs") -> int:
+        """Replace the pair at `places` (M,), as far as it still stands there, and tell `pairs` what came and went.
+
+        Returns how often it was replaced.
+        """
         first, second = self._standing(left, right, places)
         before, after = self.previous[first], self.next[second]
         weight = self.counts[self.unit[first]]
@@ -99,6 +129,7 @@ class _Text:
         self.next[first] = after
         inner = after != NONE
         self.previous[after[inner]] = first[inner]
+        return int(weight.sum())
 
     def _standing(self, left: int, right: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the places of both symbols where the pair still stands; in AAA only the first of two that overlap."""
@@ -125,8 +156,11 @@ class _Pairs:
         self.heap: list[int] = []  # (COUNT_CEILING - count, pair) as one number; counts may be out of date
 
     def add_all(self, text: _Text) -> None:
-        """Count the pairs of bytes."""
+        """Count the pairs of symbols, those of bytes with less memory."""
         places = np.flatnonzero(text.next != NONE).astype(np.int32)
+        if text.symbol.max(initial=0) > 255:
+            self._add_wide(text, places)
+            return
         keys = (text.symbol[places] * 256 + text.symbol[places + 1]).astype(np.uint16)
         sizes = np.bincount(keys, minlength=1 << 16)
         places = places[np.argsort(keys, kind="stable")]
@@ -134,6 +168,16 @@ class _Pairs:
         for pair in np.flatnonzero(sizes).tolist():
             part, places = np.split(places, [int(sizes[pair])])
             self._add(_key(*divmod(pair, 256)), int(text.counts[text.unit[part]].sum()), part)
+
+    def _add_wide(self, text: _Text, places: np.ndarray) -> None:
+        keys = text.symbol[places].astype(np.int64) << SYMBOL_BITS | text.symbol[places + 1]
+        order = np.argsort(keys, kind="stable")
+        keys, places = keys[order], places[order]
+        starts = np.flatnonzero(np.diff(keys, prepend=-1))
+        totals = np.add.reduceat(text.counts[text.unit[places]], starts) if len(starts) else starts
+        ends = np.append(starts[1:], len(keys))
+        for pair in np.flatnonzero(totals >= self.min_count).tolist():
+            self._add(int(keys[starts[pair]]), int(totals[pair]), places[starts[pair] : ends[pair]])
 
     def change(
         self,

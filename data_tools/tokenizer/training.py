@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import tokenizers
@@ -38,6 +38,7 @@ LONGEST_CHARACTERS = 1_000_000  # a tenth of the letters in a row at which Onigu
 MEASURED_SHARE = 0.02  # of the sample's documents, kept from training to measure on
 MEASURED_BYTES = 8_000_000  # enough for three digits
 
+Unit = TypeVar("Unit", str, bytes)
 Boundaries = Literal["clause", "word", "character"]
 WORD_BREAK = "\0"  # no document holds it
 # Written as ranges: \p{Han} takes in 。 and 《 in some regular-expression libraries (PCRE2) and not in others.
@@ -181,13 +182,23 @@ def count_units(texts: Sequence[str], boundaries: Boundaries) -> tuple[Counter[s
         text = normalize(text)
         text = WORD_BREAK.join(cut(text)) if cut else text
         units.update(part for part, _ in split.pre_tokenize_str(text))
-        while len(units) > MOST_UNITS:
-            kept = Counter({unit: count for unit, count in units.items() if count > rare})
-            forgotten, rare, units = forgotten + len(units) - len(kept), rare + 1, kept
+        before = len(units)
+        units, rare = forget_rare(units, rare)
+        forgotten += before - len(units)
         progress.advance(1)
     progress.close()
     del units[WORD_BREAK]
     return units, forgotten
+
+
+def forget_rare(units: Counter[Unit], rare: int) -> tuple[Counter[Unit], int]:
+    """Return the units without those of count `rare`, and of the next and so on, until MOST_UNITS hold them all.
+
+    Returns also the count that would be forgotten next.
+    """
+    while len(units) > MOST_UNITS:
+        units, rare = Counter({unit: count for unit, count in units.items() if count > rare}), rare + 1
+    return units, rare
 
 
 def learn(units: Counter[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.cli import main
 
-COMMANDS = ("sample", "clean", "train-tokenizer", "preprocess", "verify", "inspect", "merge")
+COMMANDS = ("sample", "clean", "train-tokenizer", "extend-tokenizer", "preprocess", "verify", "inspect", "merge")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,6 +128,7 @@ def test_no_traceback_from_the_program(tmp_path: Path) -> None:
 NUMBERS = ("0", "-1", "1.5", "nan", "inf", "", "³", "1e3", "x")
 MAKE = ["preprocess", "--input", "a.jsonl", "--tokenizer", "t", "--output", "o"]
 TRAIN = ["train-tokenizer", "--input", "a.jsonl", "--output", "o"]
+EXTEND = ["extend-tokenizer", "--tokenizer", "t", "--input", "a.jsonl", "--add", "8", "--output", "o"]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +137,13 @@ TRAIN = ["train-tokenizer", "--input", "a.jsonl", "--output", "o"]
         *([*command, option, value] for value in NUMBERS for command, option in (
             (["sample", "--output", "o"], "--size"), (["clean", "--input", "a.jsonl", "--output", "o"], "--workers"),
             (MAKE, "--workers"), (MAKE, "--shard-tokens"), (MAKE, "--num-tasks"), (TRAIN, "--sample-size"),
+            (EXTEND, "--add"),
         )),
         *([*command, option, value] for value in ("1.5", "nan", "", "x") for command, option in (
             (MAKE, "--task-index"), (TRAIN, "--vocab-size"), (["inspect", "d"], "--document"),
         )),
         *([*command, "--output", value] for value in ("", ".", "/", "..", "a/..") for command in (
-            ["sample"], ["clean", "--input", "a"], MAKE[:-2], TRAIN[:-2], ["merge", "a"],
+            ["sample"], ["clean", "--input", "a"], MAKE[:-2], TRAIN[:-2], EXTEND[:-2], ["merge", "a"],
         )),
         ["clean", "--input", "a", "--heldout", ""],
     ],

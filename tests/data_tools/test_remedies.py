@@ -30,6 +30,10 @@ def command_line(command: str, corpus: Path, tokenizer: Path, output: Path) -> l
         "sample": ["sample", "--from", str(corpus), "--output", str(output)],
         "clean": ["clean", "--input", str(corpus), "--output", str(output), "--workers", "1"],
         "train-tokenizer": ["train-tokenizer", "--input", str(corpus), "--output", str(output), "--vocab-size", "320"],
+        "extend-tokenizer": [
+            *("extend-tokenizer", "--input", str(corpus), "--output", str(output)),
+            *("--tokenizer", str(tokenizer), "--add", "8"),
+        ],
         "preprocess": [
             *("preprocess", "--input", str(corpus), "--output", str(output)),
             *("--tokenizer", str(tokenizer), "--workers", "1"),
@@ -37,7 +41,7 @@ def command_line(command: str, corpus: Path, tokenizer: Path, output: Path) -> l
     }[command]  # fmt: skip
 
 
-READING = ("sample", "clean", "train-tokenizer", "preprocess")
+READING = ("sample", "clean", "train-tokenizer", "extend-tokenizer", "preprocess")
 
 
 @pytest.mark.parametrize("command", READING)
