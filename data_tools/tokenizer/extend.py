@@ -29,7 +29,14 @@ from data_tools.input.readers import reading_options
 from data_tools.input.sample import count
 from data_tools.outputs import describe_inputs, is_done
 from data_tools.tokenizer.bpe import extend_merges
-from data_tools.tokenizer.extend_report import Comparison, compare, encode_documents, report_lines, report_values
+from data_tools.tokenizer.extend_report import (
+    Comparison,
+    compare,
+    encode_documents,
+    in_old_ids,
+    report_lines,
+    report_values,
+)
 from data_tools.tokenizer.training import MEASURED_BYTES, MIN_PAIR_COUNT, cut_long, forget_rare, read_sample
 
 RECORD_FILE = "extension.json"
@@ -90,8 +97,8 @@ def extend_tokenizer(
     new = learn(parent, units, add)
     with building(output) as aside:
         save(parent, table, new, aside)
-        child = reloaded(parent, aside, add)
         parts = [token.parts for token in new]
+        child = reloaded(parent, aside, parts)
         domain = compare(parent, child, parts, held_out or learning, "measure")
         others = compare(parent, child, parts, elsewhere, "measure --other") if elsewhere else None
         values = record(parent, child, new, domain, others, held_out=len(held_out))
@@ -176,7 +183,7 @@ def learn(parent: Tokenizer, units: Counter[bytes], add: int) -> list[NewToken]:
     spellings = sorted(vocabulary, key=vocabulary.__getitem__)
     taken, new = set(spellings), list[NewToken]()
     parts: list[tuple[int, ...]] = [(index,) for index in range(len(spellings))]
-    progress = Progress("merge", add, "tokens")
+    progress: Progress | None = None  # from the first merge on: before, the pairs are sorted
     for merge, gain in extend_merges(
         symbols,
         lengths,
@@ -191,8 +198,10 @@ def learn(parent: Tokenizer, units: Counter[bytes], add: int) -> list[NewToken]:
         taken.add(left + right)
         parts.append(parts[merge.left] + parts[merge.right])
         new.append(NewToken(left, right, parts[-1], gain))
+        progress = progress or Progress("merge", add, "tokens")
         progress.advance(1)
-    progress.close()
+    if progress:
+        progress.close()
     if len(new) < add:
         remedy = f"write --add {len(new)}, or give it more text" if new else "give it more text"
         seen = f"pairs of tokens that occur {MIN_PAIR_COUNT} times and more"
@@ -235,13 +244,16 @@ def save(parent: Tokenizer, table: dict[str, Any], new: Sequence[NewToken], fold
             write_bytes(folder / name, read_bytes(parent.directory / name))
 
 
-def reloaded(parent: Tokenizer, folder: Path, add: int) -> Tokenizer:
-    """Return the tokenizer that was saved. Raises ConfigError when an old token has another id or another role."""
+def reloaded(parent: Tokenizer, folder: Path, parts: Sequence[tuple[int, ...]]) -> Tokenizer:
+    """Return the tokenizer that was saved. Raises ConfigError when an old token has another id, role or encoding."""
     child = load_tokenizer(folder)
     old, found = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (parent, child))
     moved = [token for token, index in old.items() if found.get(token) != index]
-    if moved or len(found) != len(old) + add or child.vocabulary.special != parent.vocabulary.special:
-        said = f"`tokenizers` {tokenizers.__version__} gives {moved[0]!r} another id" if moved else "its ids are others"
+    for added in parent.backend.get_added_tokens_decoder().values():  # they are in the model's vocabulary now
+        if in_old_ids(child.encode(added.content), parent.vocab_size, parts) != parent.encode(added.content):
+            moved.append(added.content)
+    if moved or len(found) != len(old) + len(parts) or child.vocabulary.special != parent.vocabulary.special:
+        said = f"{moved[0]!r} gets other ids" if moved else "its ids get other roles"
         raise ConfigError(f"{parent.directory / TOKENIZER_FILE}: cannot be extended, {said}; {OTHER_KIND}")
     return child
 

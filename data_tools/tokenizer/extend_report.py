@@ -10,6 +10,7 @@ import tokenizers
 from cmbert.errors import ConfigError, InputError
 from cmbert.progress import Progress
 from cmbert.tokenizer import TOKENIZER_FILE, RefusalError, Tokenizer, refusing
+from cmbert.vocabulary import VOCAB_MULTIPLE
 from data_tools.encoding.encode import batches
 from data_tools.input.document import Document
 from data_tools.tokenizer.training import byte_spellings
@@ -111,20 +112,22 @@ def report_values(
 
 
 def spelling(tokenizer: Tokenizer, index: int) -> str:
-    """Return a token's text; of a part of a character its bytes in hexadecimal digits."""
+    """Return a token's text; of a part of a character its bytes as hexadecimal digits, <E4BA>."""
     text = tokenizer.backend.decode([index])
     if "\ufffd" not in text:
         return text
     token = tokenizer.backend.id_to_token(index) or ""
     bytes_spelt = {character: byte for byte, character in enumerate(byte_spellings())}
-    return " ".join(f"{byte:02X}" for character in token if (byte := bytes_spelt.get(character)) is not None)
+    digits = (f"{byte:02X}" for character in token if (byte := bytes_spelt.get(character)) is not None)
+    return f"<{''.join(digits)}>"
 
 
 def report_lines(measures: dict[str, Any]) -> list[str]:
     """Return the measures for people."""
     domain, other = measures["domain"], measures["other"]
     held_out, every = domain["documents_held_out"], domain["held_out_every"]
-    kept = f"held out: {held_out:,} documents, every {every}th" if held_out else "none held out: too few documents"
+    kept = f"held out: {held_out:,} documents, every {every}th"
+    kept = kept if held_out else "the learnt text: too few documents to hold any out"
     before, after = domain["characters_per_token_before"], domain["characters_per_token_after"]
     seen = f"{domain['new_ids_seen']:,} of the {measures['new_ids']:,} new ids occur there"
     rates = f"{before:.3f} characters per token before, {after:.3f} after"
@@ -137,8 +140,8 @@ def report_lines(measures: dict[str, Any]) -> list[str]:
     best = " ".join(f"{_visible(entry['token'])} {entry['gain']:,}" for entry in measures["highest_gain"])
     lines.append(f"highest gains, in tokens saved: {best}; the lowest: {measures['lowest_gain']:,}")
     blank = measures["blank_rows"]
-    extra = f", {blank} of them blank: they are a multiple of 64" if blank else ", none of them blank"
-    lines.append(f"a model of this tokenizer has {measures['rows']:,} rows{extra}")
+    extra = f"{blank} of them are blank" if blank else "none of them is blank"
+    lines.append(f"a model of this tokenizer has {measures['rows']:,} rows, a multiple of {VOCAB_MULTIPLE}: {extra}")
     return lines
 
 

@@ -146,6 +146,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
 # What is added to a command that begins so, to make it small: the last of an option counts.
 SMALLER = {
     "data_tools train-tokenizer --input mine/text": "--vocab-size 1024",
+    "data_tools extend-tokenizer --tokenizer runs/large/tokenizer": "--add 16",
     **{f"cmbert {words} mine/stage": SMALL_STAGE for words in ("plan", "train")},
     "data_tools sample --output runs/quickstart/text": "--size 1000000",
     "cmbert eval runs/large/stage2 --data runs/large/heldout --long-context": "--max-rows 1 --long-context 4096",

@@ -231,15 +231,28 @@ def test_what_no_merge_makes_is_not_merged(foreign: Path, tmp_path: Path) -> Non
     """Special tokens in the text, and what stands for bytes that a vocabulary has not."""
     table = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
     table["pre_tokenizer"]["use_regex"] = False  # a document is one piece
-    table["model"]["unk_token"] = "[UNK]"
-    tokens = ["[UNK]", *(token for token in table["model"]["vocab"] if token not in "¤¼")]
+    table["model"]["unk_token"] = "<?>"
+    tokens = ["<?>", *(token for token in table["model"]["vocab"] if token not in "¤¼")]
     table["model"]["vocab"] = {token: index for index, token in enumerate(tokens)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
     parent = load_tokenizer(tmp_path)
     texts = [f"[MASK]{n}" for n in range(300)] + ["乤驼"] * 50  # bytes E4 B9 A4, E9 A9 BC
     assert parent.encode("乤").count(0) == 1
-    new = learn(parent, count_units(parent, documents(texts))[0], 5)
+    new = learn(parent, count_units(parent, documents(texts))[0], 12)
     made = [token.left + token.right for token in new]
     assert {"[MAS", "K]"} < set(made)
     assert "[MASK]" not in made
-    assert not any("UNK" in token for token in made)
+    assert not any("<?>" in token for token in made)
+
+
+def test_a_special_token_that_would_be_read_from_text(foreign: Path, domain: Path, tmp_path: Path) -> None:
+    """With ignore_merges a piece that is in the vocabulary is that token; before, the special one was not in it."""
+    table = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
+    table["model"]["ignore_merges"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    extend_tokenizer(tmp_path, [str(domain)], tmp_path / "good", add=8)
+    table["pre_tokenizer"]["use_regex"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: cannot be extended, '\[UNK\]' gets other ids; give"):
+        extend_tokenizer(tmp_path, [str(domain)], tmp_path / "bad", add=8)
+    assert not (tmp_path / "bad").exists()

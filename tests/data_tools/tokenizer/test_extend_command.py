@@ -37,7 +37,7 @@ def test_the_command(
     assert "held out: 4 documents, every 20th" in in_domain
     assert elsewhere.startswith("other text: 1 of 31 documents change (3.23 %)")
     assert "人民法院" in best
-    assert rows == "a model of this tokenizer has 448 rows, 44 of them blank: they are a multiple of 64"
+    assert rows == "a model of this tokenizer has 448 rows, a multiple of 64: 44 of them are blank"
     record = json.loads((tmp_path / "out/extension.json").read_text(encoding="utf-8"))
     measures = record["measures"]
     assert measures["rows"] == load_tokenizer(tmp_path / "out").vocabulary.rows == 448
@@ -105,3 +105,16 @@ def test_rare_units_are_forgotten_beyond_the_bound(tokenizer_directory: Path, mo
     units, forgotten = count_units(load_tokenizer(tokenizer_directory), documents(texts))
     assert list(units.values()) == [30]
     assert forgotten == 200
+
+
+def test_a_report_of_little_text(
+    tokenizer_directory: Path, write_lines: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of a character is shown by its bytes, white space by signs: each line stays one."""
+    corpus = write_lines("few.jsonl", [{"text": "鑫鑫鑫 \t\t\n\n鑫森淼"}])
+    given = ["extend-tokenizer", "--tokenizer", str(tokenizer_directory), "--input", str(corpus)]
+    assert main([*given, "--output", str(tmp_path / "out"), "--add", "2"]) == 0
+    _, in_domain, best, _ = capsys.readouterr().out.splitlines()
+    assert in_domain.startswith("domain (the learnt text: too few documents to hold any out)")
+    assert "<E991> 4" in best
+    assert "鑫 4" in best
