@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from cmbert.errors import ConfigError, first_line
 from cmbert.files.json_types import read_as
@@ -36,6 +37,8 @@ CONTINUATION_BYTES = frozenset(
 CONTINUING = "##"  # WordPiece's spelling of a token that goes on with a word
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # a byte in vocabularies that spell other text as it is
 KEEPING = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}  # normalisers that change nothing when they are applied again
+CUTTING = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts"}  # pre-tokenisers that keep all characters
+BESIDE_OTHERS = re.compile(r" (?=[^\x00-\x7f])|(?<=[^\x00-\x7f]) ")  # spaces that WordPiece's decoder puts around Hanzi
 
 
 class Extension(TypedDict):
@@ -83,14 +86,18 @@ class Tokenizer:
     @cached_property
     def is_byte_level(self) -> bool:
         """Whether its tokens, laid end to end, spell the normalised text byte by byte, whatever the text."""
-        if type(self.backend.model).__name__ != "BPE":
-            return False
+        model, added = self.backend.model, self.backend.get_added_tokens_decoder().values()
         steps, before = _parts(self.backend.pre_tokenizer), _parts(self.backend.normalizer)
         spelling = [step for step in steps if step["type"] == "ByteLevel"]
         return (
-            bool(spelling)
-            and not any(step.get("add_prefix_space") for step in spelling)
+            type(model).__name__ == "BPE"
+            and not (model.continuing_subword_prefix or model.end_of_word_suffix)
+            and len(spelling) == 1
+            and not spelling[0].get("add_prefix_space")
+            and all(step["type"] in CUTTING and step.get("behavior") != "Removed" for step in steps)
             and {step["type"] for step in before} <= KEEPING
+            and not any(token.lstrip or token.rstrip for token in added if not token.special)
+            and all(self.backend.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet())
         )
 
     def encode(self, text: str) -> list[int]:
@@ -100,6 +107,20 @@ class Tokenizer:
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; of a byte-level tokenizer what `encode` took, up to its normaliser."""
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def decode_after(self, before: list[int], ids: list[int]) -> str:
+        """Return the text of `ids` as it follows that of the token `before` (at most one), for people to read.
+
+        Tokens that go on with a word or begin one say so beside another token only; special tokens are shown.
+        """
+        if self.is_byte_level or not before:
+            return self._readable(ids)
+        both, alone = self._readable(before + ids), self._readable(before)
+        return both.removeprefix(alone) if both.startswith(alone) else self._readable(ids)
+
+    def _readable(self, ids: list[int]) -> str:
+        text = self.decode(ids, skip_special_tokens=False)
+        return BESIDE_OTHERS.sub("", text) if type(self.backend.model).__name__ == "WordPiece" else text
 
     def normalize(self, text: str) -> str:
         """Return `text` as the tokenizer sees it (Unicode NFC for tokenizers made here)."""

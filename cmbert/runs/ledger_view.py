@@ -94,17 +94,22 @@ def decode(batch: "PackedBatch", tokenizer: Tokenizer) -> Iterator[str]:
             continue
         parts: list[str] = []
         plain: list[int] = []
+        before: list[int] = []  # the token before `plain`, as the text has it
         for place in range(first + 1, last - 1):
             if place not in asked:
                 plain.append(ids[place])
                 continue
-            parts.append(tokenizer.decode(plain))
-            plain = []
-            was = tokenizer.decode([asked[place]])
+            parts.append(tokenizer.decode_after(before, plain))
+            before, plain = (plain or before)[-1:], []
+            was = tokenizer.decode_after(before, [asked[place]])
+            text = was.lstrip(" ") if not tokenizer.is_byte_level else was
+            parts.append(was.removesuffix(text))  # a space between words is not masked
             if ids[place] == tokenizer.vocabulary.mask_id:
-                parts.append(MASKED.format(was))
+                parts.append(MASKED.format(text))
             elif ids[place] == asked[place]:
-                parts.append(KEPT.format(was))
+                parts.append(KEPT.format(text))
             else:
-                parts.append(REPLACED.format(was, tokenizer.decode([ids[place]])))
-        yield "".join([*parts, tokenizer.decode(plain)]).replace("\n", "⏎")
+                now = tokenizer.decode_after(before, [ids[place]])
+                parts.append(REPLACED.format(text, now if tokenizer.is_byte_level else now.lstrip(" ")))
+            before = [asked[place]]
+        yield "".join([*parts, tokenizer.decode_after(before, plain)]).replace("\n", "⏎")

@@ -1,7 +1,7 @@
 """Where maskable units begin: at the characters where both the words and the tokens have a boundary.
 
-The vocabulary is byte-level and lossless, so the tokens' byte lengths alone place every token in the text: no offsets
-from the encoder, and a whole batch of documents is aligned by a few numpy operations.
+A byte-level vocabulary is lossless, so the tokens' byte lengths alone place every token in the text: no offsets from
+the encoder, and a whole batch of documents is aligned by a few numpy operations. Other vocabularies: offsets.py.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ class Alignment:
     unit_starts: np.ndarray  # (tokens,) bool: the token begins a unit
     token_lengths: np.ndarray  # (tokens,) characters that begin in each token; 0 within a character
     unit_lengths: np.ndarray  # (units,) characters
+    num_characters: int  # of the documents; as many as in the tokens, unless the tokenizer drops some
+    num_words: int  # of which at least one token shows something, or whose place one takes
 
 
 def align(text: str, word_lengths: np.ndarray, token_bytes: np.ndarray) -> Alignment:
@@ -41,4 +43,6 @@ def align(text: str, word_lengths: np.ndarray, token_bytes: np.ndarray) -> Align
         unit_starts=unit_starts,
         token_lengths=np.add.reduceat(begins_character, token_starts, dtype=np.int64),
         unit_lengths=np.add.reduceat(begins_character, token_starts[unit_starts], dtype=np.int64),
+        num_characters=len(text),
+        num_words=len(word_lengths),
     )

@@ -2,9 +2,11 @@
 
 Some fast encoders silently ignore parts of a tokenizer.json, so none is trusted by name: on a probe text of hard cases
 and random characters every id must agree, or `tokenizers` itself is used and the log says why. A text that the fast
-encoder refuses (a regular expression that runs out of stack in some 1,400 letters in a row) goes to `tokenizers`.
+encoder refuses (a regular expression that runs out of stack in some 1,400 letters in a row) goes to `tokenizers`. So
+do all texts whose tokens' places must be asked for (tokenizers that are not byte-level).
 """
 
+import copy
 import importlib.metadata
 import importlib.util
 import logging
@@ -14,6 +16,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 
 from cmbert.errors import first_line
 from cmbert.seeding import generator
@@ -43,6 +46,8 @@ PROBE_TEXTS, PROBE_CHARACTERS = 64, 256  # of random characters, half of them co
 INERT_CHARACTERS = "\x00-\u02ff\u2010-\u2027\u3000-\u3029\u3030-\u3098\u309b-\u30ff\u3400-\u9fff\uff00-\uffef"
 NFC_INERT = re.compile(f"[{INERT_CHARACTERS}]*")
 
+NO_OFFSETS = np.zeros((0, 2), np.int64)
+
 
 class Encoded(NamedTuple):
     """Texts as ids, laid back to back, without special tokens."""
@@ -50,6 +55,7 @@ class Encoded(NamedTuple):
     ids: np.ndarray  # (tokens,) uint32
     lengths: np.ndarray  # (texts,) int64, tokens; 0 for a text that is refused
     refused: dict[int, str]  # the texts that no encoder takes, by their number in the batch, and what the last one said
+    offsets: np.ndarray = NO_OFFSETS  # (tokens, 2) int64, first character and the one behind the last; if asked for
 
 
 class BatchEncoder(NamedTuple):
@@ -80,6 +86,14 @@ def batch_encoder(tokenizer: Tokenizer) -> BatchEncoder:
         logger.info("%s gives other ids for %s: encoding with tokenizers, slower", both.name, tokenizer.directory)
         return plain
     return both
+
+
+def offset_encoder(tokenizer: Tokenizer) -> BatchEncoder:
+    """Return the encoder that also says which characters of a text each token was made of."""
+    backend = copy.deepcopy(tokenizer.backend)
+    backend.encode_special_tokens = True
+    backend.post_processor = None  # it may take white space out of the offsets; special tokens it is not asked for
+    return BatchEncoder(_named("tokenizers"), (lambda texts: _encode_with_offsets(backend, texts),))
 
 
 def probe_texts() -> list[str]:
@@ -117,7 +131,11 @@ def _encode(attempts: Sequence[Callable[[list[str]], Encoded]], texts: list[str]
     half = len(texts) // 2
     left, right = _encode(attempts, texts[:half]), _encode(attempts, texts[half:])
     refused = left.refused | {half + number: said for number, said in right.refused.items()}
-    return Encoded(np.concatenate([left.ids, right.ids]), np.concatenate([left.lengths, right.lengths]), refused)
+    ids, lengths, offsets = (
+        np.concatenate(pair)
+        for pair in ((left.ids, right.ids), (left.lengths, right.lengths), (left.offsets, right.offsets))
+    )
+    return Encoded(ids, lengths, refused, offsets)
 
 
 def _encode_plainly(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
@@ -125,6 +143,16 @@ def _encode_plainly(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
         parts = [encoding.ids for encoding in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)]
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
     return Encoded(np.fromiter(chain.from_iterable(parts), dtype=np.uint32, count=int(lengths.sum())), lengths, {})
+
+
+def _encode_with_offsets(backend: tokenizers.Tokenizer, texts: list[str]) -> Encoded:
+    with refusing():
+        parts = backend.encode_batch(texts, add_special_tokens=False)
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    count = int(lengths.sum())
+    ids = np.fromiter(chain.from_iterable(part.ids for part in parts), dtype=np.uint32, count=count)
+    places = chain.from_iterable(chain.from_iterable(part.offsets for part in parts))
+    return Encoded(ids, lengths, {}, np.fromiter(places, dtype=np.int64, count=2 * count).reshape(count, 2))
 
 
 def _fast_encoder(tokenizer: Tokenizer) -> Callable[[list[str]], Encoded] | str:

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Totals(Counts):
 
     characters: int
     units: int
+    unknown_tokens: NotRequired[int]
+    """[UNK]; only of tokenizers that make them."""
 
 
 class Segmenter(TypedDict):
@@ -107,11 +109,13 @@ class Tally:
     characters: int = 0
     units: int = 0
     word_boundaries: int = 0
-    """Between two words of one document."""
+    """Between two words of one document; several in text that no token shows count once."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Input lines without a usable text, by reason."""
     token_lengths: np.ndarray = field(default_factory=lambda: np.zeros(TOKEN_LENGTH_BINS, np.int64))
     unit_lengths: np.ndarray = field(default_factory=lambda: np.zeros(UNIT_LENGTH_BINS, np.int64))
+    unknown_tokens: int | None = None
+    """[UNK]; None = the tokenizer makes none."""
 
     def count_document(self, source: str, tokens: int, text_bytes: int) -> None:
         """Count one document under its source."""
@@ -120,11 +124,11 @@ class Tally:
         counts["tokens"] += tokens
         counts["text_bytes"] += text_bytes
 
-    def count_alignment(self, alignment: Alignment, num_words: int, num_documents: int) -> None:
+    def count_alignment(self, alignment: Alignment, num_documents: int) -> None:
         """Count the tokens, units and words of a batch."""
-        self.characters += int(alignment.token_lengths.sum())
+        self.characters += alignment.num_characters
         self.units += len(alignment.unit_lengths)
-        self.word_boundaries += num_words - num_documents
+        self.word_boundaries += alignment.num_words - num_documents
         self.token_lengths += histogram(alignment.token_lengths, TOKEN_LENGTH_BINS)
         self.unit_lengths += histogram(alignment.unit_lengths, UNIT_LENGTH_BINS)
 
@@ -138,6 +142,8 @@ class Tally:
         self.skipped.update(other.skipped)
         self.token_lengths += other.token_lengths
         self.unit_lengths += other.unit_lengths
+        if other.unknown_tokens is not None:
+            self.unknown_tokens = (self.unknown_tokens or 0) + other.unknown_tokens
 
     def total(self, count: str) -> int:
         """Return documents, tokens or text_bytes over all sources."""
@@ -159,6 +165,7 @@ class Tally:
                 **{count: self.total(count) for count in COUNTS},
                 "characters": self.characters,
                 "units": self.units,
+                **({} if self.unknown_tokens is None else {"unknown_tokens": self.unknown_tokens}),
             },
             "skipped_lines": dict(sorted(self.skipped.items())),
             "straddle": {
@@ -187,6 +194,7 @@ class Tally:
             skipped=Counter(manifest["skipped_lines"]),
             token_lengths=np.array(manifest["token_length_histogram"]["counts"], dtype=np.int64),
             unit_lengths=np.array(manifest["unit_length_histogram"]["counts"], dtype=np.int64),
+            unknown_tokens=manifest["totals"].get("unknown_tokens"),
         )
 
 

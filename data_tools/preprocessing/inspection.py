@@ -28,6 +28,9 @@ def describe(directory: Path) -> str:
         f"words by {segmenter['name']} {segmenter['version']}; {straddle['lost']:,} of {straddle['word_boundaries']:,} "
         f"word boundaries inside a token ({100 * straddle['rate']:.1f} %)",
     ]
+    if (unknown := totals.get("unknown_tokens")) is not None:
+        share = 100 * unknown / max(totals["tokens"], 1)
+        lines.append(f"{unknown:,} tokens are unknown: text that the tokenizer cannot spell ({share:.2f} %)")
     for name, counts in manifest["sources"].items():
         lines.append(f"  source {name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
     for reason, number in manifest["skipped_lines"].items():
@@ -61,7 +64,11 @@ def show_document(directory: Path, number: int, tokenizer: Tokenizer | None, col
         raise ConfigError(f"{tokenizer.directory}: not the tokenizer of {directory} ({shards.tokenizer_fingerprint})")
     tokens, unit_starts = shards.read(number)
     units = [unit.tolist() for unit in np.split(tokens, np.flatnonzero(unit_starts)[1:])]
-    texts = [" ".join(map(str, unit)) if tokenizer is None else tokenizer.decode(unit) for unit in units]
+    if tokenizer is None:
+        texts = [" ".join(map(str, unit)) for unit in units]
+    else:
+        before = [[], *(unit[-1:] for unit in units[:-1])]
+        texts = [tokenizer.decode_after(*pair) for pair in zip(before, units, strict=True)]
     if not colour:
         return "|".join(texts)
     separator = " " if tokenizer is None else ""

@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -26,22 +27,24 @@ from cmbert.errors import ConfigError, InputError, ShardError
 from cmbert.files.folders import asides, building, publish_directory, remove
 from cmbert.files.operations import new_digest
 from cmbert.progress import Progress
-from cmbert.tokenizer import Tokenizer, load_tokenizer
-from cmbert.vocabulary import SPECIAL_TOKENS
+from cmbert.tokenizer import load_tokenizer
 from data_tools.defaults import SHARD_TOKENS, TXT_DOCUMENTS
 from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally, sealed, whole_manifest
-from data_tools.encoding.segment import Segmenter, segmenter
+from data_tools.encoding.segment import segmenter
 from data_tools.input.announcement import announced_files
 from data_tools.input.document import Document
 from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
+from data_tools.preprocessing.description import Made, describe, many_unknown, summary
 from data_tools.runner import Workers
 
 PART_SHARD = "part"  # name of the one shard of a part
 MADE_OF = "documents_blake2b"  # in a part's manifest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ def preprocess(
         for left in asides(output):  # of other jobs: nobody needs what they build any more
             remove(left)
         print(f"{output}: {summary(tally, made)}")
+        if warning := many_unknown(tally):
+            logger.warning("%s: %s", output, warning)
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
 
 
@@ -136,27 +141,6 @@ def part_name(task: InputTask, settings: dict[str, Any], described: dict[Path, d
 def stem(name: str) -> str:
     """Return what the parts of the same byte ranges and settings have in common."""
     return name.split(".")[0]
-
-
-def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
-    """Return the manifest's entries on what tokens and units mean."""
-    vocabulary = tokenizer.vocabulary
-    entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
-    if vocabulary.special != list(range(len(SPECIAL_TOKENS))):
-        entry |= {"special_ids": [index for index in vocabulary.special if index != vocabulary.unk_id]}
-    return {
-        "tokenizer": entry,
-        "segmenter": words.describe(),
-        "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
-    }
-
-
-class Made(NamedTuple):
-    """What this call did; what an earlier one had done is not in it."""
-
-    num_parts: int
-    text_bytes: int
-    seconds: float
 
 
 def make_parts(work: Sequence[Work], workers: Workers, output: Path) -> Made:
@@ -284,15 +268,3 @@ def sum_parts(parts: Sequence[Path]) -> tuple[Tally, list[str]]:
         tally.add(Tally.from_manifest(manifest))
         encoders.add(manifest["encoder"])
     return tally, sorted(encoders)
-
-
-def summary(tally: Tally, made: Made) -> str:
-    """Return one line on a finished set."""
-    tokens = tally.total("tokens")
-    skipped = f", {tally.skipped.total():,} lines skipped" if tally.skipped else ""
-    rate = f"{made.text_bytes / 1e6 / made.seconds:.1f} MB/s, " if made.num_parts else ""
-    return (
-        f"{tally.total('documents'):,} documents, {tokens:,} tokens{skipped}, {rate}"
-        f"{tally.characters / tokens:.2f} characters per token, "
-        f"{100 * tally.lost_boundaries() / max(tally.word_boundaries, 1):.1f} % of word boundaries inside a token"
-    )

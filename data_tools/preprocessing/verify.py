@@ -15,8 +15,7 @@ from cmbert.errors import ConfigError, ShardError
 from cmbert.files.operations import hash_file
 from cmbert.tokenizer import Tokenizer
 from cmbert.vocabulary import SPECIAL_TOKENS
-from data_tools.encoding.encode import NOT_ENCODABLE, DocumentEncoder
-from data_tools.encoding.encoders import normalize
+from data_tools.encoding.encode import NO_TOKENS, NOT_ENCODABLE, DocumentEncoder
 from data_tools.encoding.manifest import SEAL, Tally, seal, whole_fault
 from data_tools.input.document import Document
 from data_tools.input.readers import DocumentReader, input_files, whole_files
@@ -181,6 +180,8 @@ def count_faults(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{path}: the {name}-length histogram holds {lengths.sum()} of {totals[count]} {count}"
         if (np.arange(len(lengths)) * lengths).sum() > totals["characters"]:
             yield f"{path}: the {name}-length histogram holds more than the {totals['characters']} characters"
+    if (tally.unknown_tokens or 0) > totals["tokens"]:
+        yield f"{path}: {tally.unknown_tokens} unknown tokens of {totals['tokens']}"
     if tally.lost_boundaries() != manifest["straddle"]["lost"] or tally.lost_boundaries() < 0:
         yield f"{path}: word boundaries, units and documents do not add up to the lost boundaries"
     if totals["units"] == totals["tokens"] >= FEWEST_TOKENS_TO_JUDGE and manifest["segmenter"]:
@@ -190,13 +191,24 @@ def count_faults(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
 def document_faults(
     directory: Path, manifest: dict[str, Any], tokenizer: Tokenizer, source: Sequence[str]
 ) -> Iterator[str]:
-    """Yield sampled documents whose tokens or units are not those of their text, or whose text is not the source's."""
+    """Yield sampled documents whose tokens or units are not those of their text, or whose text is not the source's.
+
+    Tokens that do not spell their text do not give it back; they are compared with those of the source's text.
+    """
     shards = ShardSet(directory)
     sampled = np.unique(np.linspace(0, shards.num_documents - 1, SAMPLED_DOCUMENTS, dtype=np.int64)).tolist()
     encoder = DocumentEncoder(tokenizer.directory, "auto")
     same_words = encoder.segmenter.describe()["dictionary_hash"] == manifest["segmenter"]["dictionary_hash"]
     if not same_words:
         logger.info("%s: its words come from another dictionary than the one installed: units not compared", directory)
+    if not tokenizer.is_byte_level:
+        if source:
+            yield from lossy_source_faults(shards, encoder, source, set(sampled), same_words)
+        else:
+            logger.info(
+                "%s: documents not compared, for its tokenizer loses some text; add --input with the text", directory
+            )
+        return
     texts: dict[int, str] = {}
     for document in sampled:
         tokens, unit_starts = shards.read(document)
@@ -209,24 +221,53 @@ def document_faults(
         elif same_words and not np.array_equal(again.unit_starts, unit_starts):
             yield f"{directory}: document {document}: its units are not those of its words"
     if source:
-        yield from source_faults(directory, manifest, encoder, source, texts)
+        yield from source_faults(shards, encoder, source, texts)
 
 
 def source_faults(
-    directory: Path, manifest: dict[str, Any], encoder: DocumentEncoder, source: Sequence[str], texts: dict[int, str]
+    shards: ShardSet, encoder: DocumentEncoder, source: Sequence[str], texts: dict[int, str]
 ) -> Iterator[str]:
     """Yield documents (by number, in `texts`) that differ from the source's, and a difference in their number."""
+    number = -1
+    for number, document in enumerate(encodable(shards.manifest, encoder, source)):
+        if number in texts and texts[number] != encoder.prepare(document.text):
+            yield f"{shards.path}: document {number} is not the source's {document.id}"
+    yield from number_faults(shards, number + 1)
+
+
+def lossy_source_faults(
+    shards: ShardSet, encoder: DocumentEncoder, source: Sequence[str], sampled: set[int], same_words: bool
+) -> Iterator[str]:
+    """Yield `sampled` documents whose tokens or units are not those of the source's, and a difference in number."""
+    number = -1
+    for number, document in enumerate(encodable(shards.manifest, encoder, source)):
+        if number not in sampled or number >= shards.num_documents:
+            continue
+        tokens, unit_starts = shards.read(number)
+        again = encoder([document])
+        if again.refused:
+            yield f"{shards.path}: the source's {document.id} cannot be encoded again ({again.refused[0][1]})"
+        elif not np.array_equal(again.tokens, tokens):
+            yield f"{shards.path}: document {number} has not the tokens of the source's {document.id}"
+        elif same_words and not np.array_equal(again.unit_starts, unit_starts):
+            yield f"{shards.path}: document {number}: its units are not those of its words"
+    yield from number_faults(shards, number + 1)
+
+
+def encodable(manifest: dict[str, Any], encoder: DocumentEncoder, source: Sequence[str]) -> Iterator[Document]:
+    """Yield the source's documents but those that preprocess counts and leaves out."""
     keys = ("text_key", "on_bad_line", "txt_document")
     how = {key: manifest["settings"][key] for key in keys if key in manifest["settings"]}
     reader = DocumentReader(whole_files(input_files(source)), **how, has_options=False)
-    some_refused = NOT_ENCODABLE in manifest["skipped_lines"]  # seldom: then all are encoded again to know which
-    number = 0
+    # Seldom: then all are encoded again to know which.
+    some_left_out = not {NOT_ENCODABLE, NO_TOKENS}.isdisjoint(manifest["skipped_lines"])
     for document in reader:
-        text = normalize(encoder.tokenizer, document.text)
-        if not text or (some_refused and encoder.encoder.encode([text]).refused):
-            continue  # preprocess counts it and leaves it out
-        if number in texts and texts[number] != text:
-            yield f"{directory}: document {number} is not the source's {document.id}"
-        number += 1
-    if number != manifest["totals"]["documents"]:
-        yield f"{directory}: {manifest['totals']['documents']} documents, the source has {number}"
+        text = encoder.prepare(document.text)
+        if text and not (some_left_out and not encoder.encoder.encode([text]).ids.size):
+            yield document
+
+
+def number_faults(shards: ShardSet, number: int) -> Iterator[str]:
+    """Yield a difference between the set's number of documents and the source's."""
+    if number != shards.num_documents:
+        yield f"{shards.path}: {shards.num_documents} documents, the source has {number}"

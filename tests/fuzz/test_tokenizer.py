@@ -157,9 +157,9 @@ def test_a_file_that_cuts_and_fills_texts_does_neither(tmp_path: Path, monkeypat
     monkeypatch.setattr(
         "data_tools.encoding.encoders.probe_texts", lambda: ["今天天气"]
     )  # what proves encoders takes seconds
-    tokens, lengths, _ = batch_encoder(cut).encode(["今天天气很好。", "今"])
-    assert tokens.tolist() == [*plain, *cut.encode("今")]
-    assert lengths.tolist() == [len(plain), 1]
+    encoded = batch_encoder(cut).encode(["今天天气很好。", "今"])
+    assert encoded.ids.tolist() == [*plain, *cut.encode("今")]
+    assert encoded.lengths.tolist() == [len(plain), 1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""What a shard set says of itself: the manifest's entries on tokens and units, and the line at the end."""
+
+import json
+from typing import Any, NamedTuple
+
+from cmbert.tokenizer import Tokenizer
+from cmbert.vocabulary import SPECIAL_TOKENS
+from data_tools.encoding.manifest import Tally
+from data_tools.encoding.segment import Segmenter
+
+MANY_UNKNOWN = 0.01  # share of the tokens
+
+
+def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
+    """Return the manifest's entries on what tokens and units mean."""
+    vocabulary = tokenizer.vocabulary
+    entry = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+    if vocabulary.special != list(range(len(SPECIAL_TOKENS))) or not tokenizer.is_byte_level:
+        entry |= {"special_ids": [index for index in vocabulary.special if index != vocabulary.unk_id]}
+    return {
+        "tokenizer": entry,
+        "segmenter": words.describe(),
+        "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
+    }
+
+
+class Made(NamedTuple):
+    """What this call did; what an earlier one had done is not in it."""
+
+    num_parts: int
+    text_bytes: int
+    seconds: float
+
+
+def summary(tally: Tally, made: Made) -> str:
+    """Return one line on a finished set."""
+    tokens = tally.total("tokens")
+    skipped = f", {tally.skipped.total():,} lines skipped" if tally.skipped else ""
+    rate = f"{made.text_bytes / 1e6 / made.seconds:.1f} MB/s, " if made.num_parts else ""
+    share = unknown_share(tally)
+    unknown = "" if share is None else f", {100 * share:.2f} % of the tokens unknown"
+    return (
+        f"{tally.total('documents'):,} documents, {tokens:,} tokens{skipped}, {rate}"
+        f"{tally.characters / tokens:.2f} characters per token, "
+        f"{100 * tally.lost_boundaries() / max(tally.word_boundaries, 1):.1f} % of word boundaries inside a token"
+        f"{unknown}"
+    )
+
+
+def unknown_share(tally: Tally) -> float | None:
+    """Return which share of the tokens is [UNK]; None of a tokenizer that makes none."""
+    return None if tally.unknown_tokens is None else tally.unknown_tokens / max(tally.total("tokens"), 1)
+
+
+def many_unknown(tally: Tally) -> str | None:
+    """Return a word of warning if the tokenizer hardly knows this text."""
+    share = unknown_share(tally)
+    if share is None or share <= MANY_UNKNOWN:
+        return None
+    return (
+        f"{100 * share:.1f} % of its tokens are unknown: the tokenizer cannot spell that text, and a model never sees "
+        "it; was it made for text of this kind?"
+    )
