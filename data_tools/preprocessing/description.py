@@ -1,6 +1,8 @@
 """What a shard set says of itself: the manifest's entries on tokens and units, and the line at the end."""
 
 import json
+import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmbert.tokenizer import Tokenizer
@@ -9,6 +11,8 @@ from data_tools.encoding.manifest import Tally
 from data_tools.encoding.segment import Segmenter
 
 MANY_UNKNOWN = 0.01  # share of the tokens
+
+logger = logging.getLogger(__name__)
 
 
 def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
@@ -32,6 +36,19 @@ class Made(NamedTuple):
     seconds: float
 
 
+def say_done(output: Path, tally: Tally, made: Made) -> None:
+    """Say that a set is finished, and so if the tokenizer hardly knows its text."""
+    print(f"{output}: {summary(tally, made)}")
+    share = unknown_share(tally)
+    if share is not None and share > MANY_UNKNOWN:
+        logger.warning(
+            "%s: %.1f %% of its tokens are unknown: the tokenizer cannot spell that text, and a model never sees it; "
+            "was it made for text of this kind?",
+            output,
+            100 * share,
+        )
+
+
 def summary(tally: Tally, made: Made) -> str:
     """Return one line on a finished set."""
     tokens = tally.total("tokens")
@@ -50,14 +67,3 @@ def summary(tally: Tally, made: Made) -> str:
 def unknown_share(tally: Tally) -> float | None:
     """Return which share of the tokens is [UNK]; None of a tokenizer that makes none."""
     return None if tally.unknown_tokens is None else tally.unknown_tokens / max(tally.total("tokens"), 1)
-
-
-def many_unknown(tally: Tally) -> str | None:
-    """Return a word of warning if the tokenizer hardly knows this text."""
-    share = unknown_share(tally)
-    if share is None or share <= MANY_UNKNOWN:
-        return None
-    return (
-        f"{100 * share:.1f} % of its tokens are unknown: the tokenizer cannot spell that text, and a model never sees "
-        "it; was it made for text of this kind?"
-    )

@@ -10,7 +10,6 @@ import errno
 import functools
 import hashlib
 import json
-import logging
 import os
 import shutil
 import socket
@@ -38,13 +37,11 @@ from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
-from data_tools.preprocessing.description import Made, describe, many_unknown, summary
+from data_tools.preprocessing.description import Made, describe, say_done
 from data_tools.runner import Workers
 
 PART_SHARD = "part"  # name of the one shard of a part
 MADE_OF = "documents_blake2b"  # in a part's manifest
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,7 @@ def preprocess(
     else:
         for left in asides(output):  # of other jobs: nobody needs what they build any more
             remove(left)
-        print(f"{output}: {summary(tally, made)}")
-        if warning := many_unknown(tally):
-            logger.warning("%s: %s", output, warning)
+        say_done(output, tally, made)
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
 
 

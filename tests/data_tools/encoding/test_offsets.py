@@ -1,5 +1,6 @@
 """Units of tokenizers that do not spell their text: by hand, beside a naive reference, beside the byte way."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from data_tools.encoding.encode import DocumentEncoder
 from data_tools.encoding.encoders import offset_encoder
 from data_tools.encoding.offsets import align_offsets
 from data_tools.input.document import Document
-from tests.other_tokenizers import KINDS, PARTS, ids, mixed_texts, write, write_kind
+from tests.other_tokenizers import KINDS, PARTS, ids, mixed_texts, prefix_space, write, write_kind
 
 # (words, (first character, the one behind the last) of each token, bits, lost boundaries)
 BY_HAND = (
@@ -124,6 +125,42 @@ def test_both_ways_agree_on_byte_level_tokens(own: str, request: pytest.FixtureR
     assert one.token_lengths.tolist() == other.token_lengths.tolist()
     assert one.unit_lengths.tolist() == other.unit_lengths.tolist()
     assert (one.num_characters, one.num_words) == (other.num_characters, other.num_words)
+
+
+def lossy(way: str) -> tokenizers.Tokenizer:
+    """A tokenizer that is byte-level, but for one thing."""
+    values = json.loads(prefix_space().to_str())
+    if way == "a byte is missing":
+        values["model"]["vocab"]["other"] = values["model"]["vocab"].pop("!")
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    before = {
+        "spaces are removed": [pre_tokenizers.Split(" ", "removed")],
+        "white space is removed": [pre_tokenizers.Whitespace()],
+    }
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*before.get(way, []), spell])
+    if way == "a token takes the space before it":
+        backend.add_tokens([tokenizers.AddedToken("today", lstrip=True)])
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("way", "units"),
+    [
+        ("none", ["今天", " today", "!"]),
+        ("spaces are removed", ["今天", "today", "!"]),
+        ("white space is removed", ["今天", "today", "!"]),
+        ("a byte is missing", ["今天", " today"]),
+        ("a token takes the space before it", ["今天", " today", "!"]),
+    ],
+)
+def test_byte_level_tokens_that_lose_text_are_placed_by_offsets(way: str, units: list[str], tmp_path: Path) -> None:
+    encoder = DocumentEncoder(write(tmp_path, lossy(way)), "auto")
+    assert encoder.is_byte_level == (way == "none")
+    batch = encoder([Document("", "", "今天 today!")])
+    lengths = np.bincount([len(unit) for unit in units], minlength=9)
+    assert batch.tally.unit_lengths.tolist() == lengths.tolist()
+    assert batch.tally.lost_boundaries() == (1 if " today" in units else 0)
 
 
 def test_text_that_spells_a_special_token_is_unknown(tmp_path: Path) -> None:
