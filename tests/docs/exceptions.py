@@ -17,6 +17,8 @@ SUITE = "is this suite, or takes minutes"
 NOT_RUN = (
     NotRun(r"make demo( FRESH=1)?", "five minutes; its steps run here, and all of it at a tiny size there",
            "tests/integration/test_demo.py"),
+    NotRun(r"make adapt( .*)?|python recipes/adapt/adapt\.py( .*)?", "minutes; on a tiny model there",
+           "tests/integration/test_adapt.py"),
     NotRun(r"make (test|test-all|check)( .*)?", SUITE, ".ci/run"),
     NotRun(r"make bench( .*)?", "minutes of timing; `cmbert bench` runs here at a tiny size",
            "tests/cmbert/bench/test_throughput.py"),
@@ -103,6 +105,10 @@ INSTEAD: dict[str, tuple[str, ...]] = {
         f"{ARRAY} --num-tasks 2 --task-index 0",
         f"{ARRAY} --num-tasks 2 --task-index 1",
         ARRAY,
+    ),
+    "cmbert import FOLDER --output DIR": (
+        "cmbert export runs/quickstart/stage2 --output runs/theirs",
+        "cmbert import runs/theirs --output runs/start",
     ),
     "cmbert ledger RUN --step 1200": ("cmbert ledger runs/quickstart/stage1 --step 3",),
     "cmbert ledger RUN --step 1200 --show": ("cmbert ledger runs/quickstart/stage1 --step 3 --show",),
