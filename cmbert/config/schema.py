@@ -30,7 +30,7 @@ class ModelConfig:
     intermediate_size: int
     """Width of the GeGLU product; the input projection is twice as wide (derived from the paper: 2,624)."""
     vocab_size: int
-    """Rows of the embedding; a multiple of 64 and equal to the tokenizer's size (ours: 32,768; P: 32k)."""
+    """Rows of the embedding: the tokenizer's ids, rounded up to a multiple of 64 (ours: 32,768; P: 32k)."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Bias-free normalisation (P: RMSNorm; layernorm exports to stock ModernBERT)."""
     norm_eps: float = 1e-5
@@ -179,7 +179,7 @@ class TrainConfig:
     deepspeed: str = "zero1"
     """DeepSpeed file: owns ZeRO stage and precision; a name of ds_configs/, or a path that ends in .json."""
     init_from: str = ""
-    """Run or checkpoint whose weights start this stage (stage 2 names stage 1's run); empty = fresh weights."""
+    """Run, checkpoint or model folder whose weights start this stage (stage 2: stage 1's run); empty = fresh."""
     init_tiling: bool = False
     """Let init_from be a smaller model, whose weights are repeated to this one's shape (docs/recipes.md)."""
     checkpoint_every_steps: int = 1000
