@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class StepError(Exception):
     """A command that failed has said why; this is its exit code."""
 
 
-def call(*words: object, stop_when: Any = None) -> int:
-    """Run one command of ours and return 0; 75 if `stop_when`, asked every second, ended it. Raises StepError."""
+def call(*words: object, stop_when: Callable[[], bool] | None = None) -> None:
+    """Run one command of ours to its end, or until `stop_when`, asked every second. Raises StepError."""
     command = [str(word) for word in words]
     print(f"\n   $ {shlex.join(command)}", flush=True)
     child, asked = subprocess.Popen([sys.executable, "-m", *command]), False
@@ -76,14 +77,13 @@ def call(*words: object, stop_when: Any = None) -> int:
             code = child.wait(1 if stop_when else None)
             break
         except subprocess.TimeoutExpired:
-            if not asked and stop_when():
+            if not asked and stop_when and stop_when():
                 child.send_signal(signal.SIGTERM)  # it saves a checkpoint and leaves
                 asked = True
         except KeyboardInterrupt:
             print("\nstopping ...", file=sys.stderr)  # the terminal sends it to the child, too
     if code and not (asked and code == EXIT_STOPPED):
         raise StepError(code)
-    return code
 
 
 def origin_of(model: Path, out: Path) -> dict[str, Any]:
@@ -197,11 +197,10 @@ def adapt(options: argparse.Namespace) -> None:
     score = ["--context", recipe["data"]["context_tokens"], "--data", *sets, "--output"]
     if not (out / "before.json").is_file():
         call("cmbert", "eval", recipe["train"]["init_from"], *score, out / "before.json")
-    stopped = call(
-        "cmbert", "train", out / "recipe.toml", "--processes", options.processes,
-        stop_when=None if options.to_the_end else lambda: falls_no_more(out / "run"),
-    )  # fmt: skip
-    if stopped:
+    stop_when = (lambda: False) if options.to_the_end else (lambda: falls_no_more(out / "run"))
+    if not stop_when():
+        call("cmbert", "train", out / "recipe.toml", "--processes", options.processes, stop_when=stop_when)
+    if stop_when():
         print(f"   the domain's held-out loss has not fallen for {PATIENCE} evaluations: enough")
     if not (out / "after.json").is_file():
         call("cmbert", "eval", out / "run", *score, out / "after.json")
@@ -259,6 +258,8 @@ def main() -> int:
     try:
         adapt(options)
     except StepError as error:
+        if error.args[0] == EXIT_STOPPED:
+            print("   stopped; the same command goes on", file=sys.stderr)
         return int(error.args[0])
     return 0
 

@@ -101,6 +101,20 @@ def test_anothers_model_is_imported_first(tmp_path: Path) -> None:
     assert not weights["model.embeddings.tok_embeddings.weight"][339:].any()  # blank rows have learnt nothing
 
 
+@pytest.mark.slow
+def test_it_stops_when_the_loss_falls_no_more(trained: Path, tmp_path: Path) -> None:
+    write_texts(tmp_path / "mine", clauses=6)
+    words = ("--model", trained, "--text", "mine", "--output", "out", "--processes", "1")
+    words += ("--tokens", "2000000", "--learning-rate", "1e-9")  # nothing is learnt
+    for _ in range(2):
+        done = adapt(tmp_path, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "has not fallen for 3 evaluations: enough" in done.stdout
+    steps = len(read_metrics(tmp_path / "out" / "run"))
+    assert 300 <= steps < 900  # of 976, scored every 97th; the second call trained no further
+    assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
+
+
 MISTAKES = {
     "no model": (("--model", "nowhere", "--text", "mine"), "nowhere: neither a run of cmbert train nor a model folder"),
     "no text": (("--model", "RUN", "--text", "nowhere"), "nowhere"),
