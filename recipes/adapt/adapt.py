@@ -122,8 +122,8 @@ def table(values: dict[str, Any]) -> str:
     return "\n".join(f"{key} = {quoted(value)}" for key, value in values.items())
 
 
-def write_recipe(origin: dict[str, Any], options: argparse.Namespace, tokens: int) -> None:
-    """Write OUT/recipe.toml for `tokens` row positions."""
+def write_recipe(origin: dict[str, Any], options: argparse.Namespace, tokens: int, name: str) -> None:
+    """Write OUT/NAME, a recipe for `tokens` row positions."""
     out, sets = options.output, ["domain", *(["general"] if options.general else [])]
     context = origin["data"].get("context_tokens") or min(CONTEXT, origin["model"]["max_length"])
     steps = tokens // (rows_per_step(tokens, context) * context)
@@ -135,9 +135,7 @@ def write_recipe(origin: dict[str, Any], options: argparse.Namespace, tokens: in
         tokenizer=quoted(origin["data"]["tokenizer"]),
         context=context,
         sources=", ".join(
-            f"{{ path = {quoted(out / f'{name}_shards')}"
-            + (f", weight = {shares[name]:g} }}" if len(sets) > 1 else " }")
-            for name in sets
+            f"{{ path = {quoted(out / f'{name}_shards')}, weight = {shares[name]:g} }}" for name in sets if shares[name]
         ),
         mask=options.mask_rate,
         optimizer=table(origin.get("optimizer", {"kind": "adamw"})),
@@ -148,19 +146,28 @@ def write_recipe(origin: dict[str, Any], options: argparse.Namespace, tokens: in
         heldout=quoted(out / "domain"),
         others=", ".join(quoted(out / name) for name in sets[1:]),
     )
-    (out / "recipe.toml").write_text(text, encoding="utf-8")
+    (out / name).write_text(text, encoding="utf-8")
 
 
-def tokens_in(hours: float, options: argparse.Namespace) -> int:
+def tokens_in(hours: float, options: argparse.Namespace, recipe: Path) -> int:
     """Return how many row positions this machine trains on in so many hours, by ten measured steps of the recipe."""
-    command = ["cmbert", "plan", options.output / "recipe.toml", "--gpus", options.processes, "--measure", "--json"]
+    command = ["cmbert", "plan", recipe, "--gpus", options.processes, "--measure", "--json"]
     said = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, check=False)
     if said.returncode:
         print(said.stderr, end="", file=sys.stderr)
         raise StepError(said.returncode)
-    speed = json.loads(said.stdout)["measured"]["tokens_per_second"]
-    print(f"\n   {speed:,.0f} tokens/s here: {hours:g} hours are {hours * 3600 * speed:,.0f} tokens")
-    return int(hours * 3600 * speed)
+    plan = json.loads(said.stdout)
+    measured = plan["measured"]
+    left = hours - measured["heldout_hours"] - measured["start_seconds"] / 3600
+    if left <= 0:
+        print(
+            f"--hours {hours:g}: start and held-out scores alone take {hours - left:.3f} here; give more",
+            file=sys.stderr,
+        )
+        raise StepError(EXIT_USER_ERROR)
+    tokens = int(plan["total_tokens"] * left / measured["training_hours"])
+    print(f"\n   {measured['tokens_per_second']:,.0f} tokens/s here: {hours:g} hours are {tokens:,} tokens")
+    return tokens
 
 
 def evaluations(run: Path) -> list[tuple[int, float, list[float]]]:
@@ -188,10 +195,14 @@ def adapt(options: argparse.Namespace) -> None:
     if options.general:
         make_shards(options.general, "general", out, tokenizer)
         tokens = int(tokens / (1 - options.replay))
-    if not (out / "recipe.toml").is_file():
-        write_recipe(origin, options, options.tokens or tokens)
+    if (out / "recipe.toml").is_file():
+        print(f"\n   {out}/recipe.toml holds; for other options name another --output, or remove it and {out}/run")
+    else:
+        tokens = options.tokens or tokens
         if options.hours:
-            write_recipe(origin, options, tokens_in(options.hours, options))
+            write_recipe(origin, options, tokens, "measured.toml")
+            tokens = tokens_in(options.hours, options, out / "measured.toml")
+        write_recipe(origin, options, tokens, "recipe.toml")
     sets = [f"{name}={out / name}" for name in ("domain", "general") if (out / name).is_dir()]
     recipe = tomllib.loads((out / "recipe.toml").read_text(encoding="utf-8"))
     score = ["--context", recipe["data"]["context_tokens"], "--data", *sets, "--output"]

@@ -115,6 +115,16 @@ def test_it_stops_when_the_loss_falls_no_more(trained: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "export" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_hours_become_tokens_by_what_is_measured_here(trained: Path, tmp_path: Path) -> None:
+    write_texts(tmp_path / "mine", clauses=6)
+    words = ("--model", trained, "--text", "mine", "--output", "out", "--processes", "1", "--hours")
+    done = adapt(tmp_path, *words, "1e-6")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert re.search(r"^--hours 1e-06: start and held-out scores alone take [\d.]+ here; give more$", done.stderr, re.M)
+    assert not (tmp_path / "out" / "recipe.toml").exists()
+
+
 MISTAKES = {
     "no model": (("--model", "nowhere", "--text", "mine"), "nowhere: neither a run of cmbert train nor a model folder"),
     "no text": (("--model", "RUN", "--text", "nowhere"), "nowhere"),
