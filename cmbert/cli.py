@@ -15,7 +15,7 @@ from cmbert.commands import (
     embed_train,
     export,
     finetune,
-    import_model,
+    import_,
     ledger,
     merge_checkpoints,
     new,
@@ -31,7 +31,7 @@ from cmbert.progress import log_to_stdout
 from cmbert.standard_streams import guard_standard_streams
 
 COMMANDS = (
-    new, import_model, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger,
+    new, import_, plan, preflight, train, evaluate, ablate, finetune, embed_train, bench, ledger,
     merge_checkpoints, export, report,
 )  # fmt: skip
 """In the order of --help."""

@@ -129,9 +129,6 @@ def read_table(parent: Tokenizer) -> dict[str, Any]:
         found = f"{kind} whose text or bytes are spelt in another way" if kind == "BPE" else kind
         raise ConfigError(f"{path}: only byte-level BPE can be extended, this is {found}; {OTHER_KIND}")
     table: dict[str, Any] = parse_as(read_bytes(path), dict[str, Any], str(path), error=ConfigError, remedy=OTHER_KIND)
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if table["model"].get(key):
-            raise ConfigError(f"{path}: model.{key} changes how merges spell; {OTHER_KIND}")
     return table
 
 

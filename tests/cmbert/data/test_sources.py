@@ -40,8 +40,7 @@ def test_held_out_rows_that_are_not_scored_are_said(
 ) -> None:
     caplog.set_level("INFO", "cmbert")
     recipe = load_recipe(recipe_file, [f"evaluation.shards={other_shards}", "evaluation.max_rows=5"])
-    heldout = open_heldout(recipe, tokenizer, read_launch({}))
-    assert heldout is not None
+    (heldout,) = open_heldout(recipe, tokenizer, read_launch({}))
     rows = heldout.reader.blend.sources[0].num_rows
     assert [r.message for r in caplog.records] == [
         f"{other_shards}: evaluation.max_rows = 5 of its {rows} rows are scored"

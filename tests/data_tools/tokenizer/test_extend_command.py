@@ -75,7 +75,7 @@ def test_bad_input_is_one_line(
     cases = {
         "no such file; a tokenizer's folder": [str(tmp_path / "none"), domain, out, "8"],
         "only byte-level BPE can be extended, this is WordPiece; give": [str(tmp_path / "words"), domain, out, "8"],
-        "model.end_of_word_suffix changes how merges spell": [str(tmp_path / "suffix"), domain, out, "8"],
+        "this is BPE whose text or bytes are spelt in another way": [str(tmp_path / "suffix"), domain, out, "8"],
         "exists and has no extension.json; choose another --output": [good, domain, str(tmp_path / "taken"), "8"],
         "no document with text": [good, blank, out, "8"],
         "nowhere.jsonl": [good, tmp_path / "nowhere.jsonl", out, "8"],
