@@ -89,7 +89,7 @@ def import_model(folder: Path, output: Path) -> Comparison:
         format="hf",
         texts=TEXTS,
         card=lambda measured: _card(folder, config, origin, measured),
-        files={ORIGIN_FILE: json_text(origin), START_FILE: _start(config, output)},
+        files={ORIGIN_FILE: json_text(origin, 2) + "\n", START_FILE: _start(config, output)},
     )
 
 
@@ -111,11 +111,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; download the model and name its folder")
     if not (folder / CONFIG_FILE).is_file():
-        megatron = (folder / "latest_checkpointed_iteration.txt").is_file() or any(folder.glob("**/mp_rank_0*"))
-        what = "a checkpoint of Megatron; convert it to Hugging Face's layout first" if megatron else (
-            "no model folder; give one in Hugging Face's layout. A run of ours starts another by train.init_from"
-        )  # fmt: skip
-        raise CheckpointError(f"{folder}: no {CONFIG_FILE} there: {what}")
+        raise CheckpointError(f"{folder}: no {CONFIG_FILE} there: {_what_it_is(folder)}")
     values = read_json_object(folder / CONFIG_FILE)
     for name in (CONFIG_FILE, SETTINGS_FILE):
         settings = read_json_object(folder / name) if (folder / name).is_file() else {}
@@ -125,6 +121,15 @@ def _read_values(folder: Path) -> dict[str, Any]:
                 "that transformers reads by itself"
             )
     return values
+
+
+def _what_it_is(folder: Path) -> str:
+    """Say what a folder without config.json is, and what to do with it."""
+    if any((place / "resolved.toml").is_file() for place in (folder, *folder.absolute().parents[:2])):
+        return "a run of ours, which a recipe names as it is: train.init_from"
+    if (folder / "latest_checkpointed_iteration.txt").is_file() or any(folder.glob("**/mp_rank_0*")):
+        return "a checkpoint of Megatron; convert it to Hugging Face's layout first"
+    return "no model folder; give one in Hugging Face's layout"
 
 
 def _fitting_weights(folder: Path, vocabulary: Vocabulary) -> dict[str, torch.Tensor]:

@@ -121,6 +121,13 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def run_of_ours(folder: Path) -> None:
+    shutil.rmtree(folder)
+    (folder / "checkpoints" / "step_000000001").mkdir(parents=True)
+    (folder / "checkpoints" / "step_000000001" / "mp_rank_00_model_states.pt").touch()  # DeepSpeed's name, too
+    (folder / "resolved.toml").touch()
+
+
 def megatron(folder: Path) -> None:
     shutil.rmtree(folder)
     (folder / "iter_0000100" / "mp_rank_00").mkdir(parents=True)
@@ -129,6 +136,7 @@ def megatron(folder: Path) -> None:
 
 FAULTS = {
     "no folder": (shutil.rmtree, "no such folder; download the model"),
+    "a run of ours": (run_of_ours, "a run of ours, which a recipe names as it is: train.init_from"),
     "Megatron's": (megatron, "a checkpoint of Megatron; convert it"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json there: no model folder"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
