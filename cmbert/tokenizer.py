@@ -203,12 +203,12 @@ def load_tokenizer(directory: str | Path, *, vocab_size: int | None = None) -> T
     return Tokenizer(backend, digest.hexdigest(), directory, vocabulary)
 
 
-def read_extension(directory: Path) -> Extension | None:
-    """Return how the tokenizer of a folder extends another; None if it was not made so. Raises ConfigError."""
-    path, remedy = directory / EXTENSION_FILE, "make it again by `data_tools extend-tokenizer`"
+def read_extension(tokenizer: Tokenizer) -> Extension | None:
+    """Return how a tokenizer extends another; None if it was not made so. Raises ConfigError."""
+    path, remedy = tokenizer.directory / EXTENSION_FILE, "make it again by `data_tools extend-tokenizer`"
     extension: Extension | None = read_as(path, Extension, error=ConfigError, remedy=remedy)
     if extension:
-        size, old = load_tokenizer(directory).vocab_size, extension["parent_ids"]
+        size, old = tokenizer.vocab_size, extension["parent_ids"]
         known = all(ids and min(ids) >= 0 and max(ids) < old for ids in extension["parts"])
         if not known or old + len(extension["parts"]) != size:
             raise ConfigError(f"{path}: its ids are not those of a tokenizer of {size:,}; {remedy}")

@@ -14,6 +14,11 @@ NEEDED = ("pad", "cls", "sep", "mask")
 VOCAB_MULTIPLE = 64  # rows of the embedding: kernel tiling
 
 
+def rows_for(num_ids: int) -> int:
+    """Return the rows of an embedding: the ids, rounded up to a multiple of 64."""
+    return -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The ids of a tokenizer, and what they are for."""
@@ -35,7 +40,7 @@ class Vocabulary:
     @property
     def rows(self) -> int:
         """Rows of the embedding: the ids, and blank rows up to a multiple of 64."""
-        return -(-self.size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return rows_for(self.size)
 
     @cached_property
     def ordinary(self) -> np.ndarray:

@@ -38,9 +38,8 @@ def _name_rules(recipe: Recipe) -> list[tuple[bool, str, str]]:
         "data.tokenizer": recipe.data.tokenizer,
         "train.deepspeed": recipe.train.deepspeed,
         **{f"data.sources[{number}].path": source.path for number, source in enumerate(recipe.data.sources)},
+        **{f"evaluation.other_shards[{n}]": path for n, path in enumerate(recipe.evaluation.other_shards)},
     }
-    others = {f"evaluation.other_shards[{n}]": path for n, path in enumerate(recipe.evaluation.other_shards)}
-    needed |= others
     names = needed | {"train.init_from": recipe.train.init_from, "evaluation.shards": recipe.evaluation.shards}
     return [
         *((not name.strip(), key, "is empty; name what it stands for") for key, name in needed.items()),

@@ -101,15 +101,16 @@ def is_ours(directory: Path) -> bool:
     path = directory / CONFIG_FILE
     values = read_json_object(path) if path.is_file() else {}
     architectures = values.get("architectures")
-    if architectures == ["CmbertForMaskedLM"]:
-        return True
-    if architectures != ["ModernBertForMaskedLM"]:
+    if architectures not in (["CmbertForMaskedLM"], ["ModernBertForMaskedLM"]):
         return False
+    has_ids = all(isinstance(values.get(f"{name}_token_id"), int) for name in ("pad", "cls", "sep"))
+    if not has_ids or architectures == ["CmbertForMaskedLM"]:
+        return has_ids
     try:
-        model_config(values, path)
+        written = config_json(model_config(values, path), None)
     except CheckpointError:
         return False
-    return True
+    return all(values.get(key, value) == value for key, value in written.items() if key != "dtype")
 
 
 def modernbert_config(config: ModelConfig) -> Any:

@@ -11,7 +11,7 @@ import torch
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, first_line
 from cmbert.export.gate import Comparison, prove
-from cmbert.export.hf import check_export, export_folder
+from cmbert.export.hf import CARD_FILE, check_export, export_folder
 from cmbert.files.json_types import read_as
 from cmbert.files.names import real
 from cmbert.files.operations import hash_file, read_input
@@ -24,8 +24,6 @@ from cmbert.tokenizer import SETTINGS_FILE, load_tokenizer
 from cmbert.vocabulary import Vocabulary
 
 ORIGIN_FILE, START_FILE = "import.json", "start.toml"
-CARD_FILE = "README.md"
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 HEAD = "head.dense.weight"
 DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
 TEXTS = (

@@ -93,9 +93,10 @@ def _check_finished(path: Path, allow_unfinished: bool) -> None:
 def _extension(recipe: Recipe, source: Source) -> Extension | None:
     """Return how the recipe's tokenizer extends that of the weights, None if it is theirs. Raises ConfigError."""
     folder = recipe.data.tokenizer
-    if load_tokenizer(folder).fingerprint == source.fingerprint:
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.fingerprint == source.fingerprint:
         return None
-    extension = read_extension(Path(folder))
+    extension = read_extension(tokenizer)
     if extension and extension["parent_fingerprint"] == source.fingerprint:
         if recipe.train.init_tiling:
             raise ConfigError(

@@ -19,7 +19,7 @@ from cmbert.model.config_json import read_json_object, runs_our_code
 from cmbert.model.cost import FP32_BYTES
 from cmbert.tokenizer import PANIC
 from cmbert.transfer.encoder_trial import PROBE_TOKENS, OutsideEncoder, probe, try_texts
-from cmbert.vocabulary import VOCAB_MULTIPLE
+from cmbert.vocabulary import rows_for
 
 MAX_LAYERS = 1024
 """Most layers, groups of them and the like that are built (ours; published encoders have up to 48): each takes time."""
@@ -240,8 +240,7 @@ def check_rows(name: str, network: Any, tokenizer: Any) -> None:
         rows = network.get_input_embeddings().num_embeddings
         size = max(tokenizer.get_vocab().values()) + 1
     # Others pad their embeddings as they like, our export up to a multiple.
-    ours = -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if size > rows or (network.config.model_type == "cmbert" and rows != ours):
+    if size > rows or (network.config.model_type == "cmbert" and rows != rows_for(size)):
         raise CheckpointError(
             f"{name}: the tokenizer has {size:,} ids, the model {rows:,}: it is another model's; use its own"
         )
