@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, CmbertError
 from cmbert.export import importing
+from cmbert.export.hf import is_export
 from cmbert.export.importing import TEXTS, import_model, read_origin
 from cmbert.model.config_json import model_config
 from cmbert.model.folder import load_folder
@@ -58,6 +59,13 @@ def test_logits_are_those_of_transformers(family: str, folders: dict[str, Path],
     assert (found.softmax(-1)[:, size:] == 0).all()  # blank rows are never predicted
     assert reader.mask_token_id == tokenizer.vocabulary.mask_id
     assert reader.pad_token_id == tokenizer.vocabulary.pad_id
+
+
+def test_anothers_folder_is_left_to_transformers_until_it_is_imported(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its config.json may ask for pooling that ours has not, so fine-tuning opens it as what it is."""
+    import_model(folders["ModernBERT and Ettin"], tmp_path / "ours")
+    assert not is_export(folders["ModernBERT and Ettin"])
+    assert is_export(tmp_path / "ours")
 
 
 def test_the_folder_says_what_it_came_from(folders: dict[str, Path], tmp_path: Path) -> None:
