@@ -50,6 +50,7 @@ FLOORS = (  # bottom to top; a room imports only from floors below its own
     "cmbert.export",
     "cmbert.transfer",
     "cmbert.transfer.embedding",
+    "cmbert.transfer.tasks",
     "cmbert.transfer.finetune",
     "cmbert.bench",
     "cmbert.plan",

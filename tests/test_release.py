@@ -116,7 +116,7 @@ def test_an_installed_copy_says_that_it_has_no_recipes(installed: Path, tmp_path
 
 
 def test_an_installed_copy_has_the_shipped_tasks_by_name(installed: Path, tmp_path: Path) -> None:
-    code = "from cmbert.transfer.finetune.tasks import find_task; print(find_task('chnsenticorp').train)"
+    code = "from cmbert.transfer.tasks.task import find_task; print(find_task('chnsenticorp').train)"
     assert run(installed, tmp_path, "-c", code).stdout == "('train.tsv',)\n"
 
 

@@ -16,7 +16,7 @@ from cmbert.checkpoint.files import require_checkpoint
 from cmbert.data.shards.manifest import read_manifest
 from cmbert.errors import CheckpointError, ConfigError, ShardError
 from cmbert.tokenizer import load_tokenizer
-from cmbert.transfer.finetune.tasks import find_task
+from cmbert.transfer.tasks.task import find_task
 
 ROOT = Path(__file__).parents[1]
 PARSERS = {"cmbert": cmbert.cli.build_parser, "data_tools": data_tools.cli.build_parser}

@@ -15,7 +15,7 @@ from cmbert.config.load import build, build_recipe, merge, named_in, read_table
 from cmbert.config.schema import Recipe
 from cmbert.errors import ConfigError
 from cmbert.evaluate.domains import LEAST_CONTEXT
-from cmbert.transfer.finetune.tasks import find_task
+from cmbert.transfer.tasks.task import find_task
 
 SHARE = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
 MOST_SEEDS = 1_000  # each is a training

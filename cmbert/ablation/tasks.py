@@ -8,7 +8,7 @@ from cmbert.ablation.lists import AblationList, ArmRun
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.json_types import misfit
 from cmbert.transfer.finetune.results import read_results
-from cmbert.transfer.finetune.tasks import Task, find_task
+from cmbert.transfer.tasks.task import Task, find_task
 
 TASKS_FOLDER = "tasks"  # in a training's folder: what `cmbert finetune` writes
 SAMPLE_SUFFIX = "_10k"  # of a task on a sample, whose folder may have the whole task's name

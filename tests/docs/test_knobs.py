@@ -13,7 +13,7 @@ from cmbert.config.defaults import DERIVED
 from cmbert.config.load import build, load_recipe
 from cmbert.config.schema import Recipe
 from cmbert.runs.directory import FREE_KEYS
-from cmbert.transfer.finetune.tasks import load_task
+from cmbert.transfer.tasks.task import load_task
 from tests.docs.documents import ROOT, blocks, documents
 
 PAGE = ROOT / "docs" / "knobs.md"

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cmbert.transfer.finetune.backbone import Backbone, load_auto_tokenizer
-from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.items import prepare
-from cmbert.transfer.finetune.passages import find_answer
-from cmbert.transfer.finetune.tasks import find_task
+from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.passages import find_answer
+from cmbert.transfer.tasks.task import find_task
 from tests.fuzz.doors import inputs_at_this_door
 
 LETTERS = "今天很好。，a7_ \n\t\r\u3000\xa0\u200b\u200d\u2028\x85\x00\x1c\ufeff\ufffd\ue000\u0301\U0001f600\U00020000⽅"

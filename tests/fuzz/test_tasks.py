@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.transfer.finetune.examples import Split, read_split
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, load_task
+from cmbert.transfer.tasks.examples import Split, read_split
+from cmbert.transfer.tasks.task import CLUE_TASKS, Task, load_task
 from tests.fuzz.doors import (
     accepts_or_says,
     damaged_bytes,

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 from cmbert.errors import ConfigError
-from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import Setting
+from cmbert.transfer.tasks.task import Task
 
 BASE_WIDTH, BASE_RATE = 768, 5e-5  # BERT-base and the highest of its paper's rates (arXiv 1810.04805, A.3)
 LOWEST_RATE, HIGHEST_RATE = 3e-5, 2e-3  # peak; the middle one of that paper; 3e-3 still did no harm at 128 and 256

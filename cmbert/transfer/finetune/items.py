@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cmbert.transfer.finetune.backbone import Backbone, Part, token_rows
-from cmbert.transfer.finetune.fields import Example
-from cmbert.transfer.finetune.tasks import Task
+from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.task import Task
 
 STRIDE_TOKENS = 128  # by which two windows of a text overlap, as in CLUE's baseline
 READ_TOGETHER = 1000  # examples encoded in one call

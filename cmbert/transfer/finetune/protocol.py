@@ -27,11 +27,11 @@ from cmbert.files.whole import write_json, write_text
 from cmbert.transfer.contamination import read_training_data, share_seen
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.defaults import Asked
-from cmbert.transfer.finetune.examples import Split, read_split
 from cmbert.transfer.finetune.items import Item, prepare
 from cmbert.transfer.finetune.task_model import ANSWER_TOKENS
-from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial, said_scores
+from cmbert.transfer.tasks.examples import Split, read_split
+from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

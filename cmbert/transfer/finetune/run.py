@@ -7,7 +7,7 @@ from cmbert.transfer.finetune.backbone import open_backbone
 from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.protocol import finetune
 from cmbert.transfer.finetune.results import write_results
-from cmbert.transfer.finetune.tasks import find_data, find_task
+from cmbert.transfer.tasks.task import find_data, find_task
 
 
 def finetune_tasks(

@@ -15,7 +15,7 @@ from torch import nn
 from cmbert.seeding import integer_seed
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
-from cmbert.transfer.finetune.tasks import Task
+from cmbert.transfer.tasks.task import Task
 
 DROPOUT = 0.1  # of the head (ours; the encoders keep their own)
 HEAD_STD = 0.02  # of the head's fresh weights, as BERT's

@@ -22,9 +22,9 @@ from cmbert.progress import Progress
 from cmbert.seeding import generator, integer_seed
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
-from cmbert.transfer.finetune.spans import exact_match, span_f1
 from cmbert.transfer.finetune.task_model import Found, TaskModel
-from cmbert.transfer.finetune.tasks import Task
+from cmbert.transfer.tasks.spans import exact_match, span_f1
+from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cmbert.transfer.finetune.examples import read_split
-from cmbert.transfer.finetune.tasks import find_task
+from cmbert.transfer.tasks.examples import read_split
+from cmbert.transfer.tasks.task import find_task
 from data_tools.encoding.segment import segmenter
 from tests.conftest import SENTENCES
 

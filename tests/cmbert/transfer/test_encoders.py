@@ -16,11 +16,11 @@ from cmbert.model.mixed_precision import MixedPrecision
 from cmbert.transfer.embedding.scoring import open_embedder
 from cmbert.transfer.encoders import open_encoder
 from cmbert.transfer.finetune.backbone import Backbone, their_backbone
-from cmbert.transfer.finetune.examples import Example
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.task_model import TaskModel
-from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import backward
+from cmbert.transfer.tasks.examples import Example
+from cmbert.transfer.tasks.task import Task
 from tests.cmbert.transfer.foreign import FAMILIES, TOKENS, in_config, write_encoder
 
 pytestmark = pytest.mark.usefixtures("offline")

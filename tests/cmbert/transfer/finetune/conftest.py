@@ -11,7 +11,7 @@ from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.tokenizer import Tokenizer
 from cmbert.transfer.finetune.backbone import Backbone, our_backbone, their_backbone
-from cmbert.transfer.finetune.tasks import Task, load_task
+from cmbert.transfer.tasks.task import Task, load_task
 
 SHAPE = {"num_layers": 3, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "local_window": 16}
 

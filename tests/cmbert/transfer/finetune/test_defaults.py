@@ -14,8 +14,8 @@ from cmbert.transfer.finetune.defaults import (
     default_epochs,
     default_learning_rate,
 )
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, find_task
 from cmbert.transfer.finetune.trial import Setting
+from cmbert.transfer.tasks.task import CLUE_TASKS, find_task
 
 TASK = CLUE_TASKS[0]
 

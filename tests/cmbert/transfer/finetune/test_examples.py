@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.transfer.finetune.examples import read_split
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_data, find_task, load_task
+from cmbert.transfer.tasks.examples import read_split
+from cmbert.transfer.tasks.task import CLUE_TASKS, Task, find_data, find_task, load_task
 
 ROOT = Path(__file__).parents[4]
 TASKS = {task.name: task for task in CLUE_TASKS}
@@ -194,4 +194,4 @@ def test_data_folders_as_clue_packs_them(tmp_path):
 
 
 def test_readers_need_no_torch():
-    assert importlib.util.find_spec("cmbert.transfer.finetune.examples")
+    assert importlib.util.find_spec("cmbert.transfer.tasks.examples")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cmbert.errors import InputError
-from cmbert.transfer.finetune.examples import read_split
-from cmbert.transfer.finetune.tasks import CLUE_TASKS, Task, find_task
+from cmbert.transfer.tasks.examples import read_split
+from cmbert.transfer.tasks.task import CLUE_TASKS, Task, find_task
 
 TASKS = {task.name: task for task in CLUE_TASKS}
 HALF = "好笑\ud83d"

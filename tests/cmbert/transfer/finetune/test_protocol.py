@@ -9,11 +9,11 @@ from cmbert.cli import main
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.transfer.contamination import TrainingFile, sentence_hashes, write_training_data
 from cmbert.transfer.finetune.defaults import Asked
-from cmbert.transfer.finetune.examples import read_split
 from cmbert.transfer.finetune.protocol import finetune, interval, share_of_texts_seen
 from cmbert.transfer.finetune.results import settings_table
-from cmbert.transfer.finetune.tasks import find_task
 from cmbert.transfer.finetune.trial import Setting
+from cmbert.transfer.tasks.examples import read_split
+from cmbert.transfer.tasks.task import find_task
 
 SETTING = Setting(learning_rate=5e-3, batch_size=8, epochs=6)
 

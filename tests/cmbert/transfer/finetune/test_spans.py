@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.items import Cutter, prepare
-from cmbert.transfer.finetune.passages import find_answer
-from cmbert.transfer.finetune.tasks import Task, find_task
+from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.passages import find_answer
+from cmbert.transfer.tasks.task import Task, find_task
 
 TWICE = "北京是首都。他在上海读书，后来去了北京。"
 SPANS = Task(name="s", reader="cmrc")

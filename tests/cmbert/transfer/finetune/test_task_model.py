@@ -7,11 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from cmbert.transfer.finetune import trial as trial_module
-from cmbert.transfer.finetune.fields import Example
 from cmbert.transfer.finetune.items import prepare
-from cmbert.transfer.finetune.spans import exact_match, span_f1
 from cmbert.transfer.finetune.task_model import TaskModel, mean_by_part
-from cmbert.transfer.finetune.tasks import Task
 from cmbert.transfer.finetune.trial import (
     Data,
     Setting,
@@ -22,6 +19,9 @@ from cmbert.transfer.finetune.trial import (
     macro_f1,
     run_trial,
 )
+from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.spans import exact_match, span_f1
+from cmbert.transfer.tasks.task import Task
 
 TEXTS = ["今天天气很好", "不喜欢", "这家酒店的服务态度差，房间不干净" * 3, "好"]
 CLASSES = Task(name="c", labels=("0", "1", "2"))

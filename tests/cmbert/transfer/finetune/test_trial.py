@@ -7,9 +7,9 @@ import torch
 
 from cmbert.model.mixed_precision import MixedPrecision
 from cmbert.transfer.finetune import trial as trial_module
-from cmbert.transfer.finetune.examples import read_split
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.trial import Data, Setting, backward, run_trial
+from cmbert.transfer.tasks.examples import read_split
 
 SETTING = Setting(learning_rate=5e-3, batch_size=8, epochs=6)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmbert.errors import InputError
 from cmbert.files.reading import checked_text, json_lines, read_json, shown
-from cmbert.transfer.finetune.fields import (
+from cmbert.transfer.tasks.fields import (
     KEPT_BACK,
     Example,
     checked_texts,

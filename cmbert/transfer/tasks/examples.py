@@ -7,7 +7,7 @@ from typing import Any
 
 from cmbert.errors import InputError
 from cmbert.files.reading import json_lines, lines_of, shown
-from cmbert.transfer.finetune.fields import (
+from cmbert.transfer.tasks.fields import (
     Example,
     checked_text,
     field,
@@ -16,8 +16,8 @@ from cmbert.transfer.finetune.fields import (
     text_field,
     texts_field,
 )
-from cmbert.transfer.finetune.passages import answer_file, read_c3, read_chid, read_cmrc
-from cmbert.transfer.finetune.tasks import Task
+from cmbert.transfer.tasks.passages import answer_file, read_c3, read_chid, read_cmrc
+from cmbert.transfer.tasks.task import Task
 
 PASSAGES = {"c3": read_c3, "chid": read_chid, "cmrc": read_cmrc}
 
