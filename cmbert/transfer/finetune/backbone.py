@@ -41,11 +41,23 @@ class Backbone(nn.Module):
     """An encoder with its tokenizer; `max_length` None: it takes texts of any length."""
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Any, hidden_size: int, max_length: int | None, takes_types: bool = False
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        hidden_size: int,
+        max_length: int | None,
+        takes_types: bool = False,
+        head: nn.Module | None = None,
     ):
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
         self.hidden_size, self.max_length, self.takes_types = hidden_size, max_length, takes_types
+        self._head = (head,)  # in a tuple: no part of this module, for a task trains a copy of it
+
+    @property
+    def head(self) -> nn.Module | None:
+        """Return the head of our masked language model; None for an encoder that has none of this shape."""
+        return self._head[0]
 
     def forward(self, ids_T: torch.Tensor, type_ids_T: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Packed ids (T,) int64 of parts of the given lengths -> hidden states (T, D)."""
@@ -115,7 +127,7 @@ def our_backbone(model: MaskedLanguageModel, tokenizer_directory: Path, *, untra
     if untrained:
         initialise(model, 0)
     tokenizer = load_auto_tokenizer(str(tokenizer_directory))
-    return Backbone(model.model, tokenizer, model.config.hidden_size, model.config.max_length)
+    return Backbone(model.model, tokenizer, model.config.hidden_size, model.config.max_length, head=model.head)
 
 
 def their_backbone(name: str, *, untrained: bool, trust: bool = False) -> Backbone:

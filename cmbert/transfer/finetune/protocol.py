@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
 IDENTITY_FILE = "identity.json"
+HEAD = "dense, GELU, norm, linear"  # until 2026-11 a linear layer alone: such results do not mix with today's
 NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # an id that is one; a text such as "007" stays one
 MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance
 
@@ -173,9 +174,10 @@ def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folde
 def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> dict[str, Any]:
     """Return what a trial's outcome depends on, beside setting and seed."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in backbone.encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for part in filter(None, (backbone.encoder, backbone.head)):
+        for name, weight in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
     tokenizer = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
     tokenizer |= {"truncation": None, "padding": None}  # which the last call has set
@@ -186,6 +188,7 @@ def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> 
         "data": {file: hash_file(folder / file)[:32] for file in files},
         "task": described,
         "max_length": max_length,
+        "head": HEAD,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 

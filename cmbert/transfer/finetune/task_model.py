@@ -1,10 +1,11 @@
-"""An encoder with the one small head of a task, and what it makes of a batch of examples.
+"""An encoder with the head of a task, and what it makes of a batch of examples.
 
-The head is the same for every encoder: dropout and a linear layer, on the mean of a text's hidden states (classes and
-choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest part, D width, C classes or
-choices.
+The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a text's
+hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest part, D
+width, C classes or choices.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
 from cmbert.transfer.tasks.task import Task
 
-DROPOUT = 0.1  # of the head (ours; the encoders keep their own)
+DROPOUT = 0.1  # before the linear layer (ours; the encoders keep their own)
 HEAD_STD = 0.02  # of the head's fresh weights, as BERT's
 ANSWER_TOKENS = 50  # longest span that is considered (ours; CMRC's answers are shorter, bar a few in a thousand)
 
@@ -33,31 +34,57 @@ class Found(NamedTuple):
     """Of a span's start and end together: of parts of one long text the best answers."""
 
 
+class FreshHead(nn.Module):
+    """dense, GELU, norm of stock ModernBERT, for an encoder that brings no such head."""
+
+    def __init__(self, hidden_size: int, generator: torch.Generator):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm = nn.LayerNorm(hidden_size, bias=False)
+        with torch.no_grad():
+            self.dense.weight.normal_(0.0, HEAD_STD, generator=generator)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(P or T, D) -> the same."""
+        normed: torch.Tensor = self.norm(F.gelu(self.dense(hidden)))
+        return normed
+
+
 class TaskModel(nn.Module):
-    """Encoder, dropout and a linear layer whose fresh weights depend on the seed alone."""
+    """Encoder, head and a linear layer whose fresh weights depend on the seed alone.
+
+    `head` and `classifier` have the names and shapes of transformers' ModernBertFor... classes. Ours starts from the
+    head that learned to guess masked tokens, as those do when they open a masked language model; others' is fresh.
+    """
 
     def __init__(self, backbone: Backbone, task: Task, seed: int):
         super().__init__()
         self.backbone, self.kind = backbone, task.kind
         outputs = {"classification": len(task.labels), "choice": 1, "span": 2}[task.kind]
-        self.output = nn.Linear(backbone.hidden_size, outputs)
         generator = torch.Generator().manual_seed(integer_seed(seed, "finetune-head"))
+        self.classifier = nn.Linear(backbone.hidden_size, outputs)
         with torch.no_grad():
-            self.output.weight.normal_(0.0, HEAD_STD, generator=generator)
-            self.output.bias.zero_()
+            self.classifier.weight.normal_(0.0, HEAD_STD, generator=generator)
+            self.classifier.bias.zero_()
+        self.head = copy.deepcopy(backbone.head) or FreshHead(backbone.hidden_size, generator)
+
+    def _classify(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(P or T, D) -> scores in fp32, (P or T, outputs)."""
+        scores: torch.Tensor = self.classifier(F.dropout(self.head(hidden), DROPOUT, self.training))
+        return scores.float()
 
     def forward(self, items: Sequence[Item]) -> torch.Tensor:
         """Scores: (E, C) of classes or choices, (P, L, 2) of starts and ends; -inf where there is nothing to choose."""
         parts = [part for item in items for part in item.parts]
-        device = self.output.weight.device
+        device = self.classifier.weight.device
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([index for part in parts for index in part.ids], device=device)
         types = torch.tensor([index for part in parts for index in part.type_ids], device=device)
         hidden_TD = self.backbone(ids, types, lengths)
         if self.kind == "span":
-            scores_T2 = self.output(F.dropout(hidden_TD, DROPOUT, self.training)).float()
+            scores_T2 = self._classify(hidden_TD)
             return nn.utils.rnn.pad_sequence(scores_T2.split(lengths), batch_first=True, padding_value=-torch.inf)
-        scores_PC = self.output(F.dropout(mean_by_part(hidden_TD, lengths), DROPOUT, self.training)).float()
+        scores_PC = self._classify(mean_by_part(hidden_TD, lengths))
         if self.kind == "classification":
             return scores_PC
         choices = [len(item.parts) for item in items]

@@ -188,7 +188,7 @@ def said_scores(scores: dict[str, float]) -> str:
 
 def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, course: Course, seconds: float) -> None:
     aside = aside_path(path)
-    copies = [] if model.output.weight.dtype == torch.float32 else optimizer.copies
+    copies = [] if model.classifier.weight.dtype == torch.float32 else optimizer.copies
     state = {"model": model.state_dict(), "optimizer": optimizer.optimizer.state_dict(), "copies": copies}
     torch.save({**state, "losses": course.losses, "dev": course.dev, "seconds": seconds}, aside)
     fsync_path(aside)
@@ -198,7 +198,7 @@ def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, course: Cours
 def _restore(path: Path, model: TaskModel, optimizer: MixedPrecision) -> Course:
     if not path.is_file():
         return Course()
-    state = torch.load(path, map_location=model.output.weight.device, weights_only=True)
+    state = torch.load(path, map_location=model.classifier.weight.device, weights_only=True)
     if "dev" not in state:
         logger.warning("%s: begun by a version that did not score dev by epoch; begun anew", path)
         return Course()
