@@ -32,6 +32,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="the task's files; of several tasks, their parent",
     )
     finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
+    finetune.add_argument(
+        "--save",
+        type=utf8_path,
+        metavar="DIR",
+        help="folder for the best seed's model; of several tasks DIR/TASK",
+    )
     finetune.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of the best setting (default 3)")
     finetune.add_argument("--grid", action="store_true", help="try five rates around the default, two batches")
     finetune.add_argument(
@@ -72,5 +78,6 @@ def run(options: argparse.Namespace) -> int:
         name=options.name,
         untrained=options.untrained,
         trust=options.trust_remote_code,
+        save=options.save,
     )
     return 0

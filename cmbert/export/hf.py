@@ -121,15 +121,34 @@ def modernbert_config(config: ModelConfig) -> Any:
 
 
 def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) -> None:
+    weights = {name: weight for name, weight in model.state_dict().items() if name != DECODER}
+    write_model_files(folder, weights, model.config, tokenizer_directory)
+
+
+def write_model_files(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer_directory: Path,
+    *,
+    head: str = "ForMaskedLM",
+    keys: dict[str, Any] | None = None,
+    tokenizer_settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write weights, config.json, tokenizer and, for RMSNorm, the code of a model to a folder that is there.
+
+    head: as of `config_json`; `weights` have the names that this class has. keys: more of config.json.
+    tokenizer_settings: of tokenizer_config.json. A tokenizer serves models of several lengths; in a folder it cuts
+    texts where this model ends, unless these say otherwise.
+    """
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory / name, folder / name)
-    # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
-    settings = read_json_object(folder / SETTINGS_FILE)
-    write_json(folder / SETTINGS_FILE, settings | {"model_max_length": model.config.max_length})
-    weights = {name: weight for name, weight in model.state_dict().items() if name != DECODER}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_json(folder / CONFIG_FILE, config_json(model.config, load_tokenizer(tokenizer_directory).vocabulary))
-    if model.config.norm == "rmsnorm":
+    settings = {"model_max_length": config.max_length, **(tokenizer_settings or {})}
+    write_json(folder / SETTINGS_FILE, read_json_object(folder / SETTINGS_FILE) | settings)
+    save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    vocabulary = load_tokenizer(tokenizer_directory).vocabulary
+    write_json(folder / CONFIG_FILE, config_json(config, vocabulary, head=head) | (keys or {}))
+    if config.norm == "rmsnorm":
         shutil.copyfile(CODE_FILE, folder / CODE_FILE.name)
 
 

@@ -60,16 +60,19 @@ def runs_our_code(folder: Path) -> bool:
     return code.is_file() and [*folder.glob("*.py")] == [code] and code.read_bytes() == CODE_FILE.read_bytes()
 
 
-def config_json(config: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """Return the contents of config.json; `model_config` reads them back. Without a vocabulary it names no ids."""
+def config_json(config: ModelConfig, vocabulary: Vocabulary | None, *, head: str = "ForMaskedLM") -> dict[str, Any]:
+    """Return the contents of config.json; `model_config` reads them back. Without a vocabulary it names no ids.
+
+    head: the class of transformers that the weights are of, without its family's name: "Model" of the encoder alone.
+    """
     if config.norm == "rmsnorm":
         identity = {
             "model_type": "cmbert",
-            "architectures": ["CmbertForMaskedLM"],
+            "architectures": [f"Cmbert{head}"],
             "auto_map": {auto: f"{CODE_FILE.stem}.{name}" for auto, name in AUTO_CLASSES.items()},
         }
     else:
-        identity = {"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"]}
+        identity = {"model_type": "modernbert", "architectures": [f"ModernBert{head}"]}
     bases = {GLOBAL: config.rope_base_global, LOCAL: config.rope_base_local}
     return identity | {
         "dtype": "float32",

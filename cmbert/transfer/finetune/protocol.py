@@ -28,8 +28,18 @@ from cmbert.transfer.contamination import read_training_data, share_seen
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.items import Item, prepare
+from cmbert.transfer.finetune.keeping import Keeper
+from cmbert.transfer.finetune.saving import check_save, save_tuned
 from cmbert.transfer.finetune.task_model import ANSWER_TOKENS
-from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial, said_scores
+from cmbert.transfer.finetune.trial import (
+    Data,
+    Setting,
+    TrialResult,
+    check_memory,
+    run_trial,
+    said_scores,
+    trial_name,
+)
 from cmbert.transfer.tasks.examples import Split, read_split
 from cmbert.transfer.tasks.task import Task
 
@@ -52,6 +62,7 @@ def finetune(
     asked: Asked,
     num_seeds: int,
     model_folder: Path | None = None,
+    save: Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `backbone` on a task and return what is written to `output`/TASK/MODEL/result.json.
 
@@ -67,12 +78,17 @@ def finetune(
     place = output / task.name / model_name
     identity = _identity(backbone, task, folder, max_length)
     _check(place, identity)  # what is refused leaves no folder behind
+    if save is not None:
+        check_save(backbone, model_name, identity, save)
     with alone_in(place):
         if not _check(place, identity):
             write_json(place / IDENTITY_FILE, identity)
-        result = _follow(backbone, task, splits, max_length, place, asked, num_seeds)
+        keeper = Keeper(place / "trials") if save is not None else None
+        result, best, data = _follow(backbone, task, splits, max_length, place, asked, num_seeds, keeper)
         result["share_of_texts_seen"] = seen
         write_json(place / "result.json", result)
+        if save is not None:
+            save_tuned(backbone, task, data, best, result, identity, place, save)
     return result
 
 
@@ -84,8 +100,9 @@ def _follow(
     place: Path,
     asked: Asked,
     num_seeds: int,
-) -> dict[str, Any]:
-    """Do what the protocol asks for, or what is left of it; return what was found."""
+    keeper: Keeper | None,
+) -> tuple[dict[str, Any], TrialResult, Data]:
+    """Do what the protocol asks for, or what is left of it; return what was found, its best trial and what it read."""
     items = {
         name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
     }
@@ -103,12 +120,13 @@ def _follow(
     steps = max(setting.epochs * math.ceil(len(data.train) / setting.batch_size) for setting in settings)
     logger.info("%s: %s; %d trainings of %s steps at most", task.name, said(settings, why), trainings, f"{steps:,}")
     check_memory(backbone, max(setting.batch_size for setting in settings), data)
-    searched = [_trial(backbone, task, data, setting, 0, place) for setting in settings]
+    searched = [_trial(backbone, task, data, setting, 0, place, keeper) for setting in settings]
     searched += _tried_before(place, settings)
     best = max(searched, key=lambda result: result.dev[task.score_names[0]])
     if len(searched) > 1:
         logger.info("%s, %s: best on dev of %d settings: %s", task.name, place.name, len(searched), best.setting.name)
-    trials = [_trial(backbone, task, data, best.setting, seed, place) for seed in range(num_seeds)]
+    trials = [_trial(backbone, task, data, best.setting, seed, place, keeper) for seed in range(num_seeds)]
+    best = max(trials, key=lambda trial: trial.dev[task.score_names[0]])
     result = {
         "task": task.name,
         "model": place.name,
@@ -123,8 +141,8 @@ def _follow(
         "seconds": round(sum({(trial.setting, trial.seed): trial.seconds for trial in searched + trials}.values()), 1),
         **versions(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
-    _write_predictions(task, data.test, max(trials, key=lambda trial: trial.dev[task.score_names[0]]), place)
-    return result
+    _write_predictions(task, data.test, best, place)
+    return result, best, data
 
 
 def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[Item]]) -> dict[str, int]:
@@ -207,13 +225,15 @@ def _check(place: Path, identity: dict[str, Any]) -> bool:
     return path.is_file()
 
 
-def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path) -> TrialResult:
+def _trial(
+    backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, place: Path, keeper: Keeper | None
+) -> TrialResult:
     """Run a trial, or read what an earlier call found."""
     path = _trial_path(place, setting, seed)
     if path.is_file():
         return _read_trial(path)
     path.parent.mkdir(exist_ok=True)
-    result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"))
+    result = run_trial(backbone, task, data, setting, seed, path.with_suffix(".pt"), keeper)
     write_json(path, result.as_dict())
     logger.info(
         "%s %s seed %d: dev %s after the last epoch, which counts (%.0f s)",
@@ -223,7 +243,7 @@ def _trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: i
 
 
 def _trial_path(place: Path, setting: Setting, seed: int) -> Path:
-    return place / "trials" / f"{setting.name}_seed{seed}.json"
+    return place / "trials" / f"{trial_name(setting, seed)}.json"
 
 
 def _read_trial(path: Path) -> TrialResult:

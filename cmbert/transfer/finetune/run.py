@@ -21,11 +21,13 @@ def finetune_tasks(
     name: str | None = None,
     untrained: bool = False,
     trust: bool = False,
+    save: Path | None = None,
 ) -> None:
     """Fine-tune `model` on every task and print the table. See `finetune`.
 
     data: the task's folder; of several, their parent. name: of the model in folders and tables; None: of its path.
-    Raises InputError, ConfigError or CheckpointError for what the user can mend, before any training if it can.
+    save: folder for the tuned model; of several tasks, the parent of a folder for each. Raises InputError, ConfigError
+    or CheckpointError for what the user can mend, before any training if it can.
     """
     tasks = [find_task(task_name) for task_name in task_names]
     folders = [find_data(data, task, len(tasks)) for task in tasks]
@@ -41,6 +43,7 @@ def finetune_tasks(
             asked=asked,
             num_seeds=num_seeds,
             model_folder=Path(model),
+            save=save / task.name if save and len(tasks) > 1 else save,
         )
         write_results(output)
     print((output / "results.md").read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """An encoder with the head of a task, and what it makes of a batch of examples.
 
-The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a text's
-hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest part, D
-width, C classes or choices.
+The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a
+text's hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest
+part, D width, C classes or choices.
 """
 
 import copy

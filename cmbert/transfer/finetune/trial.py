@@ -22,6 +22,7 @@ from cmbert.progress import Progress
 from cmbert.seeding import generator, integer_seed
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
+from cmbert.transfer.finetune.keeping import Keeper
 from cmbert.transfer.finetune.task_model import Found, TaskModel
 from cmbert.transfer.tasks.spans import exact_match, span_f1
 from cmbert.transfer.tasks.task import Task
@@ -75,6 +76,11 @@ class TrialResult:
     dev_by_epoch: list[dict[str, float]] = field(default_factory=list)
     """Scores after each epoch, percent, the last of them `dev`; empty in a record of before they were kept."""
 
+    @property
+    def name(self) -> str:
+        """Return the name of its record."""
+        return trial_name(self.setting, self.seed)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -83,6 +89,11 @@ class TrialResult:
     def from_dict(cls, values: dict[str, Any]) -> "TrialResult":
         """Return what `as_dict` wrote."""
         return cls(**{**values, "setting": Setting(**values["setting"])})
+
+
+def trial_name(setting: Setting, seed: int) -> str:
+    """Return the name of a trial's files."""
+    return f"{setting.name}_seed{seed}"
 
 
 @dataclass
@@ -97,17 +108,27 @@ class Course:
     """The answers to dev after the last epoch."""
 
 
-def run_trial(backbone: Backbone, task: Task, data: Data, setting: Setting, seed: int, saved: Path) -> TrialResult:
+def run_trial(
+    backbone: Backbone,
+    task: Task,
+    data: Data,
+    setting: Setting,
+    seed: int,
+    saved: Path,
+    keeper: Keeper | None = None,
+) -> TrialResult:
     """Train a copy of `backbone` on the training split and answer the others, dev after every epoch.
 
     The model of the last epoch is what counts, whatever an earlier one scored. saved: where an unfinished trial is
-    kept, and found again.
+    kept, and found again. keeper: is offered the weights.
     """
     started = time.monotonic()
     model = TaskModel(copy.deepcopy(backbone), task, seed).to(*where_to_train())
     course = _train(model, task, data, setting, seed, saved)
     test = answer_all(model, data.test)
     scored = bool(data.test) and is_labelled(data.test)
+    if keeper is not None:
+        keeper.offer(trial_name(setting, seed), course.dev[-1][task.score_names[0]], model)
     saved.unlink(missing_ok=True)
     return TrialResult(
         setting=setting,

@@ -1,0 +1,106 @@
+"""`cmbert finetune --save`: the model of the best seed as a folder of transformers, proved before it appears."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from cmbert.errors import ConfigError
+from cmbert.export.hf import write_model_files
+from cmbert.files.folders import building
+from cmbert.files.json_types import read_record
+from cmbert.files.whole import write_json, write_text
+from cmbert.model.encoder import Encoder
+from cmbert.transfer.finetune.agreement import prove_answers
+from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.keeping import Keeper
+from cmbert.transfer.finetune.task_model import DROPOUT, TaskModel
+from cmbert.transfer.finetune.trial import Data, TrialResult, run_trial
+from cmbert.transfer.finetune.tuned_card import CARD_FILE, render_card
+from cmbert.transfer.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "finetune.json"
+HEADS = {
+    "classification": "ForSequenceClassification",
+    "choice": "ForMultipleChoice",
+    "span": "ForQuestionAnswering",
+}
+"""The class of transformers that a kind of task is of, without its family's name."""
+
+
+def check_save(backbone: Backbone, model_name: str, identity: dict[str, Any], save: Path) -> None:
+    """Raise ConfigError if a tuned `backbone` cannot be saved in `save`, before anything is trained."""
+    if not isinstance(backbone.encoder, Encoder):
+        raise ConfigError(
+            f"--save {save}: {model_name} is another's encoder, whose tuned form is not stock ModernBERT; "
+            "`cmbert import` it first if it is a ModernBERT, else leave --save out"
+        )
+    if save.exists():
+        record = read_record(save / RECORD_FILE, "identity") if (save / RECORD_FILE).is_file() else {}
+        if record.get("identity") != json.loads(json.dumps(identity)):  # as a file has it: lists, no tuples
+            raise ConfigError(f"--save {save}: exists and holds something else; remove it or name another folder")
+
+
+def save_tuned(
+    backbone: Backbone,
+    task: Task,
+    data: Data,
+    best: TrialResult,
+    result: dict[str, Any],
+    identity: dict[str, Any],
+    place: Path,
+    save: Path,
+) -> None:
+    """Write the model of the trial `best` to `save`, once transformers gives our answers to the dev split.
+
+    place: the results' folder, where the weights were kept; if they are not there, the trial is trained again. Raises
+    CheckpointError if the answers differ, ConfigError if `save` holds the model of another trial.
+    """
+    if save.exists():
+        saved = read_record(save / RECORD_FILE, "trial")["trial"]
+        if saved != best.name:
+            raise ConfigError(f"--save {save}: holds {saved}, now {best.name} is best on dev; remove that folder")
+        logger.info("%s: holds this model already", save)
+        return
+    keeper = Keeper(place / "trials", wanted=best.name)
+    if keeper.kept()[0] != best.name:
+        logger.info("%s: the weights of %s were not kept; it is trained again", place, best.name)
+        best = run_trial(backbone, task, data, best.setting, best.seed, keeper.path.with_suffix(".pt"), keeper)
+    model = TaskModel(copy.deepcopy(backbone), task, best.seed)
+    model.load_state_dict(keeper.weights())
+    model.eval()
+    with building(save) as aside:
+        _write(aside, model, task, identity["max_length"])
+        agreement = prove_answers(aside, model, task, data.dev)
+        write_text(aside / CARD_FILE, render_card(task, best, result, identity, agreement, aside))
+        write_json(aside / RECORD_FILE, {"trial": best.name, "dev": best.dev, "test": best.test, "identity": identity})
+    keeper.forget()
+    logger.info("%s: %s", save, agreement)
+
+
+def _write(folder: Path, model: TaskModel, task: Task, max_length: int) -> None:
+    """Write weights, config.json, tokenizer and, for RMSNorm, the code."""
+    encoder, tokenizer = model.backbone.encoder, Path(model.backbone.tokenizer.name_or_path)
+    assert isinstance(encoder, Encoder)
+    parts = {"model": encoder, "head": model.head, "classifier": model.classifier}
+    weights = {f"{name}.{key}": weight for name, part in parts.items() for key, weight in part.state_dict().items()}
+    labels = dict(enumerate(task.labels or (["score"] if task.kind == "choice" else ["start", "end"])))
+    keys = {
+        "id2label": {str(index): label for index, label in labels.items()},
+        "label2id": {label: index for index, label in labels.items()},
+        "problem_type": "single_label_classification" if task.kind == "classification" else None,
+        "classifier_dropout": DROPOUT,
+    }
+    write_model_files(
+        folder,
+        weights,
+        encoder.config,
+        tokenizer,
+        head=HEADS[task.kind],
+        keys={key: value for key, value in keys.items() if value is not None},
+        # As the training read them: cut where it cut, and a text's own "[MASK]" is text.
+        tokenizer_settings={"model_max_length": max_length, "split_special_tokens": True},
+    )
