@@ -1,8 +1,8 @@
 """An encoder with the head of a task, and what it makes of a batch of examples.
 
-The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a text's
-hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest part, D
-width, C classes or choices.
+The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a
+text's hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest
+part, D width, C classes or choices.
 """
 
 import copy
@@ -60,9 +60,8 @@ class TaskModel(nn.Module):
     def __init__(self, backbone: Backbone, task: Task, seed: int):
         super().__init__()
         self.backbone, self.kind = backbone, task.kind
-        outputs = {"classification": len(task.labels), "choice": 1, "span": 2}[task.kind]
         generator = torch.Generator().manual_seed(integer_seed(seed, "finetune-head"))
-        self.classifier = nn.Linear(backbone.hidden_size, outputs)
+        self.classifier = nn.Linear(backbone.hidden_size, len(task.outputs))
         with torch.no_grad():
             self.classifier.weight.normal_(0.0, HEAD_STD, generator=generator)
             self.classifier.bias.zero_()
