@@ -40,7 +40,7 @@ from cmbert.transfer.finetune.trial import (
     said_scores,
     trial_name,
 )
-from cmbert.transfer.tasks.examples import Split, read_split
+from cmbert.transfer.tasks.examples import Split, read_task
 from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def finetune(
     ConfigError when `output` holds results of another model, data or task, or the model has seen the task's texts;
     CheckpointError while another process does the same.
     """
-    splits = {name: read_split(task, folder, name) for name in ("train", "dev", "test")}
+    task, splits = read_task(task, folder)
     seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
     max_length = min(task.max_length, backbone.max_length or task.max_length)
     place = output / task.name / model_name
@@ -131,6 +131,7 @@ def _follow(
         "task": task.name,
         "model": place.name,
         "scores": list(task.score_names),
+        "labels": list(task.labels),
         "setting": asdict(best.setting),
         "max_length": max_length,
         "grid": [{**asdict(trial.setting), "dev": trial.dev} for trial in searched],

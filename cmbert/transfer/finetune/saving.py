@@ -18,13 +18,16 @@ from cmbert.transfer.finetune.keeping import Keeper
 from cmbert.transfer.finetune.task_model import DROPOUT, TaskModel
 from cmbert.transfer.finetune.trial import Data, TrialResult, run_trial
 from cmbert.transfer.finetune.tuned_card import CARD_FILE, render_card
-from cmbert.transfer.tasks.task import Task
+from cmbert.transfer.tasks.task import Kind, Task
 
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "finetune.json"
-HEADS = {
+HEADS: dict[Kind, str] = {
     "classification": "ForSequenceClassification",
+    "multilabel": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
     "choice": "ForMultipleChoice",
     "span": "ForQuestionAnswering",
 }
@@ -87,20 +90,20 @@ def _write(folder: Path, model: TaskModel, task: Task, max_length: int) -> None:
     assert isinstance(encoder, Encoder)
     parts = {"model": encoder, "head": model.head, "classifier": model.classifier}
     weights = {f"{name}.{key}": weight for name, part in parts.items() for key, weight in part.state_dict().items()}
-    labels = dict(enumerate(task.labels or (["score"] if task.kind == "choice" else ["start", "end"])))
-    keys = {
-        "id2label": {str(index): label for index, label in labels.items()},
-        "label2id": {label: index for index, label in labels.items()},
-        "problem_type": "single_label_classification" if task.kind == "classification" else None,
+    keys: dict[str, Any] = {
+        "id2label": {str(index): name for index, name in enumerate(task.outputs)},
+        "label2id": {name: index for index, name in enumerate(task.outputs)},
         "classifier_dropout": DROPOUT,
     }
+    if HEADS[task.kind] == "ForSequenceClassification":
+        keys["problem_type"] = task.problem_type
     write_model_files(
         folder,
         weights,
         encoder.config,
         tokenizer,
         head=HEADS[task.kind],
-        keys={key: value for key, value in keys.items() if value is not None},
+        keys=keys,
         # As the training read them: cut where it cut, and a text's own "[MASK]" is text.
         tokenizer_settings={"model_max_length": max_length, "split_special_tokens": True},
     )

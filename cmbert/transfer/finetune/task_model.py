@@ -60,9 +60,8 @@ class TaskModel(nn.Module):
     def __init__(self, backbone: Backbone, task: Task, seed: int):
         super().__init__()
         self.backbone, self.kind = backbone, task.kind
-        outputs = {"classification": len(task.labels), "choice": 1, "span": 2}[task.kind]
         generator = torch.Generator().manual_seed(integer_seed(seed, "finetune-head"))
-        self.classifier = nn.Linear(backbone.hidden_size, outputs)
+        self.classifier = nn.Linear(backbone.hidden_size, len(task.outputs))
         with torch.no_grad():
             self.classifier.weight.normal_(0.0, HEAD_STD, generator=generator)
             self.classifier.bias.zero_()

@@ -86,7 +86,7 @@ def render_card(
     """Return the card as Markdown with a YAML head. result, identity: what result.json and identity.json hold."""
     trust = ", trust_remote_code=True" if runs_our_code(folder) else ""
     first, second = (json.dumps(text, ensure_ascii=False) for text in EXAMPLE)
-    pair = f'{{"text": {first}, "text_pair": {second}}}' if len(task.text) == 2 else first
+    pair = f'{{"text": {first}, "text_pair": {second}}}' if len(task.text_keys) == 2 else first
     programs = {"classification": PIPELINE, "choice": CHOICE, "span": SPAN}
     what = WHAT[task.kind].format(labels=", ".join(f"`{label}`" for label in task.labels[:50]), **identity)
     if trust:

@@ -1,25 +1,27 @@
-"""Official files of the tasks -> examples. A file that is not as it should be is named with its line."""
+"""Files of the tasks -> examples. A file that is not as it should be is named with its line."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from cmbert.errors import InputError
-from cmbert.files.reading import json_lines, lines_of, shown
-from cmbert.transfer.tasks.fields import (
-    Example,
-    checked_text,
-    field,
-    identity_of,
-    label_of,
-    text_field,
-    texts_field,
-)
+from cmbert.files.reading import shown
+from cmbert.seeding import generator
+from cmbert.transfer.tasks.entities import read_conll, read_entities
+from cmbert.transfer.tasks.fields import Example, Labels, label_text, label_texts, shown_names
 from cmbert.transfer.tasks.passages import answer_file, read_c3, read_chid, read_cmrc
+from cmbert.transfer.tasks.records import read_records
+from cmbert.transfer.tasks.tables import records
 from cmbert.transfer.tasks.task import Task
 
+logger = logging.getLogger(__name__)
+
 PASSAGES = {"c3": read_c3, "chid": read_chid, "cmrc": read_cmrc}
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")  # a label that is one
+HELD_BACK = 10  # one in so many training examples is the dev split of a task that names none (ours)
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,48 @@ class Split:
         return all(example.labelled for example in self.examples)
 
 
-def read_split(task: Task, folder: Path, name: str) -> Split | None:
-    """Read a split ("train", "dev", "test") of a task; None if it is the test split and none of its files is there.
+def read_task(task: Task, folder: Path) -> tuple[Task, dict[str, Split | None]]:
+    """Return a task with its labels, of the training set if it names none, and its splits by name.
 
-    Raises InputError naming file and line: a missing split, a line of another format, a label that is not the task's,
-    an empty text, half of a surrogate pair, in train and dev an example without answer.
+    A task without dev files has a tenth of its training examples for dev, always the same. See read_split for errors.
     """
-    paths = [folder / file for file in getattr(task, name)]
-    missing = [path for path in paths if not path.is_file()]
-    if name == "test" and len(missing) == len(paths):
+    learned = task.needs_labels
+    if learned:
+        task = replace(task, labels=_labels_of_train(task, folder))
+        listed = shown_names(", ".join(task.labels))
+        logger.info("%s: %d labels, those of %s: %s", task.name, len(task.labels), ", ".join(task.train), listed)
+    splits = {name: read_split(task, folder, name, learned=learned) for name in ("train", "dev", "test")}
+    train = splits["train"]
+    if train and not task.dev:
+        splits["train"], splits["dev"] = _hold_back(train, folder / task.train[0])
+    return task, splits
+
+
+def _hold_back(train: Split, path: Path) -> tuple[Split, Split]:
+    """Return what is left of a training split, and the dev split that is drawn from it by lot."""
+    number = len(train.examples)
+    if number < HELD_BACK:
+        raise InputError(f"{path}: {number} examples, of which a tenth cannot be held back; add some, or a dev split")
+    drawn = set(generator(0, "held-back").permutation(number)[: number // HELD_BACK].tolist())
+    logger.info("%d of %s examples of %s, drawn by lot, are held back for dev", len(drawn), f"{number:,}", path)
+    dev = tuple(example for place, example in enumerate(train.examples) if place in drawn)
+    rest = tuple(example for place, example in enumerate(train.examples) if place not in drawn)
+    return replace(train, examples=rest), Split("dev", dev)
+
+
+def read_split(task: Task, folder: Path, name: str, *, learned: bool = False) -> Split | None:
+    """Read a split ("train", "dev", "test") of a task; None if it has no files, or is test and none of them is there.
+
+    learned: the task's labels are those of its training set. Raises InputError naming file and line: a missing split,
+    a line of another format, a label that is not the task's, an empty text, half of a surrogate pair, in train and dev
+    an example without answer.
+    """
+    paths = _paths(task, folder, name)
+    if not paths:
         return None
-    if missing:
-        raise InputError(f"{missing[0]}: no such file: {task.name} needs its {name} split there")
     examples, left_out = [], 0
     for path in paths:
-        read = PASSAGES[task.reader](path) if task.reader in PASSAGES else _read_records(task, path, name)
-        for example in read:
+        for example in _read(task, path, name, _known_labels(task, learned)):
             if example is None:
                 left_out += 1
                 continue
@@ -63,7 +91,65 @@ def read_split(task: Task, folder: Path, name: str) -> Split | None:
         raise InputError(f"{paths[0]}: holds no example of {task.name}")
     if name == "test" and task.reader in ("chid", "cmrc"):
         _refuse_twins(examples, paths[0])
+    if name == "test" and task.kind == "multilabel" and not any(example.labels for example in examples):
+        examples = [replace(example, labels=None) for example in examples]  # a column all empty is no answer
     return Split(name, tuple(examples), left_out)
+
+
+def _paths(task: Task, folder: Path, name: str) -> list[Path]:
+    """Return the files of a split, none of a test split of which none is there. Raises InputError for one missing."""
+    paths = [folder / file for file in getattr(task, name)]
+    missing = [path for path in paths if not path.is_file()]
+    if name == "test" and len(missing) == len(paths):
+        return []
+    if missing:
+        raise InputError(f"{missing[0]}: no such file: {task.name} needs its {name} split there")
+    return paths
+
+
+def _read(task: Task, path: Path, split: str, labels: Labels) -> Iterable[Example | None]:
+    """Return the examples of a file, None for one that is left out for its label."""
+    if task.reader in PASSAGES:
+        return PASSAGES[task.reader](path)
+    if task.reader == "conll":
+        return read_conll(path, split, labels)
+    if task.reader == "entities":
+        return read_entities(task, path, labels)
+    return read_records(task, path, split, labels)
+
+
+def _known_labels(task: Task, learned: bool) -> Labels:
+    """Return which labels an answer may have."""
+    known = (*task.labels, *task.dropped_labels)
+    if not learned:
+        return Labels(known, f"{task.name}'s")
+    remedy = "add an example of it there, or list labels in a task file"
+    return Labels(known, f"{' and '.join(task.train)}'s", remedy)
+
+
+def _labels_of_train(task: Task, folder: Path) -> tuple[str, ...]:
+    """Return the labels or types of entities of the training files, by alphabet, or as numbers if all are."""
+    paths = _paths(task, folder, "train")
+    found = {label for path in paths for label in _labels_in(task, path)} - {"", *task.dropped_labels}
+    least = 2 if task.kind == "classification" else 1
+    if len(found) < least:
+        there = f"one label, {shown(*found)}" if found else f"no {'entity' if task.kind == 'tokens' else 'label'}"
+        raise InputError(f"{paths[0]}: has {there} in all its examples; {task.name} needs {least} to tell apart")
+    are_numbers = all(NUMBER.fullmatch(label) for label in found)
+    return tuple(sorted(found, key=lambda label: (Decimal(label) if are_numbers else 0, label)))
+
+
+def _labels_in(task: Task, path: Path) -> Iterator[str]:
+    """Yield every label of a training file."""
+    if task.kind == "tokens":
+        for example in _read(task, path, "train", _known_labels(task, learned=True)):
+            yield from (entity.label for entity in (example.entities if example else None) or ())
+        return
+    for where, record in records(path, (*task.text_keys, task.label) if task.reader == "fields" else ()):
+        if task.kind == "multilabel":
+            yield from label_texts(record.get(task.label), task.label, task.label_separator, where) or ()
+        else:
+            yield label_text(record.get(task.label), task.label, where)
 
 
 def _unanswered(task: Task, path: Path, example: Example, name: str) -> str:
@@ -80,62 +166,3 @@ def _refuse_twins(examples: list[Example], path: Path) -> None:
         if example.id in seen:
             raise InputError(f"{path}: {shown(example.id)} stands twice; a submission holds an id once")
         seen.add(example.id)
-
-
-def _read_records(task: Task, path: Path, split: str) -> Iterator[Example | None]:
-    """Yield an example for every line, None for one that is left out for its label."""
-    for number, (where, record) in enumerate(_records(path)):
-        label = label_of(record, task.label, (*task.labels, *task.dropped_labels), where, task.name)
-        if label is not None and label not in task.labels:
-            yield None
-            continue
-        if label is None and split != "test":
-            raise InputError(f"{where}: has no label under {task.label!r}; the {split} split needs all of them")
-        identity = identity_of(record, ("id", "idx"), number, where)
-        index = None if label is None else task.labels.index(label)
-        texts, kept = _texts(task, record, where)
-        yield Example(identity, (texts,), index, kept=kept)
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield "file:line" and fields of each line of a JSON-lines file or of a TSV file with a header."""
-    if path.suffix.lower() != ".tsv":
-        yield from json_lines(path)
-        return
-    lines = lines_of(path)
-    _, first = next(lines)
-    header = first.split("\t")
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}:1: the header names a column twice")
-    for number, line in lines:
-        row = line.split("\t")
-        if len(row) != len(header):
-            raise InputError(f"{path}:{number}: has {len(row)} columns, the header {len(header)}")
-        yield f"{path}:{number}", dict(zip(header, row, strict=True))
-
-
-def _texts(task: Task, record: dict[str, Any], where: str) -> tuple[tuple[str, str | None], tuple[int, int] | None]:
-    """Return the texts of a record, and which characters of them must not be cut away."""
-    if task.reader == "keywords":  # CSL: do these keywords belong to this abstract?
-        return (" ".join(texts_field(record, "keyword", where)), text_field(record, "abst", where)), None
-    if task.reader == "pronoun":
-        text, kept = _mark_pronoun(record, where)
-        return (text, None), kept
-    first, *second = (text_field(record, key, where) for key in task.text)
-    return (first, second[0] if second else None), None
-
-
-def _mark_pronoun(record: dict[str, Any], where: str) -> tuple[str, tuple[int, int]]:
-    """CLUEWSC: mark the noun as _noun_ and the pronoun as [pronoun], as CLUE's baselines do; from where to where."""
-    text, target = text_field(record, "text", where), field(record, "target", dict, where)
-    marks = []  # place in the text, whether it opens, sign
-    for span, left, right in (("span1", "_", "_"), ("span2", "[", "]")):
-        start, spelled = field(target, f"{span}_index", int, where), field(target, f"{span}_text", str, where)
-        checked_text(spelled, f"{span}_text", where)
-        if start < 0 or text[start : start + len(spelled)] != spelled:
-            raise InputError(f"{where}: target.{span}_index {start}: {shown(spelled)} does not stand there")
-        marks += [(start, True, left), (start + len(spelled), False, right)]
-    first, last = min(marks)[0], max(marks)[0]
-    for place, _, sign in sorted(marks, reverse=True):  # from the end, so that places before stay
-        text = text[:place] + sign + text[place:]
-    return text, (first, last + len(marks))

@@ -1,14 +1,25 @@
 """An example, and the fields of a record that it is made of: each there and of its kind, or one line of error."""
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmbert.errors import InputError
 from cmbert.files.reading import checked_text, shown
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 KEPT_BACK = ("", "-1")  # what test files say in place of an answer
+
+
+class Entity(NamedTuple):
+    """A stretch of a text and its type."""
+
+    start: int
+    """First character."""
+    end: int
+    """The character after the last."""
+    label: str
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Example:
     """As in the file, or its number there, from 0."""
     parts: tuple[tuple[str, str | None], ...]
     """Texts to read, each alone or as a pair; several for multiple choice."""
-    label: int | None
+    label: int | None = None
     """Index of the label or of the right choice; None where the file does not say."""
     answers: tuple[str, ...] = ()
     """Span tasks: the answers that count as right."""
@@ -29,11 +40,18 @@ class Example:
     """Likewise, where it ends."""
     kept: tuple[int, int] | None = None
     """Characters of each part's last text that no cut may take away: ChID's blank, CLUEWSC's noun and pronoun."""
+    labels: tuple[int, ...] | None = None
+    """Several labels to a text: the indices of those it has, in order; None where the file does not say."""
+    value: float | None = None
+    """Regression: the number; likewise."""
+    entities: tuple[Entity, ...] | None = None
+    """Entities of the text, each once, in order; likewise."""
 
     @property
     def labelled(self) -> bool:
         """Return whether the file says what is right."""
-        return self.label is not None or bool(self.answers)
+        told = (self.label, self.labels, self.value, self.entities)
+        return bool(self.answers) or any(answer is not None for answer in told)
 
 
 def field(record: Any, key: str, kind: type, where: str) -> Any:
@@ -88,15 +106,55 @@ def identity_of(record: dict[str, Any], keys: tuple[str, ...], number: int, wher
     return str(number)
 
 
-def label_of(record: dict[str, Any], key: str, labels: tuple[str, ...], where: str, task: str) -> str | None:
-    """Return the label as JSON spells it, one of `labels`; None for what test files say in place of one."""
-    value = record.get(key)
+def label_text(value: Any, key: str, where: str) -> str:
+    """Return a label as JSON spells it, without white space around it; "" for null."""
     if isinstance(value, list | dict):
         raise InputError(f"{where}: {key} must be text or a number, found {type(value).__name__}")
-    text = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
-    if text in labels:
-        return text
-    if text in KEPT_BACK:
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value).strip()
+
+
+def label_texts(value: Any, key: str, separator: str, where: str) -> tuple[str, ...] | None:
+    """Return several labels, each once: of a list, or of a text with a separator between them; None for null."""
+    if value is None:
         return None
-    listed = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
-    raise InputError(f"{where}: {key} {shown(text)} is not one of {task}'s: {listed}")
+    if isinstance(value, str):
+        value = value.split(separator) if value.strip() else []
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {key} must be a list of labels, found {type(value).__name__}")
+    found = tuple(dict.fromkeys(label_text(label, f"a label of {key}", where) for label in value))
+    if "" in found:
+        raise InputError(f"{where}: a label of {key} is empty")
+    return found
+
+
+def number_of(value: Any, key: str, where: str) -> float | None:
+    """Return a number, also if it stands there as text; None for null or an empty cell."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise InputError(f"{where}: {key} must be a number, found {type(value).__name__}")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {key} must be a finite number, found {shown(value)}")
+    return number
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels that an answer may have, and who says so."""
+
+    known: tuple[str, ...]
+    whose: str
+    """As a line of error names them: "tnews's"."""
+    remedy: str = ""
+    """What to do about another one, for that line."""
+
+    def check(self, label: str, key: str, where: str) -> None:
+        """Raise InputError if it is none of them."""
+        if label not in self.known:
+            listed = ", ".join(self.known[:6]) + (", ..." if len(self.known) > 6 else "")
+            remedy = f"; {self.remedy}" if self.remedy else ""
+            raise InputError(f"{where}: {key} {shown(label)} is not one of {self.whose}: {listed}{remedy}")

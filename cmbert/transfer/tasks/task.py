@@ -1,4 +1,4 @@
-"""Fine-tuning tasks: CLUE's, and any classification or pair task that a small TOML file describes.
+"""Fine-tuning tasks: CLUE's, and any task of classes, numbers or entities that a small TOML file describes.
 
 Sources: CLUE (arXiv 2004.05986), its file formats and its notes on submissions of 2021-09-04, whose names and formats
 its own baselines/paddlenlp write too (github.com/CLUEbenchmark/CLUE; issue 104: another name scores 0): JSON lines
@@ -20,16 +20,32 @@ from cmbert.files.names import real
 from cmbert.files.reading import shown
 from cmbert.files.shipped import shipped_files
 
-Reader = Literal["fields", "keywords", "pronoun", "c3", "chid", "cmrc"]
-Kind = Literal["classification", "choice", "span"]
+Reader = Literal["fields", "keywords", "pronoun", "c3", "chid", "cmrc", "conll", "entities"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Kind = Literal["classification", "multilabel", "regression", "tokens", "choice", "span"]
 KIND_OF_READER: dict[Reader, Kind] = {
-    "fields": "classification",
     "keywords": "classification",
     "pronoun": "classification",
     "c3": "choice",
     "chid": "choice",
     "cmrc": "span",
+    "conll": "tokens",
+    "entities": "tokens",
 }
+KIND_OF_PROBLEM: dict[ProblemType, Kind] = {  # of reader "fields"; the names are transformers'
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+LABELLED_KINDS = ("classification", "multilabel", "tokens")  # whose answers are labels
+SCORES: dict[Kind, tuple[str, ...]] = {  # percent; settings are chosen by the first. Of classes: Task.metric
+    "multilabel": ("micro_f1", "macro_f1"),
+    "regression": ("spearman", "pearson"),
+    "tokens": ("entity_f1", "precision", "recall"),
+    "choice": ("accuracy",),
+    "span": ("exact_match", "f1"),
+}
+OUTSIDE = "O"  # tag of a token that is in no entity
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 LEAST_LENGTH = 16  # tokens: a text's special tokens, a question and something of the text fit in no less
@@ -43,18 +59,22 @@ class Task:
 
     name: str
     """Folder under --output, and column of the results table."""
-    text: tuple[str, ...] = ("sentence",)
-    """Key (JSON lines) or column (TSV with a header) of the text; two for a pair."""
+    text: tuple[str, ...] = ()
+    """Key (JSON lines) or column (CSV, TSV) of the text, two for a pair; empty = "sentence", of entities "text"."""
     label: str = "label"
-    """Key or column of the label."""
+    """Key or column of the label, the labels, the number or the entities."""
     labels: tuple[str, ...] = ()
-    """Every label, as text. Empty for tasks whose answers are not classes."""
+    """Every label or type of entity, as text; empty = those of the training set, if the answers are labels at all."""
+    label_separator: str = "|"
+    """What stands between the labels in a cell of a CSV or TSV file, of a task with several labels to a text."""
+    problem_type: ProblemType = "single_label_classification"
+    """What `label` holds, by transformers' names: one label, several or none, or a number."""
     dropped_labels: tuple[str, ...] = ()
     """Examples with one of these labels are left out ("-" in NLI: the annotators did not agree)."""
     train: tuple[str, ...] = ("train.json",)
     """Files of the split in the data folder, read in order."""
     dev: tuple[str, ...] = ("dev.json",)
-    """Likewise; the setting is chosen on it."""
+    """Likewise; the setting is chosen on it. None: a tenth of the training examples, drawn by lot, is held back."""
     test: tuple[str, ...] = ("test.json",)
     """Likewise; may be absent. Scored if it has labels, answered in CLUE's submission format in any case."""
     max_length: int = 128
@@ -66,9 +86,10 @@ class Task:
     learning_rate: float = 0.0
     """Peak rate; 0: by the model's width (`defaults.default_learning_rate`)."""
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
-    """What is reported, in percent; a span task has exact match, with F1 beside it."""
+    """What is reported of classes, in percent; other answers have their own (SCORES)."""
     reader: Reader = "fields"
-    """How a line becomes an example; all but "fields" are formats of one task each."""
+    """How a line becomes an example: "conll" and "entities" read entities, "fields" any record of texts and a label;
+    the others are formats of one task each."""
     predictions: str = ""
     """Name of the submission file; empty = <name>_predict.json."""
     in_simclue: bool = False
@@ -77,7 +98,26 @@ class Task:
     @property
     def kind(self) -> Kind:
         """Return what the model is to decide."""
-        return KIND_OF_READER[self.reader]
+        return KIND_OF_READER.get(self.reader, KIND_OF_PROBLEM[self.problem_type])
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """Return the keys of the text, or of a pair's two."""
+        return self.text or (("text",) if self.reader == "entities" else ("sentence",))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the classifier's outputs, in order; of tokens "O", "B-x", "I-x", "B-y", ..."""
+        if self.kind == "tokens":
+            return (OUTSIDE, *(f"{place}-{label}" for label in self.labels for place in "BI"))
+        if self.kind in LABELLED_KINDS:
+            return self.labels
+        return {"regression": (self.label,), "choice": ("choice",), "span": ("start", "end")}[self.kind]
+
+    @property
+    def needs_labels(self) -> bool:
+        """Return whether the labels are yet to be taken from the training set."""
+        return self.kind in LABELLED_KINDS and not self.labels
 
     @property
     def predictions_file(self) -> str:
@@ -88,7 +128,7 @@ class Task:
     @property
     def score_names(self) -> tuple[str, ...]:
         """Return the names of the scores; settings are chosen by the first."""
-        return ("exact_match", "f1") if self.kind == "span" else (self.metric,)
+        return SCORES.get(self.kind, (self.metric,))
 
 
 PAIR = ("sentence1", "sentence2")
@@ -175,7 +215,8 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
 
 def _check(task: Task, given: Collection[str], where: str) -> None:
     """Raise ConfigError for values that no training or no file name can be made of; `given`: the file's own keys."""
-    labels_right = len(set(task.labels)) == len(task.labels) >= 2 and not set(task.labels) & set(task.dropped_labels)
+    texts = task.text if "text" in given else task.text_keys
+    most, number = (1, "one key") if task.reader == "entities" else (2, "one key or two")
     rules = {
         "name": (is_file_name(task.name), "be a folder's name: not empty, without /"),
         "predictions": (task.predictions == "" or is_file_name(task.predictions), "be a file's name, without /"),
@@ -183,15 +224,45 @@ def _check(task: Task, given: Collection[str], where: str) -> None:
         "epochs": (task.epochs >= 1 or "epochs" not in given, "be 1 or more"),
         "batch_size": (task.batch_size >= 1, "be 1 or more"),
         "learning_rate": (task.learning_rate > 0 or "learning_rate" not in given, "be positive"),
-        "text": (1 <= len(set(task.text)) == len(task.text) <= 2, f"name one key or two, found {len(task.text)}"),
-        "labels": (task.kind != "classification" or labels_right, "list two labels or more, each once, none dropped"),
+        "text": (1 <= len(set(texts)) == len(texts) <= most, f"name {number}, found {len(texts)}"),
+        "labels": _rule_of_labels(task),
+        "label_separator": (task.label_separator.strip(), "be a sign"),
         "train": (task.train and all(map(is_path, task.train)), "list one file or more"),
-        "dev": (task.dev and all(map(is_path, task.dev)), "list one file or more"),
+        "dev": (all(map(is_path, task.dev)), "list one file or more, or none: a tenth of train is held back"),
         "test": (all(map(is_path, task.test)), "list files, or nothing"),
     }
+    rules |= {key: (False, f"be left out: {why}") for key, why in _without_effect(task).items() if key in given}
     for key, (is_right, must) in rules.items():
         if not is_right:
             raise ConfigError(f"{where}: {key}: must {must}")
+
+
+def _rule_of_labels(task: Task) -> tuple[bool, str]:
+    """Return whether the labels are right, and what they must be."""
+    once = len(set(task.labels)) == len(task.labels) and not set(task.labels) & set(task.dropped_labels)
+    enough = task.kind != "classification" or len(task.labels) != 1
+    rules = {
+        "classification": (once and enough, "list two labels or more, each once, none dropped"),
+        "multilabel": (once, "list labels, each once, none dropped"),
+        "tokens": (once and OUTSIDE not in task.labels, f'list types of entities, each once, none "{OUTSIDE}"'),
+    }
+    return rules.get(task.kind, (True, ""))
+
+
+def _without_effect(task: Task) -> dict[str, str]:
+    """Return the keys that mean nothing for this kind of task: key -> why."""
+    keys = {} if task.reader == "fields" else {"problem_type": f"reader is {task.reader!r}"}
+    if task.kind != "classification":
+        keys["metric"] = "only classes have a choice"
+    if task.kind != "multilabel":
+        keys["label_separator"] = "an example has no list of labels"
+    if task.kind not in LABELLED_KINDS:
+        keys["labels"] = keys["dropped_labels"] = "answers are no labels"
+    if task.kind == "tokens":
+        keys["dropped_labels"] = "entities are labelled, not examples"
+    if task.reader == "conll":
+        keys["text"] = keys["label"] = "the first and the last column are read"
+    return keys
 
 
 def is_path(text: str) -> bool:

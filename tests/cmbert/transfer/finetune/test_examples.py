@@ -139,6 +139,8 @@ def test_tasks_are_found_by_name_and_file(tmp_path):
     with pytest.raises(ConfigError, match=r"mine\.toml: lables: unknown key; did you mean 'labels'"):
         load_task(path)
     path.write_text('name = "mine"\n', encoding="utf-8")
+    assert load_task(path).needs_labels  # those of its training set
+    path.write_text('name = "mine"\nlabels = ["0"]\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"labels: must list two labels or more"):
         load_task(path)
 
