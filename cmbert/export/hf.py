@@ -17,7 +17,7 @@ from cmbert.export.onnx import require_onnx
 from cmbert.files.folders import building
 from cmbert.files.whole import write_json
 from cmbert.model.config_json import CODE_FILE, CONFIG_FILE, config_json, model_config, read_json_object, stock_config
-from cmbert.model.folder import WEIGHTS_FILE, model_from
+from cmbert.model.folder import WEIGHTS_FILE, model_from, rows_for_file
 from cmbert.model.heads import DECODER, MaskedLanguageModel
 from cmbert.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, load_tokenizer
 
@@ -127,7 +127,7 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     settings = read_json_object(folder / SETTINGS_FILE)
     write_json(folder / SETTINGS_FILE, settings | {"model_max_length": model.config.max_length})
     weights = {name: weight for name, weight in model.state_dict().items() if name != DECODER}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(rows_for_file(weights, model.config.norm), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, config_json(model.config, load_tokenizer(tokenizer_directory).vocabulary))
     if model.config.norm == "rmsnorm":
         shutil.copyfile(CODE_FILE, folder / CODE_FILE.name)
