@@ -12,7 +12,6 @@ import tokenizers
 import torch
 
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.export.card_use import first_line
 from cmbert.export.hf import _write, export_folder
 from cmbert.model.folder import load_folder
 from cmbert.vocabulary import SPECIAL_TOKENS
@@ -119,9 +118,9 @@ def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_di
 
 QUIET_TOKENIZER = """
 import sys
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 folder = sys.argv[1]
-tokenizer = eval(sys.argv[2])
+tokenizer = eval("AutoTokenizer.from_pretrained(folder" + sys.argv[2] + ")")
 assert tokenizer("今天[MASK]")["input_ids"][0] == 2 and tokenizer.mask_token_id == 4
 assert tokenizer.model_max_length == 512
 """
@@ -129,21 +128,16 @@ assert tokenizer.model_max_length == 512
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 def test_the_tokenizer_loads_without_a_question_or_a_warning(make_perturbed, tokenizer_directory, tmp_path, norm):
-    """By the call that the card names first; AutoTokenizer alone where the folder carries no code."""
-    model = make_perturbed(norm)
     folder = tmp_path / "folder"
     folder.mkdir()
-    _write(folder, model, tokenizer_directory)
-    first = first_line("hf", model.config)
-    calls = ["AutoTokenizer.from_pretrained(folder)"] if norm == "layernorm" else [first.split("`")[1]]
-    calls.append("AutoTokenizer.from_pretrained(folder, trust_remote_code=True)")
-    for call in calls:
+    _write(folder, make_perturbed(norm), tokenizer_directory)
+    for trust in ("", ", trust_remote_code=True"):
         environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "outside"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-I", "-c", QUIET_TOKENIZER, str(folder), call]
+        command = [sys.executable, "-I", "-c", QUIET_TOKENIZER, str(folder), trust]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, env=environment
         )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), call
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), trust
 
 
 def mean_vectors(model, tokenizer_directory, texts):
