@@ -83,8 +83,9 @@ def usage(format: Format, model: ModelConfig, tokenizer: Tokenizer) -> str:
     )
     remote = model.norm == "rmsnorm"
     trust = ", trust_remote_code=True" if remote else ""
+    needs = f"It needs transformers {OLDEST_TRANSFORMERS} or later."
     return (
-        f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}It needs "
-        f"transformers {OLDEST_TRANSFORMERS} or later.\n\n{FILL_MASK.format(trust=trust, example=example)}\nAs vectors of sentences (the "
-        f"mean of the final hidden states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
+        f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}{needs}\n\n"
+        f"{FILL_MASK.format(trust=trust, example=example)}\nAs vectors of sentences (the mean of the final hidden "
+        f"states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
     )

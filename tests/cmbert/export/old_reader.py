@@ -1,7 +1,7 @@
-"""What one version of transformers makes of exported folders; run by test_old_transformers.py in a process of its own.
+"""What one version of transformers makes of exported folders; test_old_transformers.py runs it as a process.
 
-Takes a folder with three exports, `layernorm`, `rmsnorm` and `wrong`, and `batches.pt`; leaves `seen.pt` there. It needs
-nothing of cmbert, and works with every transformers from 4.48.0 on.
+Takes a folder with three exports, `layernorm`, `rmsnorm` and `wrong`, and `batches.pt`; leaves `seen.pt` there. It
+needs nothing of cmbert, and works with every transformers from 4.48.0 on.
 """
 
 import sys

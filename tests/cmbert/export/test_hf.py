@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.export.hf import _write, export_folder
@@ -188,6 +189,37 @@ def test_our_model_survives_the_round_trip(make_perturbed, tokenizer_directory, 
     assert sorted(path.name for path in folder.parent.iterdir()) == ["exported"]
     assert (folder / "README.md").read_text() == card(measured)
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({key: value for key, value in written.items() if value is not None}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("rmsnorm", (1, 32)), ("layernorm", (32,))])
+def test_a_norm_is_not_taken_for_the_other_kind(make_perturbed, tokenizer_directory, tmp_path, norm, shape):
+    _write(tmp_path, make_perturbed(norm), tokenizer_directory)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {weight.shape for name, weight in weights.items() if name.endswith("norm.weight")} == {shape}
+    load_folder(tmp_path)
+    change_config(tmp_path, norm=None if norm == "rmsnorm" else "rmsnorm")
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: norm is '(rmsnorm|layernorm)', and .* is of another kind"
+    ):
+        load_folder(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_read(make_perturbed, tokenizer_directory, tmp_path, pack):
+    model = make_perturbed("rmsnorm")
+    _write(tmp_path, model, tokenizer_directory)
+    weights = load_file(tmp_path / "model.safetensors")
+    flat = {name: weight.flatten() if "norm" in name else weight for name, weight in weights.items()}
+    save_file(flat, tmp_path / "model.safetensors")
+    change_config(tmp_path, model_type="cmbert", norm=None)
+    loaded, config = load_folder(tmp_path)
+    assert config == model.config
+    assert torch.equal(loaded.logits(*pack([9, 70], 320)), model.logits(*pack([9, 70], 320)))
 
 
 def spoil_nan(arguments):
