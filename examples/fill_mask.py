@@ -26,7 +26,7 @@ def main(folder: str = "", output: str = "") -> int:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
     fill = pipeline("fill-mask", model=model, tokenizer=tokenizer, top_k=NUM_PREDICTIONS)
     results = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from cmbert.config.parameters import count_parameters
 from cmbert.config.schema import ModelConfig, Recipe
-from cmbert.export.card_use import CODE_LICENCE, first_line, front_matter, usage
+from cmbert.export.card_use import CODE_LICENCE, front_matter, usage
 from cmbert.export.gate import ROUNDINGS, Comparison
 from cmbert.export.hf import Format
 from cmbert.export.lineage import Lineage, StageFacts
@@ -30,7 +30,6 @@ def render_card(lineage: Lineage, format: Format, measured: Comparison, tokenize
     sections = [
         front_matter(format, tokenizer, lineage.ancestor.licence if lineage.ancestor else CODE_LICENCE),
         "# Chinese ModernBERT\n",
-        *filter(None, [first_line(format, model)]),
         _architecture(lineage, format, tokenizer),
         usage(format, model, tokenizer),
         _data(lineage),

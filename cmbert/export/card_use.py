@@ -8,6 +8,7 @@ from cmbert.model.config_json import CODE_FILE
 from cmbert.tokenizer import Tokenizer
 
 CODE_LICENCE = "apache-2.0"
+OLDEST_TRANSFORMERS = "4.48"  # the first with ModernBERT; tests/cmbert/export/test_old_transformers.py
 EXAMPLE = "今天天气很{mask}，我们去公园散步。"
 
 FILL_MASK = """\
@@ -48,21 +49,6 @@ for token in logits[0, place].argsort()[::-1][:5]:
 """
 
 
-TOKENIZER_CALL = "PreTrainedTokenizerFast.from_pretrained(folder)"
-"""Loads the tokenizer of a folder with code in silence. transformers 5 opens config.json before tokenizer_config.json,
-and the former's auto_map makes AutoTokenizer ask for leave to run code that a tokenizer does not need."""
-
-
-def first_line(format: Format, model: ModelConfig) -> str:
-    """Return what a folder with code says first: how to load it without being asked; "" where nothing is asked."""
-    if format == "onnx" or model.norm != "rmsnorm":
-        return ""
-    return (
-        f"`{TOKENIZER_CALL}` loads the tokenizer, which is plain; the model needs `trust_remote_code=True`, and "
-        "`AutoTokenizer` without it asks whether to run code.\n"
-    )
-
-
 def _mask(tokenizer: Tokenizer) -> str:
     return tokenizer.backend.id_to_token(tokenizer.vocabulary.mask_id) or ""
 
@@ -91,11 +77,15 @@ def usage(format: Format, model: ModelConfig, tokenizer: Tokenizer) -> str:
             f"of texts of any length up to {model.max_length:,} tokens. Shorter texts of a batch are padded with id "
             f"{pad_id} and attention_mask 0.\n\n{ONNX.format(example=example, mask=mask)}"
         )
-    code = f"The folder carries `{CODE_FILE.name}`, which `trust_remote_code=True` lets transformers run. "
+    code = (
+        f"The folder carries `{CODE_FILE.name}`, which `trust_remote_code=True` lets transformers run; without it "
+        "loading the weights fails (`size mismatch`). The tokenizer needs no code. "
+    )
     remote = model.norm == "rmsnorm"
     trust = ", trust_remote_code=True" if remote else ""
+    needs = f"It needs transformers {OLDEST_TRANSFORMERS} or later."
     return (
-        f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}It needs "
-        f"transformers 5 or later.\n\n{FILL_MASK.format(trust=trust, example=example)}\nAs vectors of sentences (the "
-        f"mean of the final hidden states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
+        f"## Use\n\n`folder` is the path of this folder or its name on the hub. {code if remote else ''}{needs}\n\n"
+        f"{FILL_MASK.format(trust=trust, example=example)}\nAs vectors of sentences (the mean of the final hidden "
+        f"states, [CLS] and [SEP] included):\n\n{SENTENCES.format(trust=trust)}"
     )

@@ -17,7 +17,7 @@ from cmbert.export.onnx import require_onnx
 from cmbert.files.folders import building
 from cmbert.files.whole import write_json
 from cmbert.model.config_json import CODE_FILE, CONFIG_FILE, config_json, model_config, read_json_object, stock_config
-from cmbert.model.folder import WEIGHTS_FILE, model_from
+from cmbert.model.folder import WEIGHTS_FILE, model_from, rows_for_file
 from cmbert.model.heads import DECODER, MaskedLanguageModel
 from cmbert.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, load_tokenizer
 
@@ -145,7 +145,7 @@ def write_model_files(
         shutil.copyfile(tokenizer_directory / name, folder / name)
     settings = {"model_max_length": config.max_length, **(tokenizer_settings or {})}
     write_json(folder / SETTINGS_FILE, read_json_object(folder / SETTINGS_FILE) | settings)
-    save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(rows_for_file(weights, config.norm), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     vocabulary = load_tokenizer(tokenizer_directory).vocabulary
     write_json(folder / CONFIG_FILE, config_json(config, vocabulary, head=head) | (keys or {}))
     if config.norm == "rmsnorm":

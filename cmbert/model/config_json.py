@@ -3,20 +3,24 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cmbert.config.load import build_model
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, ConfigError
 from cmbert.files.json_types import read_as
+from cmbert.files.operations import hash_file
 from cmbert.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.json"
 CODE_FILE = Path(__file__).parents[1] / "export" / "hf_code" / "modeling_cmbert.py"
-NORMS: dict[str, Literal["rmsnorm", "layernorm"]] = {"cmbert": "rmsnorm", "modernbert": "layernorm"}  # by model_type
+FORMER_CODE = ("38fa2d6e7c7c69368ae7c0f3a6bb6f18ef2e9c7916f675cbf299164791e30e81",)
+"""Hashes of the file as earlier versions of this package wrote it."""
 
-AUTO_CLASSES = {
-    "AutoConfig": "CmbertConfig",
+MODEL_TYPE, FORMER_TYPE = "modernbert", "cmbert"
+"""What config.json says a model is; the second of an RMSNorm model as earlier versions of this package wrote it."""
+
+AUTO_CLASSES = {  # no AutoConfig: config.json is ModernBertConfig's, so that nobody is asked whether to run code for it
     "AutoModel": "CmbertModel",
     "AutoModelForMaskedLM": "CmbertForMaskedLM",
     "AutoModelForSequenceClassification": "CmbertForSequenceClassification",
@@ -37,8 +41,19 @@ STOCK = {
 }
 """Of ModernBertConfig, what this code has built in; what a file leaves out has these values in transformers, too."""
 
-KIND = "layer_types"
+FOR_TRAINING = {
+    "initializer_cutoff_factor": 2.0,
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "mlp_dropout": 0.0,
+    "classifier_dropout": 0.0,
+}
+"""What is built in, too, and only training asks for: another's file may have other values."""
+
+KIND, EVERY = "layer_types", "global_attn_every_n_layers"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+OLDER_BASES = {GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"}
+"""Keys of the RoPE bases as transformers 4 spells them; 5 has them in rope_parameters."""
 
 
 def is_model_folder(path: Path) -> bool:
@@ -55,9 +70,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def runs_our_code(folder: Path) -> bool:
-    """Return whether the code that a folder carries is the file that `cmbert export` puts there, to the byte."""
+    """Return whether the code that a folder carries is what `cmbert export` puts there or once put, to the byte."""
     code = folder / CODE_FILE.name
-    return code.is_file() and [*folder.glob("*.py")] == [code] and code.read_bytes() == CODE_FILE.read_bytes()
+    return [*folder.glob("*.py")] == [code] and hash_file(code) in (hash_file(CODE_FILE), *FORMER_CODE)
 
 
 def config_json(config: ModelConfig, vocabulary: Vocabulary | None, *, head: str = "ForMaskedLM") -> dict[str, Any]:
@@ -65,16 +80,12 @@ def config_json(config: ModelConfig, vocabulary: Vocabulary | None, *, head: str
 
     head: the class of transformers that the weights are of, without its family's name: "Model" of the encoder alone.
     """
+    identity: dict[str, Any] = {"model_type": MODEL_TYPE, "architectures": [f"ModernBert{head}"]}
     if config.norm == "rmsnorm":
-        identity = {
-            "model_type": "cmbert",
-            "architectures": [f"Cmbert{head}"],
-            "auto_map": {auto: f"{CODE_FILE.stem}.{name}" for auto, name in AUTO_CLASSES.items()},
-        }
-    else:
-        identity = {"model_type": "modernbert", "architectures": [f"ModernBert{head}"]}
+        auto_map = {auto: f"{CODE_FILE.stem}.{name}" for auto, name in AUTO_CLASSES.items()}
+        identity |= {"architectures": [f"Cmbert{head}"], "auto_map": auto_map, "norm": config.norm}
     bases = {GLOBAL: config.rope_base_global, LOCAL: config.rope_base_local}
-    return identity | {
+    values = identity | {
         "dtype": "float32",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -84,14 +95,26 @@ def config_json(config: ModelConfig, vocabulary: Vocabulary | None, *, head: str
         "max_position_embeddings": config.max_length,
         **_ids(vocabulary),
         "norm_eps": config.norm_eps,
-        "global_attn_every_n_layers": config.global_every,
+        EVERY: config.global_every,
         KIND: _layer_types(config.num_layers, config.global_every),
         "local_attention": config.local_window,
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
         "initializer_range": config.init_std,
-        "tie_word_embeddings": True,
         "classifier_pooling": "mean",
+        **STOCK,
+        **FOR_TRAINING,
     }
+    return spelled_for_all(values)
+
+
+def spelled_for_all(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json of ModernBERT that transformers 5 wrote with what other readers look for beside it.
+
+    transformers 4 and text-embeddings-inference know only their own spelling of the RoPE bases, and the former takes
+    ModernBERT's where it is missing, without a word. Old versions of vLLM want layer_norm_eps.
+    """
+    bases = {older: values["rope_parameters"][kind]["rope_theta"] for kind, older in OLDER_BASES.items()}
+    return {**values, **bases, EVERY: global_every(values), "layer_norm_eps": values["norm_eps"]}
 
 
 def model_config(values: Mapping[str, Any], where: Path, *, rows: int | None = None) -> ModelConfig:
@@ -109,7 +132,7 @@ def model_config(values: Mapping[str, Any], where: Path, *, rows: int | None = N
             "num_heads": values["num_attention_heads"],
             "intermediate_size": values["intermediate_size"],
             "vocab_size": rows or values["vocab_size"],
-            "norm": NORMS[values["model_type"]],
+            "norm": norm_of(values),
             "norm_eps": values.get("norm_eps", 1e-5),
             "global_every": global_every(values),
             "local_window": values["local_attention"],
@@ -126,26 +149,46 @@ def model_config(values: Mapping[str, Any], where: Path, *, rows: int | None = N
         raise CheckpointError(f"{error}; give a folder of another model") from error
 
 
+def norm_of(values: Mapping[str, Any]) -> str:
+    """Return the norm that config.json names: "rmsnorm", or "layernorm" where it names none."""
+    return "rmsnorm" if values.get("model_type") == FORMER_TYPE else values.get("norm", "layernorm")
+
+
 def departures_of(values: Mapping[str, Any]) -> list[str]:
     """Return what config.json asks for that this code's model has not, one phrase each."""
-    found = [] if values.get("model_type") in list(NORMS) else [f"model_type is {values.get('model_type')!r}"]
+    known = values.get("model_type") in (MODEL_TYPE, FORMER_TYPE)
+    found = [] if known else [f"model_type is {values.get('model_type')!r}"]
     found += [f"{key} is {values[key]!r}" for key, value in STOCK.items() if values.get(key, value) != value]
+    if norm_of(values) not in ("rmsnorm", "layernorm"):
+        found.append(f"norm is {values['norm']!r}")
     if not found and global_every(values) is None:
-        found.append(f"{KIND} are not every n-th layer global")
+        found.append(f"{KIND} are not every n-th layer global, or not those of {EVERY}")
     ropes = values.get("rope_parameters")
-    tables = [table for table in ropes.values() if isinstance(table, dict)] if isinstance(ropes, dict) else []
-    kinds = dict.fromkeys(str(table.get("rope_type", "default")) for table in tables)
-    return found + [f"rope_type is {kind!r}" for kind in kinds if kind != "default"]
+    tables = (
+        {kind: table for kind, table in ropes.items() if isinstance(table, dict)} if isinstance(ropes, dict) else {}
+    )
+    kinds = dict.fromkeys(str(table.get("rope_type", "default")) for table in tables.values())
+    found += [f"rope_type is {kind!r}" for kind in kinds if kind != "default"]
+    for kind, older in OLDER_BASES.items():
+        base = tables.get(kind, {}).get("rope_theta")
+        if base is not None and values.get(older, base) != base:
+            found.append(f"{older} is {values[older]!r}, and rope_parameters say {base!r}")
+    eps = values.get("norm_eps")
+    if eps is not None and values.get("layer_norm_eps", eps) != eps:
+        found.append(f"layer_norm_eps is {values['layer_norm_eps']!r}, and norm_eps {eps!r}")
+    return found
 
 
 def global_every(values: Mapping[str, Any]) -> int | None:
-    """Return n if layers 0, n, 2n, ... attend globally and no others, else None."""
-    kinds = values.get(KIND)
+    """Return n if layers 0, n, 2n, ... attend globally and no others, by all that config.json says, else None."""
+    kinds, every = values.get(KIND), values.get(EVERY)
     if not isinstance(kinds, list):
-        return values.get("global_attn_every_n_layers", 3)
-    others = [index for index, kind in enumerate(kinds) if index and kind == GLOBAL]
-    every = others[0] if others else len(kinds)
-    return every if kinds == _layer_types(len(kinds), every) else None
+        return values.get(EVERY, 3)
+    if every is None:
+        others = [index for index, kind in enumerate(kinds) if index and kind == GLOBAL]
+        every = others[0] if others else len(kinds)
+    is_number = isinstance(every, int) and every > 0
+    return every if is_number and kinds == _layer_types(len(kinds), every) else None
 
 
 def _layer_types(num_layers: int, every: int) -> list[str]:
@@ -155,7 +198,7 @@ def _layer_types(num_layers: int, every: int) -> list[str]:
 def _rope_base(values: Mapping[str, Any], kind: str) -> float:
     if "rope_parameters" in values:
         return values["rope_parameters"][kind]["rope_theta"]
-    return values[{GLOBAL: "global_rope_theta", LOCAL: "local_rope_theta"}[kind]]
+    return values[OLDER_BASES[kind]]
 
 
 def _ids(vocabulary: Vocabulary | None) -> dict[str, int]:

@@ -13,13 +13,16 @@ from safetensors.torch import load_file
 from cmbert.config.schema import ModelConfig
 from cmbert.errors import CheckpointError, first_line
 from cmbert.files.json_types import read_as
-from cmbert.model.config_json import CONFIG_FILE, model_config, read_json_object
+from cmbert.model.config_json import CONFIG_FILE, FORMER_TYPE, model_config, norm_of, read_json_object
 from cmbert.model.heads import DECODER, EMBEDDING, MaskedLanguageModel
 from cmbert.model.init import WithoutInitialisation
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NORM_WEIGHT = "norm.weight"
+"""How the names of norms' weights end. In files an RMSNorm's are (1, D), so that whatever knows only LayerNorm, whose
+are (D,), fails to load them; modules here have (D,)."""
 
 
 def load_folder(directory: Path) -> tuple[MaskedLanguageModel, ModelConfig]:
@@ -39,7 +42,8 @@ def read_config(directory: Path) -> ModelConfig:
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a model folder in fp32, one file's or several files'.
 
-    Raises CheckpointError for a folder without safetensors, for damaged ones and for numbers that are no floats.
+    Raises CheckpointError for a folder without safetensors, for damaged ones, for numbers that are no floats and for
+    norms of another kind than config.json says.
     """
     index = read_as(directory / INDEX_FILE, dict[str, Any], error=CheckpointError, remedy="download the model again")
     names = [WEIGHTS_FILE]
@@ -53,7 +57,28 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
             f"{directory}: {other} is {weights[other].dtype}, no floating-point weight: a quantised model cannot be "
             "trained on; take the one that it was made of"
         )
-    return {name: weight.float() for name, weight in weights.items()}
+    return {name: weight.float() for name, weight in _flat_norms(directory, weights).items()}
+
+
+def rows_for_file(weights: Mapping[str, torch.Tensor], norm: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a model as files have them: those of RMSNorms (1, D)."""
+    is_row = norm == "rmsnorm"
+    return {name: weight[None] if is_row and name.endswith(NORM_WEIGHT) else weight for name, weight in weights.items()}
+
+
+def _flat_norms(directory: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    path = directory / CONFIG_FILE
+    values = read_json_object(path)
+    is_row = norm_of(values) == "rmsnorm" and values.get("model_type") != FORMER_TYPE
+    for name in [name for name in weights if name.endswith(NORM_WEIGHT)]:
+        if (weights[name].ndim == 2) != is_row:
+            raise CheckpointError(
+                f"{path}: norm is {norm_of(values)!r}, and {name} is of another kind: one of both is another "
+                "model's, or changed; export or download the model again"
+            )
+    return {
+        name: weight.flatten() if is_row and name.endswith(NORM_WEIGHT) else weight for name, weight in weights.items()
+    }
 
 
 def _read_file(directory: Path, name: str) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Every shipped recipe and DeepSpeed file loads; the large one is the paper's."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def test_large_is_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (second.context_tokens, second.num_steps, second.total_tokens) == (8192, 27_248, 100_000_000_000)
     assert (first.step_tokens, second.step_tokens) == (5_046_272, 3_670_016)
     assert round(second.flops_per_token.forward / 1e9, 2) == 1.03
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("size", ["large", "base"])
+def test_the_layernorm_siblings_differ_in_the_norm_alone(size: str, stage: str) -> None:
+    recipe, sibling = (load_recipe(ROOT / "recipes" / size / f"{folder}{stage}.toml") for folder in ("", "layernorm/"))
+    assert (recipe.model.norm, sibling.model.norm) == ("rmsnorm", "layernorm")
+    first = f"runs/{size}/layernorm/stage1" if stage == "stage2" else ""
+    assert sibling == replace(
+        recipe,
+        run_directory=f"runs/{size}/layernorm/{stage}",
+        model=replace(recipe.model, norm="layernorm"),
+        train=replace(recipe.train, init_from=first),
+    )
 
 
 @pytest.mark.parametrize("size", ["large", "base"])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 
 from cmbert.errors import CheckpointError, ConfigError, InputError
-from cmbert.export.card_use import first_line
 from cmbert.export.hf import _write, export_folder
 from cmbert.model.folder import load_folder
 from cmbert.vocabulary import SPECIAL_TOKENS
@@ -119,9 +119,9 @@ def test_exported_folder_works_without_this_package(make_perturbed, tokenizer_di
 
 QUIET_TOKENIZER = """
 import sys
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 folder = sys.argv[1]
-tokenizer = eval(sys.argv[2])
+tokenizer = eval("AutoTokenizer.from_pretrained(folder" + sys.argv[2] + ")")
 assert tokenizer("今天[MASK]")["input_ids"][0] == 2 and tokenizer.mask_token_id == 4
 assert tokenizer.model_max_length == 512
 """
@@ -129,21 +129,16 @@ assert tokenizer.model_max_length == 512
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 def test_the_tokenizer_loads_without_a_question_or_a_warning(make_perturbed, tokenizer_directory, tmp_path, norm):
-    """By the call that the card names first; AutoTokenizer alone where the folder carries no code."""
-    model = make_perturbed(norm)
     folder = tmp_path / "folder"
     folder.mkdir()
-    _write(folder, model, tokenizer_directory)
-    first = first_line("hf", model.config)
-    calls = ["AutoTokenizer.from_pretrained(folder)"] if norm == "layernorm" else [first.split("`")[1]]
-    calls.append("AutoTokenizer.from_pretrained(folder, trust_remote_code=True)")
-    for call in calls:
+    _write(folder, make_perturbed(norm), tokenizer_directory)
+    for trust in ("", ", trust_remote_code=True"):
         environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "outside"), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-I", "-c", QUIET_TOKENIZER, str(folder), call]
+        command = [sys.executable, "-I", "-c", QUIET_TOKENIZER, str(folder), trust]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, env=environment
         )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), call
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), trust
 
 
 def mean_vectors(model, tokenizer_directory, texts):
@@ -194,6 +189,37 @@ def test_our_model_survives_the_round_trip(make_perturbed, tokenizer_directory, 
     assert sorted(path.name for path in folder.parent.iterdir()) == ["exported"]
     assert (folder / "README.md").read_text() == card(measured)
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({key: value for key, value in written.items() if value is not None}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("rmsnorm", (1, 32)), ("layernorm", (32,))])
+def test_a_norm_is_not_taken_for_the_other_kind(make_perturbed, tokenizer_directory, tmp_path, norm, shape):
+    _write(tmp_path, make_perturbed(norm), tokenizer_directory)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {weight.shape for name, weight in weights.items() if name.endswith("norm.weight")} == {shape}
+    load_folder(tmp_path)
+    change_config(tmp_path, norm=None if norm == "rmsnorm" else "rmsnorm")
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: norm is '(rmsnorm|layernorm)', and .* is of another kind"
+    ):
+        load_folder(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_is_read(make_perturbed, tokenizer_directory, tmp_path, pack):
+    model = make_perturbed("rmsnorm")
+    _write(tmp_path, model, tokenizer_directory)
+    weights = load_file(tmp_path / "model.safetensors")
+    flat = {name: weight.flatten() if "norm" in name else weight for name, weight in weights.items()}
+    save_file(flat, tmp_path / "model.safetensors")
+    change_config(tmp_path, model_type="cmbert", norm=None)
+    loaded, config = load_folder(tmp_path)
+    assert config == model.config
+    assert torch.equal(loaded.logits(*pack([9, 70], 320)), model.logits(*pack([9, 70], 320)))
 
 
 def spoil_nan(arguments):

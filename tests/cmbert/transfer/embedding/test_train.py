@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
+from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.contamination import read_training_data, read_training_sentences, sentence_hashes, share_seen
 from cmbert.transfer.embedding import train as embed_train
 from cmbert.transfer.embedding.card import render_card
@@ -115,6 +117,16 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(trained, co
     assert command(trained, "--epochs", 2, "--seed", 4) == 2
     assert "made with other settings (epochs, seed; epochs was 3, is now 2)" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_readers_of_either_spelling_and_no_other_norm_find_what_they_look_for(trained):
+    folder = trained / "model"
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ropes = [values["rope_parameters"][kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")]
+    assert [values["global_rope_theta"], values["local_rope_theta"]] == ropes
+    assert (values["model_type"], values["norm"], values["architectures"]) == ("modernbert", "rmsnorm", ["CmbertModel"])
+    assert runs_our_code(folder)
+    assert load_file(folder / "model.safetensors")["final_norm.weight"].shape == (1, 32)
 
 
 OUTSIDER = """
