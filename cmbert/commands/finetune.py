@@ -1,36 +1,35 @@
-"""`cmbert finetune`: CLUE and other tasks, tuned, with several seeds."""
+"""`cmbert finetune`: CLUE's tasks and your own, tuned, with several seeds."""
 
 import argparse
 
-from cmbert.cli_values import any_path, integers, numbers, positive, utf8_path, words
+from cmbert.cli_values import any_path, integers, numbers, positive, tokens, utf8_path, words
 from cmbert.commands.shared import add_trust_remote_code
+
+CHOICES = ("task", "data", "train", "dev", "test", "text", "label", "problem_type", "max_length")  # of tasks
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add `finetune`."""
     finetune = commands.add_parser(
         "finetune",
-        help="CLUE and other tasks, tuned, with several seeds",
-        description="Fine-tune a model on tasks: the setting that is best on dev, then several seeds of it. Results go "
-        "to DIR/TASK/MODEL/ and, of all models so far, to DIR/results.md and DIR/results.html.",
+        help="CLUE's tasks and your own, tuned, with several seeds",
+        description="Fine-tune a model on tasks, or on files of your own (--train): the setting that is best on dev, "
+        "then several seeds of it. Results go to DIR/TASK/MODEL/ and, of all models so far, to DIR/results.md and "
+        "DIR/results.html.",
     )
     finetune.add_argument(
         "--model", required=True, metavar="MODEL", help="run, checkpoint, folder, or a name transformers knows"
     )
     finetune.add_argument(
         "--task",
-        required=True,
         type=words,
         metavar="TASK,TASK",
         help="CLUE's tasks, those shipped beside them (chnsenticorp, ...), or TOML files of your own",
     )
     finetune.add_argument(
-        "--data",
-        type=any_path,
-        required=True,
-        metavar="DIR",
-        help="the task's files; of several tasks, their parent",
+        "--data", type=any_path, metavar="DIR", help="the task's files; of several tasks, their parent"
     )
+    _add_files(finetune)
     finetune.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="results of all models")
     finetune.add_argument(
         "--save",
@@ -58,15 +57,34 @@ def add(commands: argparse._SubParsersAction) -> None:
     finetune.set_defaults(command=run)
 
 
+def _add_files(finetune: argparse.ArgumentParser) -> None:
+    """Add the options that make a task of files, in place of --task and --data."""
+    finetune.add_argument(
+        "--train", type=utf8_path, metavar="FILE", help="learn from this .csv, .tsv, .json or .jsonl file instead"
+    )
+    finetune.add_argument("--dev", type=utf8_path, metavar="FILE", help="judge by it (default: a tenth of --train)")
+    finetune.add_argument("--test", type=utf8_path, metavar="FILE", help="answer it, and score it if it has labels")
+    finetune.add_argument("--text", type=words, metavar="COLUMN", help="of the text; COLUMN,COLUMN for a pair")
+    finetune.add_argument("--label", metavar="COLUMN", help="of the label, the labels (a|b) or the number")
+    finetune.add_argument(
+        "--problem-type",
+        choices=["single_label_classification", "multi_label_classification", "regression"],
+        help="what a label is: one of several (default), any number of them, or a number",
+    )
+    finetune.add_argument(
+        "--max-length", type=tokens, metavar="N", help="cut texts of --train and the others to N tokens (default 128)"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Fine-tune a model on the tasks, or do what is left of it, and print the table of all models so far."""
     from cmbert.transfer.finetune.defaults import Asked
     from cmbert.transfer.finetune.run import finetune_tasks
+    from cmbert.transfer.tasks.chosen import Chosen
 
     finetune_tasks(
         options.model,
-        options.task,
-        options.data,
+        Chosen(**{name: getattr(options, name) for name in CHOICES}).tasks(),
         options.output,
         asked=Asked(
             learning_rates=tuple(options.learning_rates or ()),

@@ -33,6 +33,8 @@ class Part:
     """Characters of each token in its own text; (0, 0) for special tokens."""
     second: list[bool]
     """Whether the token is one of the second text's."""
+    special: list[bool]
+    """Whether it is of no text: [CLS], [SEP] and the like."""
     whole: bool
     """Whether nothing was cut."""
 
@@ -107,6 +109,7 @@ def token_rows(batch: Any) -> list[Part]:
                 type_ids=batch["token_type_ids"][index],
                 offsets=[tuple(pair) for pair in batch["offset_mapping"][index]],
                 second=[text == 1 for text in texts],
+                special=[text is None for text in texts],
                 whole=not batch.encodings[index].overflowing,
             )
         )

@@ -2,11 +2,12 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cmbert.transfer.finetune.backbone import Backbone, Part, token_rows
 from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.tags import apart, tags_of
 from cmbert.transfer.tasks.task import Task
 
 STRIDE_TOKENS = 128  # by which two windows of a text overlap, as in CLUE's baseline
@@ -21,6 +22,8 @@ class Item:
     parts: list[Part]
     spans: list[tuple[int, int]]
     """Span tasks: first and last token of the answer in each part; (0, 0), the [CLS], where it is not."""
+    tags: list[int] = field(default_factory=list)
+    """Tokens: index in task.outputs of each token's tag, NO_TAG of special ones; empty if the file does not say."""
 
     @property
     def lost(self) -> bool:
@@ -76,8 +79,15 @@ def prepare(backbone: Backbone, task: Task, examples: Sequence[Example], max_len
             read = [next(parts) for _ in group]
             if group is not example.parts:
                 read = [replace(part, whole=False) for part in read]
-            items.append(Item(example, read, []))
+            items.append(Item(example, read, [], _tags(task, example, read[0])))
     return items
+
+
+def _tags(task: Task, example: Example, part: Part) -> list[int]:
+    if task.kind != "tokens" or example.entities is None:
+        return []
+    entities = apart(example.entities, len(example.parts[0][0]))
+    return tags_of(entities, part.offsets, part.special, task.outputs)
 
 
 def _around_what_is_kept(cutter: Cutter, example: Example, max_length: int) -> tuple[tuple[str, str | None], ...]:

@@ -29,18 +29,11 @@ from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.items import Item, prepare
 from cmbert.transfer.finetune.keeping import Keeper
+from cmbert.transfer.finetune.losses import count_entities, count_out_of_reach, losses_of
 from cmbert.transfer.finetune.saving import check_save, save_tuned
-from cmbert.transfer.finetune.task_model import ANSWER_TOKENS
-from cmbert.transfer.finetune.trial import (
-    Data,
-    Setting,
-    TrialResult,
-    check_memory,
-    run_trial,
-    said_scores,
-    trial_name,
-)
+from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial, trial_name
 from cmbert.transfer.tasks.examples import Split, read_task
+from cmbert.transfer.tasks.scores import said_scores, submission
 from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -107,7 +100,7 @@ def _follow(
         name: prepare(backbone, task, split.examples if split else (), max_length) for name, split in splits.items()
     }
     counts = ", ".join(f"{len(part):,} {name}" for name, part in items.items())
-    losses = _losses(task, splits, items)
+    losses = losses_of(task, splits, items)
     lost = "".join(f"; {count:,} {what.replace('_', ' ')}" for what, count in losses.items() if count)
     logger.info("%s, %s: %s examples, of %d tokens at most%s", task.name, place.name, counts, max_length, lost)
     items["train"] = [item for item in items["train"] if task.kind != "span" or item.example.answer_start >= 0]
@@ -144,22 +137,6 @@ def _follow(
     }
     _write_predictions(task, data.test, best, place)
     return result, best, data
-
-
-def _losses(task: Task, splits: dict[str, Split | None], items: dict[str, list[Item]]) -> dict[str, int]:
-    """Return what of a task's files is not learned from or asked whole, by what it is. Answers are those of train."""
-    every = [item for part in items.values() for item in part]
-    spans = items["train"] if task.kind == "span" else []
-    lengths = [last - first + 1 for item in spans for first, last in item.spans]
-    unlabelled = sum(not item.example.labelled for item in items["test"])
-    return {
-        "texts_cut": sum(not part.whole for item in every for part in item.parts),
-        "examples_left_out_for_their_label": sum(split.left_out for split in splits.values() if split),
-        "answers_not_in_their_text_left_out": sum(item.example.answer_start < 0 for item in spans),
-        "answers_across_all_windows": sum(item.lost for item in spans),
-        f"windows_with_an_answer_above_{ANSWER_TOKENS}_tokens": sum(length > ANSWER_TOKENS for length in lengths),
-        "test_examples_without_answer_so_none_scored": unlabelled if unlabelled < len(items["test"]) else 0,
-    }
 
 
 def said(settings: Sequence[Setting], why: dict[str, str]) -> str:
@@ -269,6 +246,9 @@ def _summary(task: Task, split: Split | None, items: Sequence[Item], trials: Seq
     if task.kind == "classification":
         counts = Counter(item.example.label for item in items)
         found["majority_share"] = round(100 * max(counts.values()) / len(items), 2)
+    if task.kind == "tokens":
+        found["entities"] = count_entities(items)
+        found["entities_out_of_reach"] = count_out_of_reach(items).total()
     for name in task.score_names:
         found[name] = interval([getattr(trial, split.name)[name] for trial in trials])
     return found
@@ -284,9 +264,7 @@ def _write_predictions(task: Task, items: Sequence[Item], trial: TrialResult, pl
         write_json(place / task.predictions_file, answers)
         return
     lines = []
-    for identity, answer in pairs:
-        record = {"id": int(identity) if NUMBER.fullmatch(identity) else identity, "label": answer}
-        if task.kind == "choice":
-            record["label"] = int(answer)
-        lines.append(json.dumps(record, ensure_ascii=False))
+    for item, (identity, answer) in zip(items, pairs, strict=True):
+        record = {"id": int(identity) if NUMBER.fullmatch(identity) else identity}
+        lines.append(json.dumps(record | submission(task, item.example, answer), ensure_ascii=False))
     write_text(place / task.predictions_file, "\n".join(lines) + "\n")

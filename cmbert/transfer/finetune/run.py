@@ -7,13 +7,12 @@ from cmbert.transfer.finetune.backbone import open_backbone
 from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.protocol import finetune
 from cmbert.transfer.finetune.results import write_results
-from cmbert.transfer.tasks.task import find_data, find_task
+from cmbert.transfer.tasks.task import Task
 
 
 def finetune_tasks(
     model: str,
-    task_names: Sequence[str],
-    data: Path,
+    tasks: Sequence[tuple[Task, Path]],
     output: Path,
     *,
     asked: Asked,
@@ -25,15 +24,13 @@ def finetune_tasks(
 ) -> None:
     """Fine-tune `model` on every task and print the table. See `finetune`.
 
-    data: the task's folder; of several, their parent. name: of the model in folders and tables; None: of its path.
-    save: folder for the tuned model; of several tasks, the parent of a folder for each. Raises InputError, ConfigError
-    or CheckpointError for what the user can mend, before any training if it can.
+    tasks: each with the folder of its files. name: of the model in folders and tables; None: of its path. save: folder
+    for the tuned model; of several tasks, the parent of a folder for each. Raises InputError, ConfigError or
+    CheckpointError for what the user can mend, before any training if it can.
     """
-    tasks = [find_task(task_name) for task_name in task_names]
-    folders = [find_data(data, task, len(tasks)) for task in tasks]
     backbone = open_backbone(model, untrained=untrained, trust=trust)
     name = name or "-".join(Path(model).parts[-2:]).strip("-/.") + "-untrained" * untrained
-    for task, folder in zip(tasks, folders, strict=True):
+    for task, folder in tasks:
         finetune(
             backbone,
             task,

@@ -1,14 +1,14 @@
 """An encoder with the head of a task, and what it makes of a batch of examples.
 
 The head is stock ModernBERT's, for every encoder: dense, GELU, norm, dropout and a linear layer, on the mean of a
-text's hidden states (classes and choices) or on each token's (spans). Shapes: E examples, P parts, T tokens, L longest
-part, D width, C classes or choices.
+text's hidden states (classes, numbers and choices) or on each token's (spans and tags). Shapes: E examples, P parts, T
+tokens, L longest part, D width, C outputs or choices.
 """
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,22 +16,13 @@ from torch import nn
 from cmbert.seeding import integer_seed
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
+from cmbert.transfer.tasks.scores import Found
+from cmbert.transfer.tasks.tags import NO_TAG, entities_of
 from cmbert.transfer.tasks.task import Task
 
 DROPOUT = 0.1  # before the linear layer (ours; the encoders keep their own)
 HEAD_STD = 0.02  # of the head's fresh weights, as BERT's
 ANSWER_TOKENS = 50  # longest span that is considered (ours; CMRC's answers are shorter, bar a few in a thousand)
-
-
-class Found(NamedTuple):
-    """What the model answers to one example."""
-
-    choice: int
-    """Class or choice; -1 for a span."""
-    text: str
-    """The span; empty for a class or choice."""
-    score: float = 0.0
-    """Of a span's start and end together: of parts of one long text the best answers."""
 
 
 class FreshHead(nn.Module):
@@ -59,7 +50,8 @@ class TaskModel(nn.Module):
 
     def __init__(self, backbone: Backbone, task: Task, seed: int):
         super().__init__()
-        self.backbone, self.kind = backbone, task.kind
+        self.backbone, self.kind, self.outputs = backbone, task.kind, task.outputs
+        self.mean, self.deviation = 0.0, 1.0
         generator = torch.Generator().manual_seed(integer_seed(seed, "finetune-head"))
         self.classifier = nn.Linear(backbone.hidden_size, len(task.outputs))
         with torch.no_grad():
@@ -67,54 +59,106 @@ class TaskModel(nn.Module):
             self.classifier.bias.zero_()
         self.head = copy.deepcopy(backbone.head) or FreshHead(backbone.hidden_size, generator)
 
+    def measure(self, items: Sequence[Item]) -> None:
+        """Take the unit of the numbers to learn: of a regression's training set the mean and the deviation."""
+        values = [item.example.value for item in items if item.example.value is not None]
+        if values:
+            self.mean, self.deviation = float(np.mean(values)), float(np.std(values))
+
+    @torch.no_grad()
+    def fold_unit(self) -> None:
+        """Put the unit into the classifier, which says the file's numbers then; in fp32, for bf16 has few digits."""
+        if self.kind == "regression":
+            self.classifier.float()
+            self.classifier.weight.mul_(self.deviation)
+            self.classifier.bias.mul_(self.deviation).add_(self.mean)
+            self.mean, self.deviation = 0.0, 1.0
+
     def _classify(self, hidden: torch.Tensor) -> torch.Tensor:
         """(P or T, D) -> scores in fp32, (P or T, outputs)."""
-        scores: torch.Tensor = self.classifier(F.dropout(self.head(hidden), DROPOUT, self.training))
+        hidden = F.dropout(self.head(hidden), DROPOUT, self.training)
+        scores: torch.Tensor = self.classifier(hidden.to(self.classifier.weight.dtype))
         return scores.float()
 
     def forward(self, items: Sequence[Item]) -> torch.Tensor:
-        """Scores: (E, C) of classes or choices, (P, L, 2) of starts and ends; -inf where there is nothing to choose."""
+        """Scores: (E, C) of a text or of its choices, (P, L, C) of tokens; -inf where there is nothing to choose."""
         parts = [part for item in items for part in item.parts]
         device = self.classifier.weight.device
         lengths = [len(part.ids) for part in parts]
         ids = torch.tensor([index for part in parts for index in part.ids], device=device)
         types = torch.tensor([index for part in parts for index in part.type_ids], device=device)
         hidden_TD = self.backbone(ids, types, lengths)
-        if self.kind == "span":
-            scores_T2 = self._classify(hidden_TD)
-            return nn.utils.rnn.pad_sequence(scores_T2.split(lengths), batch_first=True, padding_value=-torch.inf)
+        if self.kind in ("span", "tokens"):
+            scores_TC = self._classify(hidden_TD)
+            return nn.utils.rnn.pad_sequence(scores_TC.split(lengths), batch_first=True, padding_value=-torch.inf)
         scores_PC = self._classify(mean_by_part(hidden_TD, lengths))
-        if self.kind == "classification":
+        if self.kind != "choice":
             return scores_PC
         choices = [len(item.parts) for item in items]
         return nn.utils.rnn.pad_sequence(scores_PC[:, 0].split(choices), batch_first=True, padding_value=-torch.inf)
 
     def num_targets(self, items: Sequence[Item]) -> int:
-        """Return over how many targets a mean of losses runs: the examples, or starts and ends of every part."""
-        return sum(2 * len(item.spans) for item in items) if self.kind == "span" else len(items)
+        """Return over how many targets a mean of losses runs: the examples, their yes or no to each of several labels,
+        their tokens, or starts and ends of every part.
+        """
+        if self.kind == "span":
+            return sum(2 * len(item.spans) for item in items)
+        if self.kind == "tokens":
+            return max(1, sum(tag != NO_TAG for item in items for tag in item.tags))
+        return len(items) * (len(self.outputs) if self.kind == "multilabel" else 1)
 
     def loss_sum(self, items: Sequence[Item]) -> torch.Tensor:
-        """Cross-entropy, nats, summed over the targets, so that sums of parts are the sum of the whole."""
+        """Summed over the targets, so that sums of parts are the sum of the whole: cross-entropy, nats; of numbers the
+        squared error in deviations.
+        """
         scores = self(items)
-        if self.kind != "span":
-            labels_E = torch.tensor([item.example.label for item in items], device=scores.device)
-            return F.cross_entropy(scores, labels_E, reduction="sum")
-        spans_P2 = torch.tensor([span for item in items for span in item.spans], device=scores.device)
-        scores_SL = scores.transpose(1, 2).flatten(0, 1)  # S = 2 P starts and ends
-        return F.cross_entropy(scores_SL, spans_P2.flatten(), reduction="sum")
+        device = scores.device
+        if self.kind == "multilabel":
+            targets_EC = torch.zeros_like(scores)
+            for row, item in zip(targets_EC, items, strict=True):
+                row[list(item.example.labels or ())] = 1
+            return F.binary_cross_entropy_with_logits(scores, targets_EC, reduction="sum")
+        if self.kind == "regression":
+            values_E = torch.tensor([item.example.value for item in items], dtype=torch.float64)
+            targets_E = ((values_E - self.mean) / self.deviation).float().to(device)
+            return F.mse_loss(scores[:, 0], targets_E, reduction="sum")
+        if self.kind == "tokens":
+            tags_T = torch.tensor([tag for item in items for tag in item.tags], device=device)
+            scores_TC = torch.cat([row[: len(item.tags)] for row, item in zip(scores, items, strict=True)])
+            return F.cross_entropy(scores_TC, tags_T, ignore_index=NO_TAG, reduction="sum")
+        if self.kind == "span":
+            spans_P2 = torch.tensor([span for item in items for span in item.spans], device=device)
+            scores_SL = scores.transpose(1, 2).flatten(0, 1)  # S = 2 P starts and ends
+            return F.cross_entropy(scores_SL, spans_P2.flatten(), reduction="sum")
+        labels_E = torch.tensor([item.example.label for item in items], device=device)
+        return F.cross_entropy(scores, labels_E, reduction="sum")
 
     @torch.no_grad()
     def answer(self, items: Sequence[Item]) -> list[Found]:
-        """Return the best class, choice or span of each example."""
-        scores = self(items)
+        """Return the best class, choice or span of each example; its labels, its number, its entities."""
+        return self.read(items, self(items))
+
+    def read(self, items: Sequence[Item], scores: torch.Tensor) -> list[Found]:
+        """Return what `scores` answer, the model's own or another program's of the same examples: as of `forward`."""
+        if self.kind == "multilabel":
+            likely = (scores > 0).tolist()  # a probability above .5
+            return [Found(labels=tuple(place for place, yes in enumerate(row) if yes)) for row in likely]
+        if self.kind == "regression":
+            return [Found(value=value * self.deviation + self.mean) for value in scores[:, 0].tolist()]
+        if self.kind == "tokens":
+            return [self._entities(item, tags) for item, tags in zip(items, scores.argmax(2).tolist(), strict=True)]
         if self.kind != "span":
-            return [Found(index, "") for index in scores.argmax(1).tolist()]
+            return [Found(index) for index in scores.argmax(1).tolist()]
         found, first = [], 0
         for item in items:
             last = first + len(item.parts)
             found.append(best_span(item, scores[first:last]))
             first = last
         return found
+
+    def _entities(self, item: Item, tags: Sequence[int]) -> Found:
+        (part,) = item.parts
+        return Found(entities=tuple(entities_of(tags[: len(part.ids)], part.offsets, part.special, self.outputs)))
 
 
 def mean_by_part(hidden_TD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
@@ -141,4 +185,4 @@ def best_span(item: Item, scores_PL2: torch.Tensor) -> Found:
             start, end = divmod(int(pairs.argmax()), len(ends))
             context = item.example.parts[0][1] or ""
             best, text = score, context[part.offsets[first + start][0] : part.offsets[first + end][1]]
-    return Found(-1, text, best)
+    return Found(text=text, score=best)

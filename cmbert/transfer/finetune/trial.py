@@ -23,8 +23,9 @@ from cmbert.seeding import generator, integer_seed
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
 from cmbert.transfer.finetune.keeping import Keeper
-from cmbert.transfer.finetune.task_model import Found, TaskModel
-from cmbert.transfer.tasks.spans import exact_match, span_f1
+from cmbert.transfer.finetune.task_model import TaskModel
+from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.tasks.scores import Found, answer_text, said_scores, score
 from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -124,9 +125,11 @@ def run_trial(
     """
     started = time.monotonic()
     model = TaskModel(copy.deepcopy(backbone), task, seed).to(*where_to_train())
+    model.measure(data.train)
     course = _train(model, task, data, setting, seed, saved)
+    model.fold_unit()
     test = answer_all(model, data.test)
-    scored = bool(data.test) and is_labelled(data.test)
+    scored = bool(data.test) and all(item.example.labelled for item in data.test)
     if keeper is not None:
         keeper.offer(trial_name(setting, seed), course.dev[-1][task.score_names[0]], model)
     saved.unlink(missing_ok=True)
@@ -134,13 +137,18 @@ def run_trial(
         setting=setting,
         seed=seed,
         dev=course.dev[-1],
-        test=score(task, data.test, test) if scored else {},
+        test=score(task, examples_of(data.test), test) if scored else {},
         dev_answers=[answer_text(task, found) for found in course.found],
         test_answers=[answer_text(task, found) for found in test],
         losses=course.losses,
         seconds=round(course.seconds + time.monotonic() - started, 1),
         dev_by_epoch=course.dev,
     )
+
+
+def examples_of(items: Sequence[Item]) -> list[Example]:
+    """Return the examples that items are made of."""
+    return [item.example for item in items]
 
 
 def where_to_train() -> tuple[torch.device, torch.dtype]:
@@ -198,13 +206,8 @@ def _score_epoch(model: TaskModel, task: Task, data: Data, course: Course, name:
     """Answer dev. Nothing is drawn for it, and an epoch seeds its own dropout: the training goes on as without it."""
     model.eval()
     course.found = answer_all(model, data.dev)
-    course.dev.append(score(task, data.dev, course.found))
+    course.dev.append(score(task, examples_of(data.dev), course.found))
     logger.info("%s: loss %.3f, dev %s", name, course.losses[-1], said_scores(course.dev[-1]))
-
-
-def said_scores(scores: dict[str, float]) -> str:
-    """Return scores, percent, for the log."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
 
 
 def _save(path: Path, model: TaskModel, optimizer: MixedPrecision, course: Course, seconds: float) -> None:
@@ -272,46 +275,10 @@ def answer_all(model: TaskModel, items: Sequence[Item]) -> list[Found]:
     """Answer every item, in order."""
     chunks = [(place, chunk) for place, item in enumerate(items) for chunk in in_chunks(item)]
     places = {id(chunk): place for place, chunk in chunks}
-    found: list[Found] = [Found(-1, "", -math.inf)] * len(items)
+    found: list[Found] = [Found(score=-math.inf)] * len(items)
     for some in by_tokens([chunk for _, chunk in chunks]):
         for chunk, answer in zip(some, model.answer(some), strict=True):
             place = places[id(chunk)]
             if answer.score > found[place].score:
                 found[place] = answer
     return found
-
-
-def answer_text(task: Task, found: Found) -> str:
-    """Return an answer as a submission spells it: the label, the choice's number from 0, or the span."""
-    if task.kind == "classification":
-        return task.labels[found.choice]
-    return str(found.choice) if task.kind == "choice" else found.text
-
-
-def is_labelled(items: Sequence[Item]) -> bool:
-    """Return whether the file says what is right, for every item."""
-    return all(item.example.label is not None or item.example.answers for item in items)
-
-
-def score(task: Task, items: Sequence[Item], found: Sequence[Found]) -> dict[str, float]:
-    """Return the task's scores in percent."""
-    if task.kind == "span":
-        pairs = [(answer.text, item.example.answers) for item, answer in zip(items, found, strict=True)]
-        each = {"exact_match": [exact_match(*pair) for pair in pairs], "f1": [span_f1(*pair) for pair in pairs]}
-        return {name: 100 * sum(values) / len(values) for name, values in each.items()}
-    truths = [item.example.label for item in items]
-    answers = [answer.choice for answer in found]
-    if task.metric == "macro_f1":
-        return {"macro_f1": 100 * macro_f1(truths, answers, len(task.labels))}
-    hits = sum(truth == answer for truth, answer in zip(truths, answers, strict=True))
-    return {"accuracy": 100 * hits / len(truths)}
-
-
-def macro_f1(truths: Sequence[int | None], answers: Sequence[int], num_labels: int) -> float:
-    """Return the mean over the labels of F1; a label that nobody has and nobody says counts 0."""
-    total = 0.0
-    for label in range(num_labels):
-        hits = sum(truth == answer == label for truth, answer in zip(truths, answers, strict=True))
-        said = sum(answer == label for answer in answers) + sum(truth == label for truth in truths)
-        total += 2 * hits / said if said else 0.0
-    return total / num_labels

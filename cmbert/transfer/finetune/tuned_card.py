@@ -9,9 +9,10 @@ from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.finetune.agreement import Agreement
 from cmbert.transfer.finetune.results import spell
 from cmbert.transfer.finetune.trial import TrialResult
-from cmbert.transfer.tasks.task import Task
+from cmbert.transfer.tasks.task import Kind, Task
 
 CARD_FILE = "README.md"
+MOST_NAMED = 50  # labels
 EXAMPLE = ("这家酒店的房间很干净，服务也好。", "住得很满意。")
 
 HEAD = """\
@@ -35,18 +36,37 @@ tags:
 {program}```
 """
 
-WHAT = {
-    "classification": "Labels: {labels}. Texts are cut to {max_length} tokens, as in training.",
+WHAT: dict[Kind, str] = {
+    "classification": "Labels: {labels}.",
+    "multilabel": "A text has each of the labels {labels} whose score, a probability, is above 0.5.",
+    "regression": "The score is a number in the unit of {labels}.",
+    "tokens": "Types of entities: {labels}.",
     "choice": "Each choice is read with the text; the one with the highest score is the answer.",
     "span": "The question is read with a window of the text; the answer's first and last token have the best scores.",
 }
-TAGS = {"classification": "text-classification", "choice": "multiple-choice", "span": "question-answering"}
+CUT = " Texts are cut to {:,} tokens, as in training."
+TAGS: dict[Kind, str] = {
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "choice": "multiple-choice",
+    "span": "question-answering",
+}
 
 PIPELINE = """\
 from transformers import pipeline
 
 classify = pipeline("text-classification", model=folder{trust})
-print(classify({example}, truncation=True))
+print(classify({example}, {options}truncation=True))
+"""
+
+TOKENS = """\
+from transformers import pipeline
+
+find = pipeline("token-classification", model=folder, aggregation_strategy="simple"{trust})
+for entity in find({example}):
+    print(entity["entity_group"], entity["start"], entity["end"], round(float(entity["score"]), 4))
 """
 
 CHOICE = """\
@@ -87,8 +107,10 @@ def render_card(
     trust = ", trust_remote_code=True" if runs_our_code(folder) else ""
     first, second = (json.dumps(text, ensure_ascii=False) for text in EXAMPLE)
     pair = f'{{"text": {first}, "text_pair": {second}}}' if len(task.text_keys) == 2 else first
-    programs = {"classification": PIPELINE, "choice": CHOICE, "span": SPAN}
-    what = WHAT[task.kind].format(labels=", ".join(f"`{label}`" for label in task.labels[:50]), **identity)
+    programs: dict[Kind, str] = {"tokens": TOKENS, "choice": CHOICE, "span": SPAN}
+    names = task.labels or task.outputs
+    labels = ", ".join(f"`{label}`" for label in names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    what = WHAT[task.kind].format(labels=labels) + CUT.format(identity["max_length"]) * (task.kind != "span")
     if trust:
         what += " It carries a small code file, which `trust_remote_code=True` lets transformers run."
     head = HEAD.format(
@@ -96,7 +118,9 @@ def render_card(
         task=task.name,
         tag=TAGS[task.kind],
         what=what,
-        program=programs[task.kind].format(trust=trust, example=pair),
+        program=programs.get(task.kind, PIPELINE).format(
+            trust=trust, example=pair, options="top_k=None, " if task.kind == "multilabel" else ""
+        ),
     )
     setting = best.setting
     training = (

@@ -50,9 +50,13 @@ def read_task(task: Task, folder: Path) -> tuple[Task, dict[str, Split | None]]:
         listed = shown_names(", ".join(task.labels))
         logger.info("%s: %d labels, those of %s: %s", task.name, len(task.labels), ", ".join(task.train), listed)
     splits = {name: read_split(task, folder, name, learned=learned) for name in ("train", "dev", "test")}
-    train = splits["train"]
-    if train and not task.dev:
-        splits["train"], splits["dev"] = _hold_back(train, folder / task.train[0])
+    train, path = splits["train"], folder / task.train[0]
+    assert train
+    if not task.dev:
+        train, dev = _hold_back(train, path)
+        splits |= {"train": train, "dev": dev}
+    if task.kind == "regression" and len({example.value for example in train.examples}) == 1:
+        raise InputError(f"{path}: {task.label} is the same number in every example; nothing to learn")
     return task, splits
 
 

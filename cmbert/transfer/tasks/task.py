@@ -209,11 +209,11 @@ def load_task(path: Path, seen: tuple[Path, ...] = ()) -> Task:
         base = load_task(path.parent / like, other) if like.endswith(".toml") else find_task(like, f"{path}: like")
         changes = build(Task, {"name": base.name, **table}, str(path))
         task = replace(base, **{key: getattr(changes, key) for key in table})
-    _check(task, table, str(path))
+    check_task(task, table, str(path))
     return task
 
 
-def _check(task: Task, given: Collection[str], where: str) -> None:
+def check_task(task: Task, given: Collection[str], where: str) -> None:
     """Raise ConfigError for values that no training or no file name can be made of; `given`: the file's own keys."""
     texts = task.text if "text" in given else task.text_keys
     most, number = (1, "one key") if task.reader == "entities" else (2, "one key or two")
@@ -225,6 +225,7 @@ def _check(task: Task, given: Collection[str], where: str) -> None:
         "batch_size": (task.batch_size >= 1, "be 1 or more"),
         "learning_rate": (task.learning_rate > 0 or "learning_rate" not in given, "be positive"),
         "text": (1 <= len(set(texts)) == len(texts) <= most, f"name {number}, found {len(texts)}"),
+        "label": (task.reader != "fields" or task.label not in texts, "be another key than the text's"),
         "labels": _rule_of_labels(task),
         "label_separator": (task.label_separator.strip(), "be a sign"),
         "train": (task.train and all(map(is_path, task.train)), "list one file or more"),

@@ -12,13 +12,15 @@ from cmbert.errors import CheckpointError, ConfigError
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.transfer.finetune import protocol, saving
-from cmbert.transfer.finetune.agreement import prove_answers
+from cmbert.transfer.finetune.agreement import Agreement, prove_answers
 from cmbert.transfer.finetune.backbone import our_backbone
 from cmbert.transfer.finetune.defaults import Asked
 from cmbert.transfer.finetune.items import prepare
 from cmbert.transfer.finetune.protocol import finetune
 from cmbert.transfer.finetune.task_model import TaskModel
-from cmbert.transfer.tasks.fields import Example
+from cmbert.transfer.finetune.trial import Setting, TrialResult
+from cmbert.transfer.finetune.tuned_card import render_card
+from cmbert.transfer.tasks.fields import Entity, Example
 from cmbert.transfer.tasks.task import Task
 from tests.cmbert.transfer.finetune.conftest import SHAPE
 
@@ -73,6 +75,18 @@ TASKS = {
         Task(name="p", text=("a", "b"), labels=("no", "yes", "0")),
         [Example(str(i), ((text, TEXTS[-1 - i]),), i % 3) for i, text in enumerate(TEXTS)],
     ),
+    "several labels": (
+        Task(name="l", labels=("甲", "乙", "丙"), problem_type="multi_label_classification"),
+        [Example(str(i), ((text, None),), labels=(i % 3,)) for i, text in enumerate(TEXTS)],
+    ),
+    "numbers": (
+        Task(name="n", label="price", problem_type="regression"),
+        [Example(str(i), ((text, None),), value=float(i)) for i, text in enumerate(TEXTS)],
+    ),
+    "entities": (
+        Task(name="e", reader="entities", labels=("地点", "时间")),
+        [Example(str(i), ((text, None),), entities=(Entity(0, 1, "时间"),)) for i, text in enumerate(TEXTS)],
+    ),
     "choices": (
         Task(name="m", reader="c3"),
         [Example(str(n), tuple((f"问{i}", text) for i, text in enumerate(TEXTS[:n])), 0) for n in (2, 4, 3)],
@@ -89,7 +103,7 @@ def write_fresh(backbone, task, folder):
     model = TaskModel(backbone, task, 0).eval()
     with torch.no_grad():
         model.classifier.weight.mul_(50)
-        model.classifier.bias.normal_()
+        model.classifier.bias.normal_(generator=torch.Generator().manual_seed(0))
     folder.mkdir()
     saving._write(folder, model, task, 48)
     return model
@@ -102,6 +116,22 @@ def test_every_kind_agrees(backbone, kind, tmp_path):
     found = prove_answers(tmp_path / "folder", model, task, prepare(backbone, task, examples, 48))
     assert (found.examples, found.differing, found.left_out) == (len(examples), 0, 0)
     assert found.error < 1e-5
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_card_runs_as_written(ours, kind, tmp_path, capsys):
+    task, _ = TASKS[kind]
+    write_fresh(ours, task, tmp_path / "folder")
+    setting = Setting(learning_rate=1e-3, batch_size=8, epochs=3)
+    best = TrialResult(setting, 1, {task.score_names[0]: 50.0}, {}, [], [], [1.0], 1.0)
+    result = {"model": "start", "train_examples": 9, "curves": [{}], "grid": [{}], "splits": {"dev": {"examples": 4}}}
+    identity = {"weights": "ab" * 16, "data": dict.fromkeys(task.train, "cd" * 16), "max_length": 48}
+    agreement = Agreement("transformers' pipeline", 4, 1, 1e-6, 0)
+    card = render_card(task, best, result, identity, agreement, tmp_path / "folder")
+    assert card.startswith("---\nlanguage: zh\n")
+    program = card.split("```python\n")[1].split("```")[0]
+    exec(program, {"folder": str(tmp_path / "folder")})
+    assert capsys.readouterr().out.strip() or kind in ("entities", "spans")  # fresh weights may find nothing
 
 
 def in_config(**changes):
