@@ -63,7 +63,7 @@ def write_csv(path: Path, rows: list[tuple[str, str]]) -> Path:
 
 def test_every_example_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
-    assert EXAMPLES == ["fill_mask.py", "finetune_csv.py", "sentence_vectors.py"]
+    assert EXAMPLES == ["fill_mask.py", "finetune_csv.py", "predict.py", "sentence_vectors.py"]
     assert all(text.count(f'done(tmp_path, "{name}"') for name in EXAMPLES)
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     assert all(f"({name})" in page for name in EXAMPLES)

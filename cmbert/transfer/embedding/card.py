@@ -1,14 +1,12 @@
 """The README of a model that `cmbert embed-train` made: how to load it, what it came from, what it scored."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmbert.transfer.contamination import TrainingFile
+from cmbert.transfer.start_card import pretraining_chapters
 
-CARD_FILE = "README.md"
-START_CHAPTERS = re.compile(r"^## Training data\n.*?(?=^## Results)", re.MULTILINE | re.DOTALL)  # of an export's card
 CARD = """\
 ---
 language: zh
@@ -80,9 +78,7 @@ def render_card(
         scores=_table(("", "Pearson", "Spearman"), rows),
         **{key: settings[key] for key in ("negatives", "learning_rate", "batch_size", "epochs", "max_length", "seed")},
     )
-    theirs = start / CARD_FILE
-    found = START_CHAPTERS.search(theirs.read_text(encoding="utf-8")) if theirs.is_file() else None
-    return card + (f"# The start: how `{model['name']}` was pretrained\n\n{found[0]}" if found else "")
+    return card + pretraining_chapters(model["name"], start)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,9 +26,10 @@ from cmbert.transfer.contamination import (
     share_of,
     write_training_data,
 )
-from cmbert.transfer.embedding.card import CARD_FILE, render_card
+from cmbert.transfer.embedding.card import render_card
 from cmbert.transfer.embedding.data import DataPaths, Negatives, TrainingData, hash_files, read_data
 from cmbert.transfer.embedding.train import ContrastiveSettings
+from cmbert.transfer.start_card import CARD_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ A model is scored after its last epoch. Dev figures are of the split the setting
 same way for all. Everything done is kept under the output folder, and a second call goes on from there.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -22,15 +21,15 @@ from cmbert.errors import ConfigError, InputError
 from cmbert.evaluate.interval import interval
 from cmbert.files.json_types import read_record
 from cmbert.files.lease import alone_in
-from cmbert.files.operations import hash_file
 from cmbert.files.whole import write_json, write_text
 from cmbert.transfer.contamination import read_training_data, share_seen
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.defaults import Asked
+from cmbert.transfer.finetune.identity import IDENTITY_FILE, describe, is_known
 from cmbert.transfer.finetune.items import Item, prepare
 from cmbert.transfer.finetune.keeping import Keeper
 from cmbert.transfer.finetune.losses import count_entities, count_out_of_reach, losses_of
-from cmbert.transfer.finetune.saving import check_save, save_tuned
+from cmbert.transfer.finetune.saving import RESULT_FILE, check_save, save_tuned
 from cmbert.transfer.finetune.trial import Data, Setting, TrialResult, check_memory, run_trial, trial_name
 from cmbert.transfer.tasks.examples import Split, read_task
 from cmbert.transfer.tasks.scores import said_scores, submission
@@ -38,9 +37,6 @@ from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-NOT_IDENTITY = ("learning_rate", "batch_size", "epochs", "in_simclue")  # a trial's own name says the first three
-IDENTITY_FILE = "identity.json"
-HEAD = "dense, GELU, norm, linear"  # until 2026-11 a linear layer alone: such results do not mix with today's
 NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # an id that is one; a text such as "007" stays one
 MAX_SHARE_SEEN = 0.01  # of the texts of a task that SimCLUE contains; short sentences meet by chance
 
@@ -69,19 +65,19 @@ def finetune(
     seen = share_of_texts_seen(task, splits, model_folder) if model_folder else 0.0
     max_length = min(task.max_length, backbone.max_length or task.max_length)
     place = output / task.name / model_name
-    identity = _identity(backbone, task, folder, max_length)
-    _check(place, identity)  # what is refused leaves no folder behind
+    identity = describe(backbone, task, folder, max_length)
+    is_known(place, identity)  # what is refused leaves no folder behind
     if save is not None:
         check_save(backbone, model_name, identity, save)
     with alone_in(place):
-        if not _check(place, identity):
+        if not is_known(place, identity):
             write_json(place / IDENTITY_FILE, identity)
         keeper = Keeper(place / "trials") if save is not None else None
         result, best, data = _follow(backbone, task, splits, max_length, place, asked, num_seeds, keeper)
         result["share_of_texts_seen"] = seen
-        write_json(place / "result.json", result)
+        write_json(place / RESULT_FILE, result)
         if save is not None:
-            save_tuned(backbone, task, data, best, result, identity, place, save)
+            save_tuned(backbone, task, data, best, place, save, start=model_folder)
     return result
 
 
@@ -165,42 +161,6 @@ def share_of_texts_seen(task: Task, splits: dict[str, Split | None], model_folde
     if share:
         logger.warning("%s: the model was fine-tuned on %.1f %% of the texts it is asked about", task.name, 100 * share)
     return share
-
-
-def _identity(backbone: Backbone, task: Task, folder: Path, max_length: int) -> dict[str, Any]:
-    """Return what a trial's outcome depends on, beside setting and seed."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in filter(None, (backbone.encoder, backbone.head)):
-        for name, weight in part.state_dict().items():
-            digest.update(name.encode())
-            digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    files = [file for split in (task.train, task.dev, task.test) for file in split if (folder / file).is_file()]
-    tokenizer = json.loads(backbone.tokenizer.backend_tokenizer.to_str())
-    tokenizer |= {"truncation": None, "padding": None}  # which the last call has set
-    described = {key: value for key, value in asdict(task).items() if key not in NOT_IDENTITY}
-    return {
-        "weights": digest.hexdigest(),
-        "tokenizer": hashlib.blake2b(json.dumps(tokenizer).encode(), digest_size=16).hexdigest(),
-        "data": {file: hash_file(folder / file)[:32] for file in files},
-        "task": described,
-        "max_length": max_length,
-        "head": HEAD,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
-
-
-def _check(place: Path, identity: dict[str, Any]) -> bool:
-    """Return whether the folder is of this model, data and task, False if it is new; ConfigError if of others."""
-    path, identity = place / IDENTITY_FILE, json.loads(json.dumps(identity))
-    if path.is_file():
-        found = read_record(path)
-        differing = [key for key in identity if found.get(key) != identity[key]]
-        if differing:
-            raise ConfigError(
-                f"{place}: holds results with other {', '.join(differing)}; name another --output or --name, "
-                "or remove that folder"
-            )
-    return path.is_file()
 
 
 def _trial(

@@ -14,15 +14,17 @@ from cmbert.files.whole import write_json, write_text
 from cmbert.model.encoder import Encoder
 from cmbert.transfer.finetune.agreement import prove_answers
 from cmbert.transfer.finetune.backbone import Backbone
+from cmbert.transfer.finetune.identity import IDENTITY_FILE
 from cmbert.transfer.finetune.keeping import Keeper
 from cmbert.transfer.finetune.task_model import DROPOUT, TaskModel
 from cmbert.transfer.finetune.trial import Data, TrialResult, run_trial
-from cmbert.transfer.finetune.tuned_card import CARD_FILE, render_card
+from cmbert.transfer.finetune.tuned_card import render_card
+from cmbert.transfer.start_card import CARD_FILE
 from cmbert.transfer.tasks.task import Kind, Task
 
 logger = logging.getLogger(__name__)
 
-RECORD_FILE = "finetune.json"
+RECORD_FILE, RESULT_FILE = "finetune.json", "result.json"
 HEADS: dict[Kind, str] = {
     "classification": "ForSequenceClassification",
     "multilabel": "ForSequenceClassification",
@@ -52,15 +54,16 @@ def save_tuned(
     task: Task,
     data: Data,
     best: TrialResult,
-    result: dict[str, Any],
-    identity: dict[str, Any],
     place: Path,
     save: Path,
+    *,
+    start: Path | None,
 ) -> None:
     """Write the model of the trial `best` to `save`, once transformers gives our answers to the dev split.
 
-    place: the results' folder, where the weights were kept; if they are not there, the trial is trained again. Raises
-    CheckpointError if the answers differ, ConfigError if `save` holds the model of another trial.
+    place: the folder of its results, where the weights were kept; if they are not there, the trial is trained again.
+    start: where the model that was tuned lies. Raises CheckpointError if the answers differ, ConfigError if `save` holds
+    the model of another trial.
     """
     if save.exists():
         saved = read_record(save / RECORD_FILE, "trial")["trial"]
@@ -75,10 +78,11 @@ def save_tuned(
     model = TaskModel(copy.deepcopy(backbone), task, best.seed)
     model.load_state_dict(keeper.weights())
     model.eval()
+    result, identity = read_record(place / RESULT_FILE), read_record(place / IDENTITY_FILE)
     with building(save) as aside:
         _write(aside, model, task, identity["max_length"])
         agreement = prove_answers(aside, model, task, data.dev)
-        write_text(aside / CARD_FILE, render_card(task, best, result, identity, agreement, aside))
+        write_text(aside / CARD_FILE, render_card(task, best, result, identity, agreement, aside, start))
         write_json(aside / RECORD_FILE, {"trial": best.name, "dev": best.dev, "test": best.test, "identity": identity})
     keeper.forget()
     logger.info("%s: %s", save, agreement)

@@ -9,9 +9,9 @@ from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.finetune.agreement import Agreement
 from cmbert.transfer.finetune.results import spell
 from cmbert.transfer.finetune.trial import TrialResult
+from cmbert.transfer.start_card import pretraining_chapters
 from cmbert.transfer.tasks.task import Kind, Task
 
-CARD_FILE = "README.md"
 MOST_NAMED = 50  # labels
 EXAMPLE = ("这家酒店的房间很干净，服务也好。", "住得很满意。")
 
@@ -102,8 +102,13 @@ def render_card(
     identity: Mapping[str, Any],
     agreement: Agreement,
     folder: Path,
+    start: Path | None,
 ) -> str:
-    """Return the card as Markdown with a YAML head. result, identity: what result.json and identity.json hold."""
+    """Return the card as Markdown with a YAML head.
+
+    result, identity: what result.json and identity.json hold. folder: of the tuned model. start: of the one it was
+    tuned from, whose card's chapters on its pretraining are taken over if it has them.
+    """
     trust = ", trust_remote_code=True" if runs_our_code(folder) else ""
     first, second = (json.dumps(text, ensure_ascii=False) for text in EXAMPLE)
     pair = f'{{"text": {first}, "text_pair": {second}}}' if len(task.text_keys) == 2 else first
@@ -140,6 +145,7 @@ def render_card(
         f"{head}\n## Training\n\n{training}\n## Results\n\n{results}\n± is half the 95 % interval over the seeds "
         "(their number in brackets). Setting and seed were chosen on dev, whose figures flatter a little.\n\nBefore "
         f"this folder appeared: {agreement}.\n\n{LIMITS}"
+        + (pretraining_chapters(result["model"], start) if start else "")
     )
 
 
@@ -149,6 +155,7 @@ LIMITS = """\
 - It answers every text, also those that are nothing like its training examples.
 - It repeats what its training data say, wrong and unfair things included.
 - Whether the weights may be passed on depends on the model it was tuned from and on the examples: check both.
+
 """
 
 

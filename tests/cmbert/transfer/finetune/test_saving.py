@@ -127,7 +127,7 @@ def test_every_card_runs_as_written(ours, kind, tmp_path, capsys):
     result = {"model": "start", "train_examples": 9, "curves": [{}], "grid": [{}], "splits": {"dev": {"examples": 4}}}
     identity = {"weights": "ab" * 16, "data": dict.fromkeys(task.train, "cd" * 16), "max_length": 48}
     agreement = Agreement("transformers' pipeline", 4, 1, 1e-6, 0)
-    card = render_card(task, best, result, identity, agreement, tmp_path / "folder")
+    card = render_card(task, best, result, identity, agreement, tmp_path / "folder", None)
     assert card.startswith("---\nlanguage: zh\n")
     program = card.split("```python\n")[1].split("```")[0]
     exec(program, {"folder": str(tmp_path / "folder")})
