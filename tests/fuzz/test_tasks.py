@@ -1,6 +1,7 @@
 """Files of fine-tuning tasks as people may have them: each reader's valid file, damaged, or with odd values in it."""
 
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmbert.transfer.tasks.examples import Split, read_split
+from cmbert.transfer.tasks.examples import Split, read_split, read_task
+from cmbert.transfer.tasks.tags import apart
 from cmbert.transfer.tasks.task import CLUE_TASKS, Task, load_task
 from tests.fuzz.doors import (
     accepts_or_says,
@@ -72,6 +74,12 @@ def check(task: Task, split: Split) -> None:
         if example.answer_start >= 0:
             found = texts[1][example.answer_start : example.answer_end]
             assert "".join(found.split()) in ["".join(answer.split()) for answer in example.answers]
+        for start, end, label in example.entities or ():
+            assert 0 <= start < end <= len(texts[0])
+            assert label in task.labels
+        assert len(apart(example.entities or (), len(texts[0]))) <= len(example.entities or ())
+        assert all(0 <= place < len(task.labels) for place in example.labels or ())
+        assert example.value is None or math.isfinite(example.value)
         if example.kept is not None:
             assert texts[-1][slice(*example.kept)] != ""
 
@@ -144,6 +152,59 @@ def test_tables(written: bytes) -> None:
         read_all(TSV, Path(folder))
 
 
+CSV = '\ufeff文,类\r\n"他说""好""\n又说",快|好\r\n不好,慢\n一般,\n"好,真",快\n'.encode()
+NUMBERS = "文,分\n好,4.5\n差,-1e0\n一般,3\n".encode()
+OWN = Task(name="own", text=("文",), label="类", train=("train.csv",), dev=("dev.csv",), test=("test.csv",))
+TABLES = {
+    "labels": (OWN, CSV.replace(b"\xe4\xb8\x80\xe8\x88\xac,\n", b"")),
+    "several": (replace(OWN, problem_type="multi_label_classification"), CSV),
+    "numbers": (replace(OWN, problem_type="regression", label="分"), NUMBERS),
+}
+TAGGED = "-DOCSTART- O\n\n王\tB-人名\n明\tE-人名\n在\tO\n\nNew S-地名\r\nYork I-地名\n\u3000 O\n".encode()
+CONLL = Task(name="own", reader="conll", train=("train.txt",), dev=("dev.txt",), test=("test.txt",))
+ENTITIES = [
+    {"text": "他在北京\ud83d\ude00", "label": {"地名": {"北京": [[2, 3]]}, "表情": {"\ud83d\ude00": [[4, 4]]}}},
+    {"text": "王明去北京", "label": [[0, 2, "人名"], {"start": 3, "end": 5, "label": "地名", "text": "北京"}], "id": 1},
+    {"text": "北京大学", "entities": [{"id": 1, "start_offset": 0, "end_offset": 2, "label": "地名"}, [0, 4, "机构"]]},
+]
+
+
+def whole_task(task: Task, written: bytes, *, whole: bytes = b"") -> None:
+    """Read a task all of whose files are the same, or whose training file is `whole`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "dev", "test"):
+            text = whole if split == "train" and whole else written
+            (Path(folder) / getattr(task, split)[0]).write_bytes(text)
+        found = accepts_or_says(lambda: read_task(task, Path(folder)), folder)
+        if found is not None:
+            for split in found[1].values():
+                check(found[0], split)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@given(data=st.data())
+@inputs_at_this_door(share=0.4)
+def test_csv(kind: str, data: st.DataObject) -> None:
+    task, valid = TABLES[kind]
+    written = data.draw(damaged_bytes(valid))
+    whole_task(task, written)
+    whole_task(task, written, whole=valid)
+
+
+@given(written=damaged_bytes(TAGGED))
+@inputs_at_this_door()
+def test_conll(written: bytes) -> None:
+    whole_task(CONLL, written)
+    whole_task(CONLL, written, whole=TAGGED)
+
+
+@given(data=st.data())
+@inputs_at_this_door()
+def test_entities(data: st.DataObject) -> None:
+    task = Task(name="own", reader="entities")
+    whole_task(task, data.draw(json_lines(ENTITIES)))
+
+
 FILE = b"""name = "mine"
 text = ["sentence1", "sentence2"]
 labels = ["0", "1"]
@@ -153,10 +214,15 @@ max_length = 128
 learning_rate = 3e-5
 metric = "macro_f1"
 """
+OTHERS = (
+    b'name = "mine"\nreader = "entities"\nlabels = ["a"]\ntext = ["content"]\n',
+    b'name = "mine"\nproblem_type = "multi_label_classification"\nlabel_separator = ","\ndev = []\n',
+    b'name = "mine"\nreader = "conll"\n',
+)
 LIKE = b'like = "ocnli"\nname = "mine"\nepochs = 3\nbatch_size = 16\npredictions = "mine.json"\n'
 
 
-@given(written=damaged_bytes(FILE, LIKE))
+@given(written=damaged_bytes(FILE, LIKE, *OTHERS))
 @inputs_at_this_door()
 def test_task_files(written: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -62,8 +62,8 @@ def save_tuned(
     """Write the model of the trial `best` to `save`, once transformers gives our answers to the dev split.
 
     place: the folder of its results, where the weights were kept; if they are not there, the trial is trained again.
-    start: where the model that was tuned lies. Raises CheckpointError if the answers differ, ConfigError if `save` holds
-    the model of another trial.
+    start: where the model that was tuned lies. Raises CheckpointError if the answers differ, ConfigError if `save`
+    holds the model of another trial.
     """
     if save.exists():
         saved = read_record(save / RECORD_FILE, "trial")["trial"]
