@@ -14,8 +14,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="a folder that transformers, sentence-transformers or onnxruntime loads",
-        description="Write a model folder with a card, once its outputs on texts equal ours; to onnx from folders, too: "
-        "embed-train's (sentence vectors), a classifier, or an exported one. Needs no GPU.",
+        description="Write a model folder with a card, once its outputs on texts equal ours; to onnx from folders, "
+        "too: embed-train's (sentence vectors), a classifier, or an exported one. Needs no GPU.",
     )
     export.add_argument("model", type=utf8_path, help="run directory or checkpoint; for onnx also a model folder")
     export.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="folder to make")

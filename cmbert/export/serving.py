@@ -35,7 +35,9 @@ from cmbert.model.cost import FP32_BYTES
 from cmbert.model.folder import load_folder, read_config, read_weights
 from cmbert.tokenizer import SETTINGS_FILE, load_tokenizer
 
-MODULES_FILE, LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+MODULES_FILE = "modules.json"
+LENGTHS = (("sentence_bert_config.json", "max_seq_length"), (SETTINGS_FILE, "model_max_length"))
+"""Where sentence-transformers until version 5, and since then, keeps after how many tokens texts are cut."""
 NUM_COPIES = 4
 """Of the weights in fp32: the model, one in fp64 beside it (two), and onnxruntime's."""
 POOLINGS: dict[str, Pooling] = {
@@ -115,7 +117,7 @@ def read_served(path: Path) -> ServedModel:
     if values.get("auto_map") and not runs_our_code(folder):
         raise CheckpointError(f"{folder / CONFIG_FILE}: auto_map names code that is not ours, and that is not run")
     config = model_config(values, folder / CONFIG_FILE)
-    return ServedModel(folder, config, head, pooling, min(config.max_length, _cut(path) or config.max_length))
+    return ServedModel(folder, config, head, pooling, min([config.max_length, *_cuts(path), *_cuts(folder)]))
 
 
 def _read_modules(path: Path) -> tuple[Path, Pooling]:
@@ -137,11 +139,10 @@ def _read_modules(path: Path) -> tuple[Path, Pooling]:
     return places[0], POOLINGS[modes[0]]
 
 
-def _cut(path: Path) -> int | None:
-    """Return after how many tokens sentence-transformers cuts texts, if a folder says so."""
-    settings = read_json_object(path / LENGTH_FILE) if (path / LENGTH_FILE).is_file() else {}
-    length = settings.get("max_seq_length")
-    return length if isinstance(length, int) and length > 0 else None
+def _cuts(path: Path) -> list[int]:
+    """Return after how many tokens a folder says that texts are cut."""
+    found = [read_json_object(path / name).get(key) for name, key in LENGTHS if (path / name).is_file()]
+    return [int(length) for length in found if isinstance(length, int | float) and length > 0]
 
 
 def _require_memory(path: Path, config: ModelConfig) -> None:
