@@ -14,9 +14,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="a folder that transformers, sentence-transformers or onnxruntime loads",
-        description="Write a model folder with a card, once its logits on training text equal ours. Needs no GPU.",
+        description="Write a model folder with a card, once its outputs on texts equal ours; to onnx from folders, "
+        "too: embed-train's (sentence vectors), a classifier, or an exported one. Needs no GPU.",
     )
-    export.add_argument("model", type=utf8_path, help="run directory or checkpoint")
+    export.add_argument("model", type=utf8_path, help="run directory or checkpoint; for onnx also a model folder")
     export.add_argument("--output", type=utf8_path, required=True, metavar="DIR", help="folder to make")
     export.add_argument(
         "--format",
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from cmbert.export.release import export
 
     measured = export(options.model, options.output, options.format)
-    said = "%s: logits on %d tokens differ from ours in fp64 by %s"
+    said = "%s: outputs on %d tokens differ from ours in fp64 by %s"
     logger.info(said, options.output, measured.num_tokens, measured)
     print(f"written to {options.output}; load it: {_how_to_load(options.output)}; more in its README.md")
     return 0

@@ -116,14 +116,14 @@ def make_reference(folder: Path, model: MaskedLanguageModel, texts: Sequence[str
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     exact, num_ids = copy.deepcopy(model).double(), load_tokenizer(folder).vocab_size  # rows without an id say nothing
     batches, roundings, num_tokens = [], [], 0
-    for rows in _batches(tokenizer, texts, model.config.max_length):
+    for rows in text_batches(tokenizer, texts, model.config.max_length):
         ids_T = torch.cat(rows)
         cu_seqlens = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0).int()
         logits_TV = exact.logits(ids_T, cu_seqlens)[:, :num_ids]
         roundings.append((model.logits(ids_T, cu_seqlens)[:, :num_ids] - logits_TV).abs().max())
         num_tokens += len(ids_T)
         for side in ("right", "left") if len({len(row) for row in rows}) > 1 else ("right",):
-            ids_NL, mask_NL = _padded(rows, tokenizer.pad_token_id, side)
+            ids_NL, mask_NL = padded(rows, tokenizer.pad_token_id, side)
             batches.append(Batch(ids_NL, mask_NL, logits_TV))
     rounding = torch.stack(roundings).max().item()
     spread = torch.stack([batch.logits.std() for batch in batches]).max().item()
@@ -174,7 +174,7 @@ def require_equal(reference: Reference, programs: Mapping[str, Program]) -> dict
     return errors
 
 
-def _batches(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[list[torch.Tensor]]:
+def text_batches(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[list[torch.Tensor]]:
     """Yield ids of texts in batches of which each has long and short ones, then of one long text alone.
 
     Beside the texts there is an empty one and one of one token.
@@ -194,7 +194,7 @@ def _ids(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
     return torch.tensor(tokenizer(text, truncation=True, max_length=tokens)["input_ids"])
 
 
-def _padded(rows: Sequence[torch.Tensor], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[torch.Tensor], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, both (N, L)."""
     ids_NL = pad_sequence(list(rows), batch_first=True, padding_value=pad_id, padding_side=side)
     masks = [torch.ones_like(row) for row in rows]

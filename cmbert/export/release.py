@@ -15,6 +15,7 @@ from cmbert.export.card import render_card
 from cmbert.export.gate import Comparison
 from cmbert.export.hf import Format, check_export, export_folder
 from cmbert.export.lineage import read_lineage
+from cmbert.export.serving import export_served, is_served
 from cmbert.memory import require_memory
 from cmbert.model.cost import FP32_BYTES
 from cmbert.model.folder import load_folder, read_config
@@ -68,9 +69,11 @@ def _amounts_read(recipe: Recipe, state: TrainState, shards: list[ShardSet]) -> 
 def export(path: Path, output: Path, format: Format) -> Comparison:
     """Export a run's latest checkpoint, or a checkpoint, to `output` after comparing logits on training text.
 
-    Returns what the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold
-    the model.
+    To ONNX also a model folder; what it gives, logits or sentence vectors, is compared on texts of ours. Returns what
+    the comparison found. Raises CheckpointError when they differ, ConfigError when the format cannot hold the model.
     """
+    if format == "onnx" and is_served(path):
+        return export_served(path, output)
     checkpoint = choose_weights(path)
     recipe, tokenizer = _recipe_and_tokenizer(path, checkpoint, num_copies=4)  # one in fp64 for the gate, beside two
     check_export(recipe.model, tokenizer.directory, output, format)

@@ -19,6 +19,7 @@ from cmbert.checkpoint.weights import load_weights
 from cmbert.cli import main
 from cmbert.files.folders import asides
 from tests import forking
+from tests.cards import run_snippets
 from tests.integration.launching import deepspeed_file, settings, train
 
 
@@ -58,26 +59,6 @@ init_from = "{init_from}"
         encoding="utf-8",
     )
     return path
-
-
-RUN_EACH = """
-for snippet in sys.argv[2:]:
-    exec(snippet, {"folder": sys.argv[1]})
-    print(end="\\f")
-"""
-
-
-def run_snippets(card: str, folder: Path, environment: dict[str, str], *absent: str) -> list[str]:
-    """Run the card's Python as a reader would, without this package and `absent`; return what each printed."""
-    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in ("cmbert", *absent))
-    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    code = f"import sys\n{blocked}{RUN_EACH}"
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(folder), *snippets],
-        capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\f")[:-1]
 
 
 def test_every_zero_stage_training_stage_and_step(recipe_file: Path, tmp_path: Path, outside: dict[str, str]) -> None:
