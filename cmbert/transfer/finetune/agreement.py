@@ -3,7 +3,6 @@
 Shapes: C outputs or choices, P parts, L longest part, T their tokens.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from cmbert.errors import CheckpointError
 from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.finetune.items import Item
 from cmbert.transfer.finetune.task_model import TaskModel
-from cmbert.transfer.finetune.trial import by_tokens, where_to_train
+from cmbert.transfer.finetune.trial import by_tokens
 from cmbert.transfer.tasks.fields import Entity
 from cmbert.transfer.tasks.task import Kind, Task
 
@@ -24,6 +23,7 @@ ALLOWED_SHARE = 1e-3
 """Largest accepted difference of a score, in standard deviations of the scores (ours): rounding is 1e-6 to 1e-5,
 another pooling, padding that is read or a text cut elsewhere 1e-1 and more."""
 
+MOST_EXAMPLES = 2_000  # that are compared (ours): minutes on a CPU for a large model
 PIPELINE_BATCH = 16  # texts that a pipeline pads together
 OF_TEXTS, OF_TOKENS = ("classification", "multilabel", "regression"), ("span", "tokens")
 MODELS: dict[Kind, str] = {
@@ -56,26 +56,29 @@ class Agreement:
 
 
 def prove_answers(folder: Path, model: TaskModel, task: Task, items: Sequence[Item]) -> Agreement:
-    """Compare what transformers makes of the dev split with `model` (evaluation mode, fp32).
+    """Compare what transformers makes of the dev split with `model` (evaluation mode, fp32), both on the CPU.
 
-    Raises CheckpointError if a score differs by more than ALLOWED_SHARE, or an entity by more than rounding can do.
+    Of a larger split MOST_EXAMPLES are compared, evenly spaced. Raises CheckpointError if a score differs by more than
+    ALLOWED_SHARE, or an entity by more than rounding can do.
     """
-    device, _ = where_to_train()
-    model.to(device)
     whole = [item for item in items if item.example.kept is None or all(part.whole for part in item.parts)]
+    left_out = len(items) - len(whole)
+    if len(whole) > MOST_EXAMPLES:
+        whole = [whole[place * len(whole) // MOST_EXAMPLES] for place in range(MOST_EXAMPLES)]
     ours = scores_of(model, whole)
-    theirs = list((_by_pipeline if task.kind in OF_TEXTS else _by_model)(folder, task, whole, device))
-    spread = torch.cat([scores.flatten() for scores in ours]).std().item()
+    theirs = list((_by_pipeline if task.kind in OF_TEXTS else _by_model)(folder, task, whole))
+    every = torch.cat([scores.flatten() for scores in ours])
+    spread = every.std(correction=0).item() or every.abs().max().item() or 1.0  # of one number there is no deviation
     error = max((one - other).abs().max().item() for one, other in zip(ours, theirs, strict=True))
     said, theirs_said = ([_read(model, *pair) for pair in zip(whole, scores, strict=True)] for scores in (ours, theirs))
     if task.kind == "tokens":
-        theirs_said = list(_entities_by_pipeline(folder, whole, device))
+        theirs_said = list(_entities_by_pipeline(folder, whole))
     differing = [place for place, pair in enumerate(zip(said, theirs_said, strict=True)) if len(set(pair)) > 1]
     found = Agreement(
         program=f"transformers' {'model' if task.kind in ('choice', 'span') else 'pipeline'}",
         examples=len(whole),
-        left_out=len(items) - len(whole),
-        error=error / spread if spread else math.nan,
+        left_out=left_out,
+        error=error / spread,
         differing=len(differing),
     )
     clear = [place for place in differing if task.kind == "tokens" and _margin(ours[place]) > 2 * error]
@@ -86,10 +89,10 @@ def prove_answers(folder: Path, model: TaskModel, task: Task, items: Sequence[It
 
 @torch.no_grad()
 def scores_of(model: TaskModel, items: Sequence[Item]) -> list[torch.Tensor]:
-    """Return each example's scores on the CPU: (C,), or (T, outputs) of all tokens of its parts, one after another."""
+    """Return each example's scores: (C,), or (T, outputs) of all tokens of its parts, one after another."""
     found = {}
     for some in by_tokens(items):
-        rows = iter(model(some).cpu())
+        rows = iter(model(some))
         for item in some:
             if model.kind in OF_TOKENS:
                 found[id(item)] = torch.cat([next(rows)[: len(part.ids)] for part in item.parts])
@@ -115,18 +118,18 @@ def _margin(scores_TC: torch.Tensor) -> float:
     return float((best_T2[:, 0] - best_T2[:, 1]).min())
 
 
-def _by_pipeline(folder: Path, task: Task, items: Sequence[Item], device: torch.device) -> Iterator[torch.Tensor]:
+def _by_pipeline(folder: Path, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
     """Yield the scores (C,) that transformers' pipeline gives the texts of each example, without a softmax."""
-    classify = _pipeline("text-classification", "AutoModelForSequenceClassification", folder, device)
+    classify = _pipeline("text-classification", "AutoModelForSequenceClassification", folder)
     texts = [dict(zip(("text", "text_pair"), filter(None, item.example.parts[0]), strict=False)) for item in items]
     for scores in classify(texts, top_k=None, function_to_apply="none", truncation=True, batch_size=PIPELINE_BATCH):
         by_label = {score["label"]: score["score"] for score in scores}
         yield torch.tensor([by_label[label] for label in task.outputs])
 
 
-def _entities_by_pipeline(folder: Path, items: Sequence[Item], device: torch.device) -> Iterator[Answer]:
+def _entities_by_pipeline(folder: Path, items: Sequence[Item]) -> Iterator[Answer]:
     """Yield the entities that transformers' pipeline finds in the text of each example."""
-    find = _pipeline("token-classification", "AutoModelForTokenClassification", folder, device)
+    find = _pipeline("token-classification", "AutoModelForTokenClassification", folder)
     texts = [item.example.parts[0][0] for item in items]
     for entities in find(texts, aggregation_strategy="simple", batch_size=PIPELINE_BATCH):
         found = tuple(Entity(entity["start"], entity["end"], entity["entity_group"]) for entity in entities)
@@ -134,26 +137,26 @@ def _entities_by_pipeline(folder: Path, items: Sequence[Item], device: torch.dev
 
 
 @torch.no_grad()
-def _by_model(folder: Path, task: Task, items: Sequence[Item], device: torch.device) -> Iterator[torch.Tensor]:
+def _by_model(folder: Path, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
     """Yield the scores that transformers' model of the task gives each example, read as the training read it."""
-    network = _open(MODELS[task.kind], folder).to(device)
+    network = _open(MODELS[task.kind], folder)
     for item in items:
-        rows = [torch.tensor(part.ids, device=device) for part in item.parts]
+        rows = [torch.tensor(part.ids) for part in item.parts]
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         inputs = {"input_ids": pad_sequence(rows, batch_first=True), "attention_mask": mask}
         if task.kind == "choice":
-            yield network(**{key: value[None] for key, value in inputs.items()}).logits[0].float().cpu()
+            yield network(**{key: value[None] for key, value in inputs.items()}).logits[0]
             continue
         found = network(**inputs)
         scores = torch.stack([found.start_logits, found.end_logits], 2) if task.kind == "span" else found.logits
-        yield scores[mask.bool()].float().cpu()
+        yield scores[mask.bool()]
 
 
-def _pipeline(name: str, auto_class: str, folder: Path, device: torch.device) -> Any:
+def _pipeline(name: str, auto_class: str, folder: Path) -> Any:
     from transformers import AutoTokenizer, pipeline
 
     network, tokenizer = _open(auto_class, folder), AutoTokenizer.from_pretrained(folder)
-    return pipeline(name, network, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]
+    return pipeline(name, network, tokenizer=tokenizer, device="cpu")  # type: ignore[call-overload]
 
 
 def _open(auto_class: str, folder: Path) -> Any:
