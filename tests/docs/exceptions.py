@@ -27,7 +27,7 @@ NOT_RUN = (
     NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download)( .*)?", "downloads packages", ".ci/run"),
-    NotRun(r"slurm/submit_all\.sh recipes/large text", SLURM, "tests/slurm/test_chain.py"),
+    NotRun(r"slurm/submit_all\.sh recipes/large(/layernorm)? text", SLURM, "tests/slurm/test_chain.py"),
     NotRun(r"sbatch .*slurm/stage[12]\.sh.*", SLURM, "tests/slurm/test_life_cycle.py"),
     NotRun(r"sbatch slurm/evaluate\.sh .*", SLURM, "tests/slurm/test_chain.py"),
     NotRun(r"srun .*", SLURM, "tests/slurm/test_life_cycle.py"),

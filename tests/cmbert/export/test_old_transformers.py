@@ -24,7 +24,8 @@ from cmbert.model.init import initialise
 from tests.cmbert.export.faults import in_config
 
 pytestmark = pytest.mark.slow
-VERSIONS = ("4.48.0", "4.57.6", "5.0.0")  # the first with ModernBERT, the last of 4, the first of 5
+VERSIONS = ("4.48.0", "4.57.6", "5.0.0", "5.3.0")
+"""The first with ModernBERT, the last of 4, the first of 5, and one that leaves a decoder of remote code untied."""
 UNREACHABLE = ("No matching distribution found", "Could not find a version")
 READER = Path(__file__).with_name("old_reader.py")
 SHAPE = {
