@@ -1,4 +1,4 @@
-"""recipes/serving at a tiny size: every runtime that is here, what is not, what int8 costs; and docs/serving.md's Python."""
+"""recipes/serving at a tiny size: every runtime that is here, what int8 costs; and docs/serving.md's Python."""
 
 import dataclasses
 import importlib.util
