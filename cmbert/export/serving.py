@@ -94,7 +94,17 @@ def export_served(path: Path, output: Path) -> Comparison:
         write_program(program, aside)
         proof = prove_program(program, aside, TEXTS, per_token=served.head == "tokens")
         labels = () if served.head == "vectors" else tuple(network.config.id2label.values())
-        use = Use(served.head, served.config, served.max_length, load_tokenizer(aside), served.pooling, labels)
+        settings = read_json_object(aside / SETTINGS_FILE)
+        use = Use(
+            served.head,
+            served.config,
+            served.max_length,
+            load_tokenizer(aside),
+            served.pooling,
+            labels,
+            network.config.problem_type,
+            settings.get("split_special_tokens") is True,
+        )
         (aside / CARD_FILE).write_text(render_card(path, use, proof), encoding="utf-8")
     return proof.comparison
 

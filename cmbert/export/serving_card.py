@@ -39,7 +39,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
-tokenizer.enable_truncation({max_length})
+{plain}tokenizer.enable_truncation({max_length})
 tokenizer.enable_padding(pad_id={pad_id}, pad_token="{pad}")
 session = onnxruntime.InferenceSession(folder + "/model.onnx")
 texts = tokenizer.encode_batch({texts})
@@ -48,21 +48,29 @@ mask = np.array([text.attention_mask for text in texts])
 {output} = session.run(["{name}"], {{"input_ids": ids, "attention_mask": mask}})[0]
 {end}```
 """
+PLAIN = 'tokenizer.encode_special_tokens = True  # a text\'s own "[MASK]" is text, as in training\n'
+NAMES = 'labels = json.load(open(folder + "/config.json", encoding="utf-8"))["id2label"]\n'
 ENDS: dict[Head, str] = {
     "vectors": 'print("cosine", vectors[0] @ vectors[1])\n',
-    "texts": """\
-labels = json.load(open(folder + "/config.json", encoding="utf-8"))["id2label"]
-for row in logits:
+    "texts": f"""\
+{NAMES}for row in logits:
     print(labels[str(row.argmax())], row)
 """,
-    "tokens": """\
-labels = json.load(open(folder + "/config.json", encoding="utf-8"))["id2label"]
-for text, rows in zip(texts, logits):
+    "tokens": f"""\
+{NAMES}for text, rows in zip(texts, logits):
     for id, real, row in zip(text.ids, text.attention_mask, rows):
         if real:
             print(tokenizer.decode([id], skip_special_tokens=False), labels[str(row.argmax())])
 """,
 }
+PROBLEMS = {
+    "multi_label_classification": f"""\
+{NAMES}for row in logits:
+    print([labels[str(index)] for index in np.flatnonzero(row > 0)], row)  # above 0: likelier than not
+""",
+    "regression": f"{NAMES}for row in logits:\n    print(labels['0'], row[0])\n",
+}
+"""The same for what is no choice of one label, by config.json's problem_type."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,10 @@ class Use:
     """Of vectors."""
     labels: tuple[str, ...] = ()
     """Of a classifier."""
+    problem: str | None = None
+    """Of a classifier of texts, as config.json calls it."""
+    splits_specials: bool = False
+    """Whether text that looks like a special token is read as text."""
 
 
 def render_card(source: Path, use: Use, proof: Proof) -> str:
@@ -115,7 +127,8 @@ def _usage(use: Use) -> str:
         texts=TEXTS,
         output="vectors" if use.head == "vectors" else "logits",
         name="sentence_embedding" if use.head == "vectors" else "logits",
-        end=ENDS[use.head],
+        end=PROBLEMS.get(use.problem or "", ENDS[use.head]) if use.head == "texts" else ENDS[use.head],
+        plain=PLAIN if use.splits_specials else "",
     )
     return (
         f"## Use\n\n`folder` is the path of this folder. `model.onnx` takes `input_ids` and `attention_mask`, any "

@@ -28,7 +28,6 @@ from cmbert.export.hf import export_folder
 from cmbert.export.serving import export_served
 from cmbert.files.whole import write_json, write_text
 from cmbert.model.heads import MaskedLanguageModel
-from cmbert.model.init import initialise
 from cmbert.tokenizer import load_tokenizer
 from cmbert.transfer.embedding.scoring import open_embedder
 from cmbert.transfer.embedding.train import save_embedder
@@ -36,26 +35,41 @@ from cmbert.transfer.embedding.train import save_embedder
 NORMS: tuple[Literal["rmsnorm", "layernorm"], ...] = ("rmsnorm", "layernorm")
 HERE = ("cmbert", "transformers", "sentence-transformers", "onnxruntime", "onnxruntime int8")
 OTHER = ("transformers", "sentence-transformers", "sentence-transformers onnx", "sentence-transformers onnx int8")
-SPREAD = 0.2
-"""Of norm weights around 1, and how far embeddings are from a mean of 0: as a trained model's, so that a reader which
-takes one norm for the other is seen."""
+SPREAD = 0.2  # of norm weights around 1
+OFFSET = 0.5  # standard deviations of the embeddings, by which their mean differs from 0
+SHARPNESS = 2.0  # of queries and keys: attention that looks somewhere
+"""With these a reader which takes one norm for the other, another RoPE base or another window is seen in the vectors
+(tests/integration/test_serving_recipe.py)."""
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig) -> MaskedLanguageModel:
+    """Return a model whose every part matters to its vectors."""
+    model = MaskedLanguageModel(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if "norm" in name:
+            weight.copy_(1 + SPREAD * noise)
+        else:
+            weight.copy_(OFFSET + noise if "tok_embeddings" in name else noise * weight.shape[-1] ** -0.5)
+        if name.endswith("Wqkv.weight"):
+            weight[: 2 * config.hidden_size] *= SHARPNESS
+    return model.eval()
 
 
 def make_folders(config: ModelConfig, tokenizer: Path, folder: Path) -> None:
     """Write random weights as a folder for sentence-transformers, beside it FOLDER_onnx with fp32 and int8."""
-    model = MaskedLanguageModel(config)
-    initialise(model, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.add_(torch.randn(weight.shape, generator=generator), alpha=SPREAD)
-        embedding = model.model.embeddings.tok_embeddings.weight
-        embedding.add_(embedding.std())
     base, onnx = (folder.with_name(f"{folder.name}_{end}") for end in ("mlm", "onnx"))
     if not base.exists():
         export_folder(
-            model.state_dict(), config, tokenizer, base, format="hf", texts=["你好"], card=lambda _: "random weights\n"
+            random_model(config).state_dict(),
+            config,
+            tokenizer,
+            base,
+            format="hf",
+            texts=["你好"],
+            card=lambda _: "random weights\n",
         )
     if not folder.exists():
         save_embedder(open_embedder(str(base), config.max_length), folder, lambda aside: None)
@@ -90,7 +104,7 @@ def table(results: Sequence[dict[str, Any]], lengths: Sequence[str]) -> str:
             lines.append([row["norm"], row["runtime"], f"not run: {row['missing']}", *("" for _ in lengths)])
             continue
         cosine = (np.array(row["vectors"]) * ours[row["norm"]]).sum(-1).min() if row["norm"] in ours else np.nan
-        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        versions = ", ".join(row["versions"])
         speeds = [f"{row[length]:,.0f}" for length in lengths]
         lines.append([row["norm"], f"{row['runtime']} ({versions})", f"{cosine:.6f}", *speeds])
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"

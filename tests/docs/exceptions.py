@@ -24,6 +24,8 @@ NOT_RUN = (
            "tests/cmbert/bench/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",
            "tests/integration/test_gpu_recipe.py"),
+    NotRun(r"python recipes/serving/(measure|int8)\.py .*", "minutes of timing; at a tiny size there",
+           "tests/integration/test_serving_recipe.py"),
     NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download)( .*)?", "downloads packages", ".ci/run"),
@@ -132,6 +134,9 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "--seeds 1": (
         "cmbert finetune --model runs/quickstart/stage2 --task chnsenticorp --data chnsenticorp --output runs/rates "
         "--learning-rates 1e-4,3e-3 --epochs 1 --seeds 1",
+    ),
+    "cmbert export runs/reviews --format onnx --output runs/reviews_onnx": (
+        "cmbert export runs/quickstart/export --format onnx --output runs/logits_onnx",  # no task is tuned here
     ),
     "cmbert merge-checkpoints RUN --steps 1600,1800,2000 --output DIR": (
         f"{TRAIN.format('quickstart/stage1')} --set run_directory=runs/merging --set train.checkpoint_every_steps=2 "
