@@ -43,7 +43,6 @@ LAUNCHERS = (  # programs that start others of ours
     "ablate",
     "demo.py",
     "rehearsal.py",
-    "finetune_csv.py",
     "adapt.py",
 )
 MOST_BYTES = 1 << 18  # of a request

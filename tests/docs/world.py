@@ -124,7 +124,7 @@ def _text(draw: np.random.Generator, words: list[str], num_characters: int) -> s
 
 
 def _write_tasks(folder: Path, draw: np.random.Generator, words: list[str]) -> None:
-    """CLUE's tnews, iflytek and csl as its archives unpack, ChnSentiCorp as TSV; each split of 8 examples."""
+    """CLUE's tnews, iflytek and csl as its archives unpack, ChnSentiCorp as TSV, each split of 8 examples; a CSV file."""
 
     def short() -> str:
         return _text(draw, words, 20)
@@ -141,6 +141,8 @@ def _write_tasks(folder: Path, draw: np.random.Generator, words: list[str]) -> N
         rows = [f"{number % 2}\t{short()}" for number in range(8)]
         _write(folder / f"chnsenticorp/{split}.tsv", "\n".join(["label\ttext_a", *rows]))
         _write(folder / f"sentiment/{split}.tsv", "\n".join(["label\ttext", *rows]))
+    rows = [f"{short()},{('好评', '差评')[number % 2]}" for number in range(12)]
+    _write(folder / "train.csv", "\n".join(["评论,类别", *rows]))
     own = {"name": "sentiment", "text": ["text"], "labels": ["0", "1"]}
     files = {split: [f"{split}.tsv"] for split in ("train", "dev", "test")}
     _write(folder / "sentiment.toml", tomli_w.dumps(own | files))
