@@ -26,6 +26,8 @@ NOT_RUN = (
            "tests/integration/test_gpu_recipe.py"),
     NotRun(r"python recipes/serving/(measure|int8)\.py .*", "minutes of timing; at a tiny size there",
            "tests/integration/test_serving_recipe.py"),
+    NotRun(r"python examples/predict\.py .*", "reads lines of the reader's; a model and its lines there",
+           "tests/examples/test_predict.py"),
     NotRun(r"source \.venv/bin/activate", "the environment in which this suite runs", ".ci/run"),
     NotRun(r"make \.venv/ready", "downloads packages; every clone's CI begins with it", ".ci/run"),
     NotRun(r"pip (install|wheel|download)( .*)?", "downloads packages", ".ci/run"),
