@@ -124,7 +124,7 @@ def _text(draw: np.random.Generator, words: list[str], num_characters: int) -> s
 
 
 def _write_tasks(folder: Path, draw: np.random.Generator, words: list[str]) -> None:
-    """CLUE's tnews, iflytek and csl as its archives unpack, ChnSentiCorp as TSV, each split of 8 examples; a CSV file."""
+    """CLUE's tnews, iflytek and csl as its archives unpack, ChnSentiCorp as TSV, splits of 8 examples; a CSV file."""
 
     def short() -> str:
         return _text(draw, words, 20)
