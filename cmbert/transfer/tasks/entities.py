@@ -107,7 +107,7 @@ def _check_type(label: str, labels: Labels, where: str) -> None:
         labels.check(label, "type", where)
 
 
-def read_entities(task: Task, path: Path, labels: Labels) -> Iterator[Example]:
+def read_entities(task: Task, path: Path, split: str, labels: Labels) -> Iterator[Example]:
     """Yield a text for every line of JSON: {type: {surface: [[start, last]]}}, or [start, end, type] and the like."""
     (key,) = task.text_keys
     for number, (where, record) in enumerate(json_lines(path)):
@@ -120,6 +120,9 @@ def read_entities(task: Task, path: Path, labels: Labels) -> Iterator[Example]:
             found = [_listed(entity, text, name, where) for entity in given]
         elif given is not None:
             raise InputError(f"{where}: {name} must be a list or an object, found {type(given).__name__}")
+        elif split != "test":
+            what = f"has nothing under {task.label!r} or 'entities'; an empty list says that there are no entities"
+            raise InputError(f"{where}: {what}")
         entities = None if given is None else tuple(sorted(set(found)))
         for entity in entities or ():
             _check_type(entity.label, labels, where)

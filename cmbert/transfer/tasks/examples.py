@@ -118,7 +118,7 @@ def _read(task: Task, path: Path, split: str, labels: Labels) -> Iterable[Exampl
     if task.reader == "conll":
         return read_conll(path, split, labels)
     if task.reader == "entities":
-        return read_entities(task, path, labels)
+        return read_entities(task, path, split, labels)
     return read_records(task, path, split, labels)
 
 

@@ -155,6 +155,6 @@ class Labels:
     def check(self, label: str, key: str, where: str) -> None:
         """Raise InputError if it is none of them."""
         if label not in self.known:
-            listed = ", ".join(self.known[:6]) + (", ..." if len(self.known) > 6 else "")
+            listed = shown_names(", ".join(self.known[:6])) + (", ..." if len(self.known) > 6 else "")
             remedy = f"; {self.remedy}" if self.remedy else ""
             raise InputError(f"{where}: {key} {shown(label)} is not one of {self.whose}: {listed}{remedy}")

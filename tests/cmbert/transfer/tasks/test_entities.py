@@ -124,7 +124,7 @@ def test_a_text_may_have_no_entity_or_in_a_test_split_no_answer(tmp_path):
     assert entities(tmp_path, {"text": TEXT, "label": []}) == ()
     assert entities(tmp_path, {"text": TEXT, "label": {}}) == ()
     assert entities(tmp_path, {"id": 3, "text": TEXT}, "test") is None
-    with pytest.raises(InputError, match="has no answer; the dev split needs all of them"):
+    with pytest.raises(InputError, match=r"dev\.json:1: has nothing under 'label' or 'entities'; an empty list"):
         entities(tmp_path, {"text": TEXT})
 
 

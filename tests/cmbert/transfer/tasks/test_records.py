@@ -73,6 +73,11 @@ def test_labels_that_are_dropped_are_not_learned(tmp_path):
         ("评论,评论\n很好,好评\n", GOOD, r"train\.csv:1: the header names a column twice"),
         (GOOD + '"没完,好评\n', GOOD, r"train\.csv:4: not CSV: unexpected end of data; a cell with a quote"),
         (GOOD + '"好"吃,好评\n', GOOD, r"train\.csv:4: not CSV: ',' expected after '\"'"),
+        (
+            '评论,类别\n很好,"好\n评"\n差,差\u2028评\n',
+            GOOD,
+            r"dev\.csv:2: 类别 '好评' is not one of train\.csv's: 好\?评, 差\?评",
+        ),
         ("评论,类别\n很好,好评\n真好,好评\n", GOOD, r"train\.csv: has one label, '好评' in all .*; reviews needs 2 to"),
         ("评论,类别\n", GOOD, r"train\.csv: has no label in all its examples"),
         ("", GOOD, r"train\.csv: holds no row"),
