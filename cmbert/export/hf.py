@@ -124,8 +124,9 @@ def _write(folder: Path, model: MaskedLanguageModel, tokenizer_directory: Path) 
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory / name, folder / name)
     # A tokenizer serves models of several lengths; in a folder it cuts texts where this model ends.
-    settings = read_json_object(folder / SETTINGS_FILE)
-    write_json(folder / SETTINGS_FILE, settings | {"model_max_length": model.config.max_length})
+    settings = read_json_object(folder / SETTINGS_FILE) | {"model_max_length": model.config.max_length}
+    # In transformers 4 a tokenizer adds token_type_ids unasked, and ModernBERT refuses them.
+    write_json(folder / SETTINGS_FILE, settings | {"model_input_names": ["input_ids", "attention_mask"]})
     weights = {name: weight for name, weight in model.state_dict().items() if name != DECODER}
     save_file(rows_for_file(weights, model.config.norm), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, config_json(model.config, load_tokenizer(tokenizer_directory).vocabulary))
