@@ -143,7 +143,9 @@ def write_model_files(
     """
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_directory / name, folder / name)
-    settings = {"model_max_length": config.max_length, **(tokenizer_settings or {})}
+    # In transformers 4 a tokenizer adds token_type_ids unasked, and ModernBERT refuses them.
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    settings = {"model_max_length": config.max_length, **names, **(tokenizer_settings or {})}
     write_json(folder / SETTINGS_FILE, read_json_object(folder / SETTINGS_FILE) | settings)
     save_file(rows_for_file(weights, config.norm), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     vocabulary = load_tokenizer(tokenizer_directory).vocabulary

@@ -38,6 +38,12 @@ def logits(folder: Path, implementation: str, batches: list[tuple[torch.Tensor, 
         return [model.eval()(input_ids=ids, attention_mask=mask).logits for ids, mask in batches]
 
 
+def fed(tokenizer: Any, folder: Path) -> list[int]:
+    """Return the shape of the logits when a model is given all that its tokenizer returns."""
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    return list(model(**tokenizer([TEXT, TEXT * 9], padding=True, return_tensors="pt")).logits.shape)
+
+
 def saved(folder: Path, scratch: Path) -> dict[str, Any]:
     """Save a model and its encoder as transformers does, and load both again, the encoder as a classifier."""
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
@@ -60,7 +66,8 @@ def main() -> None:
     exports = {name: place / name for name in ("layernorm", "rmsnorm", "wrong")}
     batches = torch.load(place / "batches.pt")
     seen: dict[str, Any] = {"version": transformers.__version__, "torch": str(torch.__version__)}
-    seen["ids"] = [AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"] for folder in exports.values()]
+    tokenizers = {name: AutoTokenizer.from_pretrained(folder) for name, folder in exports.items()}
+    seen["ids"] = [tokenizer(TEXT)["input_ids"] for tokenizer in tokenizers.values()]
     seen["stock before"] = type(AutoModelForMaskedLM.from_pretrained(exports["layernorm"])) is ModernBertForMaskedLM
     auto = {auto.__name__: attempt(lambda auto=auto: auto.from_pretrained(exports["rmsnorm"]))
             for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification)}  # fmt: skip
@@ -74,6 +81,7 @@ def main() -> None:
     seen["untrusted"] = auto | named
     seen["stock after"] = type(AutoModelForMaskedLM.from_pretrained(exports["layernorm"])) is ModernBertForMaskedLM
     seen["logits after"] = logits(exports["layernorm"], "sdpa", batches)
+    seen["fed"] = {name: fed(tokenizers[name], exports[name]) for name in ("layernorm", "rmsnorm")}
     seen["saved"] = {name: saved(exports[name], place / f"{name} saved") for name in ("layernorm", "rmsnorm")}
     torch.save(seen, place / "seen.pt")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cmbert.checkpoint.files import MANIFEST_FILE, WEIGHTS_FILE, describe_file
 from cmbert.checkpoint.weights import load_weights
@@ -18,6 +18,7 @@ from cmbert.export.lineage import read_lineage
 from cmbert.export.merging import RunningMean
 from cmbert.export.release import open_model
 from cmbert.files.folders import asides
+from cmbert.model.folder import read_weights
 from cmbert.model.heads import DECODER, MaskedLanguageModel
 from cmbert.model.init import initialise
 from cmbert.runs.directory import find_resume
@@ -131,7 +132,7 @@ def test_the_folder_is_a_model_for_everything(
     expected = load_weights(merged)
 
     assert main(["export", str(merged), "--output", str(tmp_path / "export")]) == 0
-    exported = load_file(tmp_path / "export" / "model.safetensors")
+    exported = read_weights(tmp_path / "export")
     assert all(torch.equal(weight, expected[name]) for name, weight in exported.items())
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     assert "| weights | the mean of those after steps 4 (25 %), 8 (25 %), 16 (50 %) of run |" in card

@@ -142,6 +142,11 @@ def test_the_tokenizer_asks_nothing(seen: dict[str, Any]) -> None:
     assert (seen["ids"][0][0], seen["ids"][0][-1]) == (2, 3)
 
 
+def test_a_model_takes_all_that_its_tokenizer_returns(seen: dict[str, Any]) -> None:
+    for shape in seen["fed"].values():
+        assert (shape[0], shape[2]) == (2, SHAPE["vocab_size"])
+
+
 def test_without_its_code_an_rmsnorm_model_does_not_load(seen: dict[str, Any]) -> None:
     assert len(seen["untrusted"]) == 5
     for said in seen["untrusted"].values():
