@@ -168,7 +168,11 @@ def _write_sentence_transformers(folder: Path, config: ModelConfig) -> None:
         ],
     )
     (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True}
+    pooling = {
+        "word_embedding_dimension": config.hidden_size,
+        "pooling_mode_cls_token": False,  # text-embeddings-inference asks for either
+        "pooling_mode_mean_tokens": True,
+    }
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
     similarity: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}

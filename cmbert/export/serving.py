@@ -142,7 +142,7 @@ def _read_modules(path: Path) -> tuple[Path, Pooling]:
     settings = read_json_object(places[1] / CONFIG_FILE)
     named = settings.get("pooling_mode")
     modes = [named] if isinstance(named, str) else named or []
-    modes += [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
+    modes = modes or [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         said = ", ".join(map(str, modes)) or "none"
         raise CheckpointError(f"{places[1] / CONFIG_FILE}: pooling {said}: model.onnx can have mean or cls")

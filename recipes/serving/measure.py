@@ -115,10 +115,12 @@ def measure(options: argparse.Namespace) -> int:
     vocabulary = load_tokenizer(options.tokenizer).vocabulary
     options.output.mkdir(parents=True, exist_ok=True)
     results = []
-    for norm in NORMS:
+    for norm in [norm for norm in NORMS if norm in options.norms.split(",")]:
         folder = options.output / norm
         make_folders(replace(shape, norm=norm, vocab_size=vocabulary.rows), options.tokenizer, folder)
         if options.prepare:
+            if options.other:  # which exports at the first call
+                run_runtime(options.other, OTHER[-1], folder, "64", 1)
             continue
         runtimes = [(sys.executable, name) for name in HERE]
         runtimes += [(options.other, name) for name in OTHER if options.other]
@@ -126,6 +128,8 @@ def measure(options: argparse.Namespace) -> int:
             found = run_runtime(python, name, folder, options.lengths, options.rounds)
             results.append({"norm": norm, "runtime": name, **found})
             print(f"{norm}, {name}: {found.get('missing') or 'done'}", flush=True)
+    if options.prepare:
+        return 0
     write_json(options.output / "results.json", results)
     text = table(results, options.lengths.split(","))
     write_text(options.output / "results.md", text)
@@ -141,6 +145,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/serving"), help="folder for models and figures")
     parser.add_argument("--shape", type=Path, default=Path("recipes/base/stage1.toml"), help="recipe (default base's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    parser.add_argument("--norms", default=",".join(NORMS), help="one or both (default both)")
     parser.add_argument("--lengths", default="512,8192", help="tokens of a text (default 512,8192)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="at the shortest length; fewer at longer ones (default 3)"

@@ -137,7 +137,9 @@ RUNTIMES: dict[str, Callable[[Path, int], Encode]] = {
     "onnxruntime": open_onnxruntime,
     "onnxruntime int8": lambda folder, length: open_onnxruntime(folder, length, file=INT8_FILE),
 }
-PACKAGES = ("transformers", "sentence-transformers", "optimum-onnx", "onnxruntime", "torch", "cmbert")
+PACKAGES = {"cmbert": ("torch",), "transformers": ("transformers",), "onnxruntime": ("onnxruntime",)}
+"""Whose versions a runtime's row names; of the rest these:"""
+OTHER_PACKAGES = ("sentence-transformers", "transformers", "optimum-onnx")
 
 
 def tokens_per_second(encode: Encode, length: int, rounds: int) -> float:
@@ -171,7 +173,8 @@ def main() -> int:
         rounds = max(1, options.rounds * min(lengths) // length)
         found[str(length)] = tokens_per_second(opened, length, rounds)
     installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-    found["versions"] = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if name in installed]
+    named = PACKAGES.get(options.runtime.removesuffix(" int8"), OTHER_PACKAGES)
+    found["versions"] = [f"{name} {importlib.metadata.version(name)}" for name in named if name in installed]
     options.out.write_text(json.dumps(found), encoding="utf-8")
     return 0
 

@@ -28,14 +28,13 @@ from transformers import PrinterCallback, TrainerCallback
 
 from cmbert.errors import ConfigError
 from cmbert.files.folders import building
-from cmbert.files.whole import write_json
 from cmbert.memory import require_memory
-from cmbert.model.config_json import CONFIG_FILE, MODEL_TYPE, departures_of, read_json_object, spelled_for_all
 from cmbert.model.cost import FP32_BYTES
 from cmbert.progress import Progress
 from cmbert.transfer.embedding.data import TrainingData
 from cmbert.transfer.embedding.pairs import Graded, Pair
 from cmbert.transfer.embedding.scoring import quiet_libraries
+from cmbert.transfer.embedding.spelling import spell_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -246,12 +245,5 @@ def save_embedder(embedder: SentenceTransformer, output: Path, add: Any) -> None
     with building(output) as aside:
         with quiet_libraries():
             embedder.save_pretrained(str(aside), create_model_card=False)
-        _spell_for_all(aside / CONFIG_FILE)
+        spell_for_all(aside, embedder.max_seq_length)
         add(aside)
-
-
-def _spell_for_all(path: Path) -> None:
-    """Let readers other than the transformers that wrote a config.json of ModernBERT find the RoPE bases in it."""
-    values = read_json_object(path) if path.is_file() else {}  # some models keep it in a folder of their first module
-    if values.get("model_type") == MODEL_TYPE and not departures_of(values):
-        write_json(path, spelled_for_all(values))

@@ -127,6 +127,13 @@ def test_readers_of_either_spelling_and_no_other_norm_find_what_they_look_for(tr
     assert (values["model_type"], values["norm"], values["architectures"]) == ("modernbert", "rmsnorm", ["CmbertModel"])
     assert runs_our_code(folder)
     assert load_file(folder / "model.safetensors")["final_norm.weight"].shape == (1, 32)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert next(key for key, value in pooling.items() if value is True) == "pooling_mode_mean_tokens"
+    assert pooling["pooling_mode_cls_token"] is False
+    kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
+    assert kinds == ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
 
 
 OUTSIDER = """
