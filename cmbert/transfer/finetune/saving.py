@@ -97,6 +97,7 @@ def _write(folder: Path, model: TaskModel, task: Task, max_length: int) -> None:
     keys: dict[str, Any] = {
         "id2label": {str(index): name for index, name in enumerate(task.outputs)},
         "label2id": {name: index for index, name in enumerate(task.outputs)},
+        "num_labels": len(task.outputs),  # text-embeddings-inference does not count id2label
         "classifier_dropout": DROPOUT,
     }
     if HEADS[task.kind] == "ForSequenceClassification":

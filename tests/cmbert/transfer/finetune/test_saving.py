@@ -56,7 +56,7 @@ def test_the_folder_gives_our_answers(backbone, task, review_folder, tmp_path):
     result = tune(backbone, task, review_folder, tmp_path)
     folder = tmp_path / "saved"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["id2label"] == {"0": "0", "1": "1"}
+    assert (config["id2label"], config["num_labels"]) == ({"0": "0", "1": "1"}, 2)
     assert config["architectures"][0].endswith("ForSequenceClassification")
     classify = pipeline(
         "text-classification", model=str(folder), trust_remote_code=backbone.encoder.config.norm == "rmsnorm"
