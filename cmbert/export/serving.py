@@ -211,7 +211,7 @@ def _copy(served: ServedModel, network: Any, aside: Path) -> None:
         }
     write_json(aside / CONFIG_FILE, values)
     if (served.folder / CODE_FILE.name).is_file():
-        shutil.copyfile(CODE_FILE, aside / CODE_FILE.name)
+        shutil.copyfile(served.folder / CODE_FILE.name, aside / CODE_FILE.name)
 
 
 def _export_masked_language_model(path: Path, output: Path) -> Comparison:
