@@ -21,7 +21,7 @@ for package in ("onnx", "onnxruntime", "sentence_transformers"):
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "serving"
-SHAPE = {"num_layers": 3, "hidden_size": 64, "num_heads": 2, "intermediate_size": 96, "max_length": 512}
+SHAPE = {"num_layers": 3, "hidden_size": 64, "num_heads": 2, "intermediate_size": 96, "max_length": 1024}
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def make_classifier(make_base, tokenizer_directory, tmp_path):
     def make_classifier(kind: str = "Sequence", norm: str = "rmsnorm", **settings) -> Path:
         made = getattr(transformers, f"AutoModelFor{kind}Classification")
         base, folder = make_base(norm), tmp_path / "classifier"
-        settings = {"num_labels": 3, "id2label": dict(enumerate(["差评", "中评", "好评"]))} | settings
+        settings = settings or {"num_labels": 3, "id2label": dict(enumerate(["差评", "中评", "好评"]))}
         torch.manual_seed(0)
         made.from_pretrained(base, trust_remote_code=norm == "rmsnorm", **settings).save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,5 +1,8 @@
 """The gate of served models: pooling as a loop does it, and what differs from the model is refused."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ import cmbert.export.serving_gate as serving_gate
 from cmbert.errors import CheckpointError
 from cmbert.export.onnx import Logits, SentenceVectors
 from cmbert.export.serving import _load, read_served
+from cmbert.export.serving_card import PROBLEMS
 
 TEXTS = ["今天天气很好，我们去公园散步。" * 12, "你好"]
 
@@ -90,3 +94,16 @@ def test_labels_that_differ_from_the_model_are_refused(make_classifier, monkeypa
         else:
             with pytest.raises(CheckpointError, match="by onnx "):
                 serving_gate.prove_program(program, served.folder, TEXTS, per_token=kind == "Token")
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [("multi_label_classification", ["['服务', '位置'] [", "[] ["]), ("regression", ["服务 0.5", "服务 -1.0"])],
+)
+def test_the_card_prints_several_labels_and_numbers(problem, said, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "服务", "1": "位置"}}), encoding="utf-8")
+    logits = np.array([[0.5, 2.0], [-1.0, -0.5]])
+    exec(PROBLEMS[problem], {"json": json, "np": np, "folder": str(tmp_path), "logits": logits})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
