@@ -45,3 +45,5 @@ def finetune_tasks(
         write_results(output)
     print((output / "results.md").read_text(encoding="utf-8"))
     print(f"written to {output / 'results.md'} and {output / 'results.html'}")
+    if save:
+        print(f"the tuned model is in {save}; its README.md says how to use it")
