@@ -6,6 +6,7 @@ from 4.48.0 and torch from 2.5 on.
 
 import torch
 from torch import nn
+from transformers.models.auto import modeling_auto as auto
 from transformers.models.modernbert import modeling_modernbert as stock
 
 
@@ -75,3 +76,9 @@ if hasattr(stock, "ModernBertForMultipleChoice"):
 
     class CmbertForMultipleChoice(RmsNormed, stock.ModernBertForMultipleChoice):
         _auto_class = "AutoModelForMultipleChoice"
+
+
+# Pipelines say of a class that these do not name that it is not supported, and run it all the same.
+auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["cmbert"] = "CmbertForMaskedLM"
+auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["cmbert"] = "CmbertForSequenceClassification"
+auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["cmbert"] = "CmbertForTokenClassification"
