@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,6 @@ from tests import forking
 ROOT = Path(__file__).parents[2]
 KINDS = (("房间干净，很好", "好评"), ("服务太差，失望", "差评"))
 OPTIONS = ("--epochs", "12", "--learning-rates", "1e-2", "--batch-sizes", "4", "--seeds", "1")
-
-
-@pytest.fixture(autouse=True)
-def own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep transformers from copying model code into the home directory, here and in what is started."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture
-def trained(recipe_file: Path, reference: Callable[..., Path]) -> Path:
-    """A finished run; only to be read."""
-    return reference(recipe_file)
 
 
 def predict(folder: Path, model: object, text: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -134,22 +135,15 @@ def test_every_card_runs_as_written(ours, kind, tmp_path, capsys):
     assert capsys.readouterr().out.strip() or kind in ("entities", "spans")  # fresh weights may find nothing
 
 
-def in_config(**changes):
+def in_file(name, **changes):
     def fault(folder):
-        path = folder / "config.json"
-        values = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(values | changes), encoding="utf-8")
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(values | changes), encoding="utf-8")
 
     return fault
 
 
-def in_tokenizer(**changes):
-    def fault(folder):
-        path = folder / "tokenizer_config.json"
-        values = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(values | changes), encoding="utf-8")
-
-    return fault
+in_config, in_tokenizer = partial(in_file, "config.json"), partial(in_file, "tokenizer_config.json")
 
 
 def in_weights(name, change):
