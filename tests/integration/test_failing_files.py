@@ -112,7 +112,7 @@ def check_end(call: Call, number: int, code: int, output: str) -> None:
         place = place.parent  # DeepSpeed reads it, and torch does not say which file
     name = place.name.strip(".*").removesuffix(".")
     operation = "(map|open|read)" if call.operation in ("map", "open", "read") else call.operation
-    if place.suffix == REMOVED_SUFFIX:  # its folders are opened to be emptied: what fails is the removal
+    if place.suffix == REMOVED_SUFFIX and call.operation == "open":  # a folder is opened to be emptied
         operation = "remove"
     told = [line for line in output.splitlines() if name in line and re.search(rf"\({operation}\)", line)]
     if code == 0:  # a file that is only looked for may be passed over in silence
