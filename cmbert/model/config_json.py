@@ -171,10 +171,10 @@ def departures_of(values: Mapping[str, Any]) -> list[str]:
     found += [f"rope_type is {kind!r}" for kind in kinds if kind != "default"]
     for kind, older in OLDER_BASES.items():
         base = tables.get(kind, {}).get("rope_theta")
-        if base is not None and values.get(older, base) != base:
+        if base is not None and older in values and values[older] != base:
             found.append(f"{older} is {values[older]!r}, and rope_parameters say {base!r}")
     eps = values.get("norm_eps")
-    if eps is not None and values.get("layer_norm_eps", eps) != eps:
+    if eps is not None and "layer_norm_eps" in values and values["layer_norm_eps"] != eps:
         found.append(f"layer_norm_eps is {values['layer_norm_eps']!r}, and norm_eps {eps!r}")
     return found
 
