@@ -27,6 +27,7 @@ from cmbert.model.config_json import (
     CODE_FILE,
     CONFIG_FILE,
     is_model_folder,
+    label_keys,
     model_config,
     read_json_object,
     runs_our_code,
@@ -204,11 +205,7 @@ def _copy(served: ServedModel, network: Any, aside: Path) -> None:
     write_json(aside / SETTINGS_FILE, settings | {"model_max_length": served.max_length})
     values = read_json_object(served.folder / CONFIG_FILE)
     if served.head != "vectors":  # transformers writes no names that are its own, LABEL_0 and LABEL_1
-        labels = network.config.id2label
-        values |= {
-            "id2label": {str(index): name for index, name in labels.items()},
-            "label2id": {name: index for index, name in labels.items()},
-        }
+        values |= label_keys(name for _, name in sorted(network.config.id2label.items()))
     write_json(aside / CONFIG_FILE, values)
     if (served.folder / CODE_FILE.name).is_file():
         shutil.copyfile(served.folder / CODE_FILE.name, aside / CODE_FILE.name)

@@ -1,7 +1,7 @@
 """config.json of a model's folder: transformers' ModernBertConfig, written and read. Torch-free."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,15 @@ def spelled_for_all(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     bases = {older: values["rope_parameters"][kind]["rope_theta"] for kind, older in OLDER_BASES.items()}
     return {**values, **bases, EVERY: global_every(values), "layer_norm_eps": values["norm_eps"]}
+
+
+def label_keys(names: Iterable[str]) -> dict[str, Any]:
+    """Return the keys of config.json that name a classifier's outputs, in order."""
+    labels = list(enumerate(names))
+    return {
+        "id2label": {str(index): name for index, name in labels},
+        "label2id": {name: index for index, name in labels},
+    }
 
 
 def model_config(values: Mapping[str, Any], where: Path, *, rows: int | None = None) -> ModelConfig:

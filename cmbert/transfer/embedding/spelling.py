@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.errors import CheckpointError
+from cmbert.export.serving import MODULES_FILE
 from cmbert.files.json_types import read_as
 from cmbert.files.whole import write_json
 from cmbert.model.config_json import CONFIG_FILE, MODEL_TYPE, departures_of, read_json_object, spelled_for_all
 from cmbert.tokenizer import SETTINGS_FILE
 
-MODULES_FILE, LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+LENGTH_FILE = "sentence_bert_config.json"
 OLDER_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 
 

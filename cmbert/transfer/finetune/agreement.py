@@ -12,12 +12,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from cmbert.errors import CheckpointError
+from cmbert.export.gate import padded
 from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.finetune.items import Item
-from cmbert.transfer.finetune.task_model import TaskModel
+from cmbert.transfer.finetune.task_model import HEADS, OF_TOKENS, TaskModel
 from cmbert.transfer.finetune.trial import by_tokens
 from cmbert.transfer.tasks.fields import Entity
-from cmbert.transfer.tasks.task import Kind, Task
+from cmbert.transfer.tasks.scores import Found
+from cmbert.transfer.tasks.task import Task
 
 ALLOWED_SHARE = 1e-3
 """Largest accepted difference of a score, in standard deviations of the scores (ours): rounding is 1e-6 to 1e-5,
@@ -25,13 +27,6 @@ another pooling, padding that is read or a text cut elsewhere 1e-1 and more."""
 
 MOST_EXAMPLES = 2_000  # that are compared (ours): minutes on a CPU for a large model
 PIPELINE_BATCH = 16  # texts that a pipeline pads together
-OF_TEXTS, OF_TOKENS = ("classification", "multilabel", "regression"), ("span", "tokens")
-MODELS: dict[Kind, str] = {
-    "choice": "AutoModelForMultipleChoice",
-    "span": "AutoModelForQuestionAnswering",
-    "tokens": "AutoModelForTokenClassification",
-}
-Answer = tuple[int, str, tuple[int, ...], tuple[Entity, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,13 +61,19 @@ def prove_answers(folder: Path, model: TaskModel, task: Task, items: Sequence[It
     if len(whole) > MOST_EXAMPLES:
         whole = [whole[place * len(whole) // MOST_EXAMPLES] for place in range(MOST_EXAMPLES)]
     ours = scores_of(model, whole)
-    theirs = list((_by_pipeline if task.kind in OF_TEXTS else _by_model)(folder, task, whole))
+    network = _open(folder, task)
+    if HEADS[task.kind] == "ForSequenceClassification":
+        theirs = list(_by_pipeline(network, folder, task, whole))
+    else:
+        theirs = list(_by_model(network, task, whole))
     every = torch.cat([scores.flatten() for scores in ours])
     spread = every.std(correction=0).item() or every.abs().max().item() or 1.0  # of one number there is no deviation
     error = max((one - other).abs().max().item() for one, other in zip(ours, theirs, strict=True))
-    said, theirs_said = ([_read(model, *pair) for pair in zip(whole, scores, strict=True)] for scores in (ours, theirs))
+    said = [_read(model, *pair) for pair in zip(whole, ours, strict=True)]
     if task.kind == "tokens":
-        theirs_said = list(_entities_by_pipeline(folder, whole))
+        theirs_said = list(_entities_by_pipeline(network, folder, whole))
+    else:
+        theirs_said = [_read(model, *pair) for pair in zip(whole, theirs, strict=True)]
     differing = [place for place, pair in enumerate(zip(said, theirs_said, strict=True)) if len(set(pair)) > 1]
     found = Agreement(
         program=f"transformers' {'model' if task.kind in ('choice', 'span') else 'pipeline'}",
@@ -102,14 +103,14 @@ def scores_of(model: TaskModel, items: Sequence[Item]) -> list[torch.Tensor]:
     return [found[id(item)] for item in items]
 
 
-def _read(model: TaskModel, item: Item, scores: torch.Tensor) -> Answer:
-    """Return what the scores of one example, as of `scores_of`, answer."""
+def _read(model: TaskModel, item: Item, scores: torch.Tensor) -> Found:
+    """Return what the scores of one example, as of `scores_of`, answer, but for numbers that rounding may change."""
     if model.kind in OF_TOKENS:
         scores = pad_sequence(list(scores.split([len(part.ids) for part in item.parts])), batch_first=True)
         (found,) = model.read([item], scores)
     else:
         (found,) = model.read([item], scores[None])
-    return found.choice, found.text, found.labels, tuple(found.entities)
+    return found._replace(score=0.0, value=0.0)
 
 
 def _margin(scores_TC: torch.Tensor) -> float:
@@ -118,49 +119,47 @@ def _margin(scores_TC: torch.Tensor) -> float:
     return float((best_T2[:, 0] - best_T2[:, 1]).min())
 
 
-def _by_pipeline(folder: Path, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
+def _by_pipeline(network: Any, folder: Path, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
     """Yield the scores (C,) that transformers' pipeline gives the texts of each example, without a softmax."""
-    classify = _pipeline("text-classification", "AutoModelForSequenceClassification", folder)
+    classify = _pipeline("text-classification", network, folder)
     texts = [dict(zip(("text", "text_pair"), filter(None, item.example.parts[0]), strict=False)) for item in items]
     for scores in classify(texts, top_k=None, function_to_apply="none", truncation=True, batch_size=PIPELINE_BATCH):
         by_label = {score["label"]: score["score"] for score in scores}
         yield torch.tensor([by_label[label] for label in task.outputs])
 
 
-def _entities_by_pipeline(folder: Path, items: Sequence[Item]) -> Iterator[Answer]:
+def _entities_by_pipeline(network: Any, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
     """Yield the entities that transformers' pipeline finds in the text of each example."""
-    find = _pipeline("token-classification", "AutoModelForTokenClassification", folder)
+    find = _pipeline("token-classification", network, folder)
     texts = [item.example.parts[0][0] for item in items]
     for entities in find(texts, aggregation_strategy="simple", batch_size=PIPELINE_BATCH):
         found = tuple(Entity(entity["start"], entity["end"], entity["entity_group"]) for entity in entities)
-        yield -1, "", (), found
+        yield Found(entities=found, value=0.0)
 
 
 @torch.no_grad()
-def _by_model(folder: Path, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
+def _by_model(network: Any, task: Task, items: Sequence[Item]) -> Iterator[torch.Tensor]:
     """Yield the scores that transformers' model of the task gives each example, read as the training read it."""
-    network = _open(MODELS[task.kind], folder)
     for item in items:
-        rows = [torch.tensor(part.ids) for part in item.parts]
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        inputs = {"input_ids": pad_sequence(rows, batch_first=True), "attention_mask": mask}
+        ids_PL, mask_PL = padded([torch.tensor(part.ids) for part in item.parts], network.config.pad_token_id, "right")
+        inputs = {"input_ids": ids_PL, "attention_mask": mask_PL}
         if task.kind == "choice":
             yield network(**{key: value[None] for key, value in inputs.items()}).logits[0]
             continue
         found = network(**inputs)
         scores = torch.stack([found.start_logits, found.end_logits], 2) if task.kind == "span" else found.logits
-        yield scores[mask.bool()]
+        yield scores[mask_PL.bool()]
 
 
-def _pipeline(name: str, auto_class: str, folder: Path) -> Any:
+def _pipeline(name: str, network: Any, folder: Path) -> Any:
     from transformers import AutoTokenizer, pipeline
 
-    network, tokenizer = _open(auto_class, folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     return pipeline(name, network, tokenizer=tokenizer, device="cpu")  # type: ignore[call-overload]
 
 
-def _open(auto_class: str, folder: Path) -> Any:
+def _open(folder: Path, task: Task) -> Any:
     import transformers
 
-    made = getattr(transformers, auto_class)
+    made = getattr(transformers, f"AutoModel{HEADS[task.kind]}")
     return made.from_pretrained(folder, trust_remote_code=runs_our_code(folder), dtype=torch.float32).eval()

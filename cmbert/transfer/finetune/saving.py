@@ -11,29 +11,21 @@ from cmbert.export.hf import write_model_files
 from cmbert.files.folders import building
 from cmbert.files.json_types import read_record
 from cmbert.files.whole import write_json, write_text
+from cmbert.model.config_json import label_keys
 from cmbert.model.encoder import Encoder
 from cmbert.transfer.finetune.agreement import prove_answers
 from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.identity import IDENTITY_FILE
 from cmbert.transfer.finetune.keeping import Keeper
-from cmbert.transfer.finetune.task_model import DROPOUT, TaskModel
+from cmbert.transfer.finetune.task_model import DROPOUT, HEADS, TaskModel
 from cmbert.transfer.finetune.trial import Data, TrialResult, run_trial
 from cmbert.transfer.finetune.tuned_card import render_card
 from cmbert.transfer.start_card import CARD_FILE
-from cmbert.transfer.tasks.task import Kind, Task
+from cmbert.transfer.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
 RECORD_FILE, RESULT_FILE = "finetune.json", "result.json"
-HEADS: dict[Kind, str] = {
-    "classification": "ForSequenceClassification",
-    "multilabel": "ForSequenceClassification",
-    "regression": "ForSequenceClassification",
-    "tokens": "ForTokenClassification",
-    "choice": "ForMultipleChoice",
-    "span": "ForQuestionAnswering",
-}
-"""The class of transformers that a kind of task is of, without its family's name."""
 
 
 def check_save(backbone: Backbone, model_name: str, identity: dict[str, Any], save: Path) -> None:
@@ -74,7 +66,8 @@ def save_tuned(
     keeper = Keeper(place / "trials", wanted=best.name)
     if keeper.kept()[0] != best.name:
         logger.info("%s: the weights of %s were not kept; it is trained again", place, best.name)
-        best = run_trial(backbone, task, data, best.setting, best.seed, keeper.path.with_suffix(".pt"), keeper)
+        unfinished = place / "trials" / f"{best.name}.pt"
+        best = run_trial(backbone, task, data, best.setting, best.seed, unfinished, keeper)
     model = TaskModel(copy.deepcopy(backbone), task, best.seed)
     model.load_state_dict(keeper.weights())
     model.eval()
@@ -95,8 +88,7 @@ def _write(folder: Path, model: TaskModel, task: Task, max_length: int) -> None:
     parts = {"model": encoder, "head": model.head, "classifier": model.classifier}
     weights = {f"{name}.{key}": weight for name, part in parts.items() for key, weight in part.state_dict().items()}
     keys: dict[str, Any] = {
-        "id2label": {str(index): name for index, name in enumerate(task.outputs)},
-        "label2id": {name: index for index, name in enumerate(task.outputs)},
+        **label_keys(task.outputs),
         "num_labels": len(task.outputs),  # text-embeddings-inference does not count id2label
         "classifier_dropout": DROPOUT,
     }

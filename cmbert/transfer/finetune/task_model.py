@@ -18,10 +18,20 @@ from cmbert.transfer.finetune.backbone import Backbone
 from cmbert.transfer.finetune.items import Item
 from cmbert.transfer.tasks.scores import Found
 from cmbert.transfer.tasks.tags import NO_TAG, entities_of
-from cmbert.transfer.tasks.task import Task
+from cmbert.transfer.tasks.task import Kind, Task
 
 DROPOUT = 0.1  # before the linear layer (ours; the encoders keep their own)
 HEAD_STD = 0.02  # of the head's fresh weights, as BERT's
+OF_TOKENS: tuple[Kind, ...] = ("span", "tokens")  # kinds of tasks that score every token
+HEADS: dict[Kind, str] = {
+    "classification": "ForSequenceClassification",
+    "multilabel": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "choice": "ForMultipleChoice",
+    "span": "ForQuestionAnswering",
+}
+"""The class of transformers that a kind of task is of, without its family's name."""
 ANSWER_TOKENS = 50  # longest span that is considered (ours; CMRC's answers are shorter, bar a few in a thousand)
 
 
@@ -88,7 +98,7 @@ class TaskModel(nn.Module):
         ids = torch.tensor([index for part in parts for index in part.ids], device=device)
         types = torch.tensor([index for part in parts for index in part.type_ids], device=device)
         hidden_TD = self.backbone(ids, types, lengths)
-        if self.kind in ("span", "tokens"):
+        if self.kind in OF_TOKENS:
             scores_TC = self._classify(hidden_TD)
             return nn.utils.rnn.pad_sequence(scores_TC.split(lengths), batch_first=True, padding_value=-torch.inf)
         scores_PC = self._classify(mean_by_part(hidden_TD, lengths))

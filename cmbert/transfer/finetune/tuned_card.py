@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmbert.evaluate.table import markdown_table
 from cmbert.model.config_json import runs_our_code
 from cmbert.transfer.finetune.agreement import Agreement
 from cmbert.transfer.finetune.results import spell
@@ -140,9 +141,9 @@ def render_card(
         found = result["splits"].get(split, {})
         rows += [(split, name.replace("_", " "), f"{score:.2f}", spell(found.get(name)), f"{found['examples']:,}")
                  for name, score in scores.items()]  # fmt: skip
-    results = _table(("split", "score, percent", "this model", "all seeds", "examples"), rows)
+    results = markdown_table(("split", "score, percent", "this model", "all seeds", "examples"), rows)
     return (
-        f"{head}\n## Training\n\n{training}\n## Results\n\n{results}\n± is half the 95 % interval over the seeds "
+        f"{head}\n## Training\n\n{training}\n## Results\n\n{results}\n\n± is half the 95 % interval over the seeds "
         "(their number in brackets). Setting and seed were chosen on dev, whose figures flatter a little.\n\nBefore "
         f"this folder appeared: {agreement}.\n\n{LIMITS}"
         + (pretraining_chapters(result["model"], start) if start else "")
@@ -161,8 +162,3 @@ LIMITS = """\
 
 def _files(names: Sequence[str], identity: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}` (BLAKE2b: `{identity['data'][name][:16]}`)" for name in names)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"

@@ -206,9 +206,18 @@ def test_a_stop_in_the_middle_changes_nothing(ours, task, review_folder, tmp_pat
     assert not list((tmp_path / "broken").rglob("best.safetensors"))
 
 
-def test_weights_that_were_not_kept_are_trained_again(ours, task, review_folder, tmp_path):
+def test_weights_that_were_not_kept_are_trained_again(ours, task, review_folder, tmp_path, monkeypatch):
     tune(ours, task, review_folder, tmp_path, save="first")
+    unfinished = []
+
+    def watched(*arguments):
+        unfinished.append(arguments[5])
+        return protocol.run_trial(*arguments)
+
+    monkeypatch.setattr(saving, "run_trial", watched)
     tune(ours, task, review_folder, tmp_path, save="second")
+    record = json.loads((tmp_path / "second" / "finetune.json").read_text(encoding="utf-8"))
+    assert [path.stem for path in unfinished] == [record["trial"]]  # a stop in it is not taken for another trial's
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("first", "second")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
