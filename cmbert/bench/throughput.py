@@ -22,7 +22,7 @@ from cmbert.config.load import load_recipe
 from cmbert.config.schema import KernelConfig, ModelConfig
 from cmbert.environment import hardware, is_installed, versions
 from cmbert.errors import ConfigError
-from cmbert.hardware import peak_flops
+from cmbert.machine.hardware import peak_flops
 from cmbert.memory import PeakMemory
 from cmbert.model.cost import count_batch_flops
 from cmbert.model.heads import MaskedLanguageModel

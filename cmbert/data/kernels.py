@@ -1,14 +1,8 @@
-"""The loops over tokens, compiled by numba; the only home of numba. Plain arrays in, plain arrays out, no state.
-
-They are compiled once per machine (some ten seconds) and kept in __pycache__, or in the user's cache folder.
-"""
-
-import logging
-from collections.abc import Callable
-from typing import Any
+"""The loops over tokens, compiled. Plain arrays in, plain arrays out, no state."""
 
 import numpy as np
-from numba import njit
+
+from cmbert.machine.compiled import compiled
 
 MASKED, REPLACED, KEPT = 1, 2, 3  # what becomes of a chosen token
 
@@ -24,19 +18,6 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _SHIFT_53, _TO_UNIT = np.uint64(11), 1.0 / (1 << 53)
 
 ONE = np.uint64(1)
-FIRST = "_multiply_high"  # of the functions: it tells for all
-
-logger = logging.getLogger(__name__)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Let numba compile a function when it is first called, and keep that where there is a folder to keep it in."""
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError as error:  # "no locator available"
-        if function.__name__ == FIRST:
-            logger.info("kernels are compiled anew by each process: %s; name a folder by NUMBA_CACHE_DIR", error)
-        return njit(function)
 
 
 @compiled

@@ -3,7 +3,7 @@ line; none is a measurement of this project unless it says so."""
 
 from dataclasses import dataclass
 
-from cmbert.hardware import H100_FLOPS
+from cmbert.machine.hardware import H100_FLOPS
 
 NODE_GPUS = 8  # of an HGX H100 board
 LLAMA_INTERRUPTIONS, LLAMA_DAYS, LLAMA_GPUS = 419, 54, 16_384  # unexpected ones, arXiv 2407.21783, section 3.3.4

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from cmbert.config.schema import ModelConfig
-from cmbert.hardware import peak_flops
+from cmbert.machine.hardware import peak_flops
 from cmbert.model.cost import count_batch_flops
 
 

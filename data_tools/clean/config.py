@@ -21,6 +21,8 @@ WORDS = {  # what people type, and what it is called here
     **dict.fromkeys(("heldout", "holdout", "held_out", "heldout_ratio", "holdout_share"), "heldout_share"),
     **dict.fromkeys(("name", "corpus"), "source"),
 }
+SAMPLES = 3  # of what was dropped, in the report: of each reason and source
+SAMPLE_CHARACTERS = 160
 MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text
 
 

@@ -12,8 +12,8 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
 from cmbert.files.whole import write_json
-from data_tools.clean.letters import HeldOutTexts, Sketch, canonical_letters, heldout_key, sketch
 from data_tools.clean.steps import DropRecorder
+from data_tools.clean.text.letters import HeldOutTexts, Sketch, canonical_letters, heldout_key, sketch
 
 
 class OnlyHeldOut(BaseFilter):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.html.page import bars, quotes, section, table, write_page
-from data_tools.clean.quality import LIMITS
+from data_tools.clean.config import SAMPLES
+from data_tools.clean.text.quality import LIMITS
 
-SAMPLES = 3  # of each reason and source
-SAMPLE_CHARACTERS = 160
 TWINS_FILE = "twins.json"
 SHARES = {  # what is measured, as a share of the text
     "undecodable": "characters that stand for none",
@@ -145,7 +144,7 @@ def limits(settings: dict[str, Any]) -> list[list[str]]:
     quality, duplicates = settings["config"]["quality"], settings["config"]["duplicates"]
     rows = [[spell(reason), f"with {limit(reason, quality)}", f"quality.{key}"] for reason, key in LIMITS.items()]
     if "against" in settings:
-        from data_tools.clean.letters import GRAM_LETTERS, NEAR_SHARE  # which imports what imports this module
+        from data_tools.clean.text.letters import GRAM_LETTERS, NEAR_SHARE  # which imports what imports this module
 
         share = f"{100 * NEAR_SHARE:.0f} %"
         rows.append(["held out", "that equals one of --against in its letters", ""])

@@ -12,10 +12,10 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from cmbert.files.whole import write_json
-from data_tools.clean.config import DuplicatesConfig
-from data_tools.clean.quality import code_points, gram_hashes
-from data_tools.clean.report import SAMPLE_CHARACTERS, TWINS_FILE, read_dropped
+from data_tools.clean.config import SAMPLE_CHARACTERS, DuplicatesConfig
+from data_tools.clean.report import TWINS_FILE, read_dropped
 from data_tools.clean.steps import COMPARED_CHARACTERS, HASHES
+from data_tools.clean.text.quality import code_points, gram_hashes
 
 SIGNATURE_BLOCK = 64  # shingles hashed at a time: with 112 hashes 57 kB, which stay in a core's cache
 MERSENNE = np.uint64((1 << 61) - 1)  # datatrove's hashes are those modulo this prime

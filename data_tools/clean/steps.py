@@ -18,12 +18,11 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.hashing import HashConfig
 
 from cmbert.files.whole import write_json
-from data_tools.clean.config import CleanConfig, NormalizeConfig, QualityConfig
-from data_tools.clean.decodability import damage
-from data_tools.clean.markup import strip_html
-from data_tools.clean.normalization import Removed, normalizer
-from data_tools.clean.quality import drop_reason, measured
-from data_tools.clean.report import SAMPLE_CHARACTERS, SAMPLES
+from data_tools.clean.config import SAMPLE_CHARACTERS, SAMPLES, CleanConfig, NormalizeConfig, QualityConfig
+from data_tools.clean.text.decodability import damage
+from data_tools.clean.text.markup import strip_html
+from data_tools.clean.text.normalization import Removed, normalizer
+from data_tools.clean.text.quality import drop_reason, measured
 from data_tools.input.readers import ByteRange, DocumentReader
 
 HASHES = HashConfig(precision=64, hash_fc="sha1")
@@ -158,7 +157,7 @@ class Normalize(PipelineStep):
 
 
 class ChineseQuality(BaseFilter):
-    """Drop texts by the rules of `data_tools.clean.quality`, each with its reason."""
+    """Drop texts by the rules of `data_tools.clean.text.quality`, each with its reason."""
 
     name = "Chinese quality"
 

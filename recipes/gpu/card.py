@@ -13,7 +13,7 @@ from measuring import QUICKSTART, Measuring, part, start_training
 from cmbert.accel import ATTENTION_KERNELS, what_is_missing
 from cmbert.bench.throughput import DTYPE, Run, timed
 from cmbert.config.schema import OptimizerConfig
-from cmbert.hardware import peak_flops
+from cmbert.machine.hardware import peak_flops
 from cmbert.zero.groups import build_optimizer
 
 MODULES = (

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import data_tools.defaults
 from data_tools.clean.config import CleanConfig, NormalizeConfig, load_clean_config
-from data_tools.clean.decodability import damage
-from data_tools.clean.normalization import normalizer
-from data_tools.clean.quality import drop_reason
+from data_tools.clean.text.decodability import damage
+from data_tools.clean.text.normalization import normalizer
+from data_tools.clean.text.quality import drop_reason
 from data_tools.input.document import Document
 from data_tools.input.readers import ByteRange, DocumentReader
 from data_tools.input.streams import row_group_bytes

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import numba
 import pytest
 
 import data_tools.runner
@@ -21,6 +22,7 @@ from cmbert.errors import ConfigError
 from cmbert.files.folders import building
 from cmbert.files.whole import write_bytes, write_json
 from cmbert.html.page import write_page
+from cmbert.machine.compiled import compiled
 from data_tools.input.document import Document
 from data_tools.input.sample import write_documents
 from tests.integration.shell import LOCALES, ROOT, run
@@ -86,16 +88,16 @@ def test_variables_that_are_no_number(name: str) -> None:
 
 
 def test_kernels_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    njit = kernels.njit
+    njit = numba.njit
 
     def nowhere(function: Callable | None = None, cache: bool = False) -> Callable:
         if cache:  # as numba does where neither the package's folder nor the user's cache can be written
             raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
         return njit(function)
 
-    monkeypatch.setattr(kernels, "njit", nowhere)
+    monkeypatch.setattr(numba, "njit", nowhere)
     caplog.set_level("INFO")
-    assert kernels.compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
+    assert compiled(kernels._multiply_high.py_func)(1 << 63, 4) == 2
     assert "no locator available" in caplog.text
     assert "NUMBA_CACHE_DIR" in caplog.text
 

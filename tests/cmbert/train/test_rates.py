@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmbert.config.schema import ModelConfig
-from cmbert.hardware import H100_FLOPS, peak_flops
+from cmbert.machine.hardware import H100_FLOPS, peak_flops
 from cmbert.model.cost import count_batch_flops
 from cmbert.train.rates import compute_rates
 

@@ -11,8 +11,8 @@ import pytest
 from cmbert.config.load import load_recipe
 from cmbert.errors import ConfigError
 from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
-from data_tools.clean.letters import MOST_OWNERS, HeldOutTexts, canonical_letters, heldout_key, sketch
-from data_tools.clean.normalization import normalizer
+from data_tools.clean.text.letters import MOST_OWNERS, HeldOutTexts, canonical_letters, heldout_key, sketch
+from data_tools.clean.text.normalization import normalizer
 from data_tools.input.readers import DocumentReader, input_files, whole_files
 from data_tools.input.sample import sample
 

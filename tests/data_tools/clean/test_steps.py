@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_tools.clean.config import DuplicatesConfig
-from data_tools.clean.quality import HANZI_RANGES, character_shares, code_points
+from data_tools.clean.text.quality import HANZI_RANGES, character_shares, code_points
 from tests.data_tools.clean.texts import GOOD, LONG
 
 pytest.importorskip("datatrove")

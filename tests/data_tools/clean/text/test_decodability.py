@@ -9,8 +9,8 @@ import pytest
 
 from cmbert.errors import ConfigError
 from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
-from data_tools.clean.decodability import UNDECODABLE, damage, mojibake_share
-from data_tools.clean.normalization import Removed, normalizer
+from data_tools.clean.text.decodability import UNDECODABLE, damage, mojibake_share
+from data_tools.clean.text.normalization import Removed, normalizer
 from data_tools.input.document import Document
 
 GOOD = "这家酒店离地铁站很近，房间虽然不大，但是打扫得很干净，前台的服务员也非常热情，下次还会再来。"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.clean.compatibility import FOLDED
 from data_tools.clean.config import NormalizeConfig
-from data_tools.clean.letters import canonical_letters
-from data_tools.clean.normalization import Removed, normalizer
+from data_tools.clean.text.compatibility import FOLDED
+from data_tools.clean.text.letters import canonical_letters
+from data_tools.clean.text.normalization import Removed, normalizer
 
 
 @pytest.mark.parametrize(
@@ -87,5 +87,5 @@ def test_a_held_out_text_is_known_again_folded_or_not() -> None:
 
 
 def test_the_row_of_the_report_is_in_the_documents() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "data_tools.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "data_tools.md").read_text(encoding="utf-8")
     assert "`fold_compatibility`" in page

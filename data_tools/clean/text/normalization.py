@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from tokenizers import normalizers
 
-from data_tools.clean.compatibility import FOLDED, fold_compatibility
-from data_tools.clean.config import NormalizeConfig
-from data_tools.clean.decodability import MAYBE_UNDECODABLE, UNDECODABLE
-from data_tools.clean.markup import strip_html
-from data_tools.clean.report import SAMPLE_CHARACTERS, SAMPLES
+from data_tools.clean.config import SAMPLE_CHARACTERS, SAMPLES, NormalizeConfig
+from data_tools.clean.text.compatibility import FOLDED, fold_compatibility
+from data_tools.clean.text.decodability import MAYBE_UNDECODABLE, UNDECODABLE
+from data_tools.clean.text.markup import strip_html
 from data_tools.encoding.encoders import INERT_CHARACTERS
 
 CONTROL = re.compile(  # all controls but tab and line feed; zero-width and bidirectional marks; half and no characters

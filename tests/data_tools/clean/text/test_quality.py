@@ -3,7 +3,7 @@
 import pytest
 
 from data_tools.clean.config import QualityConfig
-from data_tools.clean.quality import code_points, drop_reason, repeated_share, top_gram_share
+from data_tools.clean.text.quality import code_points, drop_reason, repeated_share, top_gram_share
 from tests.data_tools.clean.texts import GOOD, LONG
 
 

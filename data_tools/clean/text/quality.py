@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data_tools.clean.config import QualityConfig
-from data_tools.clean.decodability import mojibake_share, undecodable_share
+from data_tools.clean.text.decodability import mojibake_share, undecodable_share
 
 DAMAGES = {"undecodable": undecodable_share, "mojibake": mojibake_share}  # judged before a text is normalised
 REPEATED_GRAM_CHARACTERS = 10
