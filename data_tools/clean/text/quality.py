@@ -12,6 +12,7 @@ import numpy as np
 
 from data_tools.clean.config import QualityConfig
 from data_tools.clean.text.decodability import mojibake_share, undecodable_share
+from data_tools.clean.text.kernels import GRAM_MULTIPLIER, GRAM_SHIFT
 
 DAMAGES = {"undecodable": undecodable_share, "mojibake": mojibake_share}  # judged before a text is normalised
 REPEATED_GRAM_CHARACTERS = 10
@@ -20,10 +21,9 @@ ONE_PHRASE_CHARACTERS = 100  # in a shorter text a name said twice is a large sh
 LONG_LINE_CHARACTERS = 10  # shorter lines are headings and lists
 FEWEST_LINES = 5  # with fewer long lines their ends say little
 LINE_ENDS = tuple("。！？；…：，、”』」）》.!?;:,)\"'")
-GRAM_SHIFT = np.uint64(29)
+CODE_POINT = np.dtype("<u4")
 OTHER, HANZI, SPACE, DIGIT, LETTER = range(5)  # what a character is; OTHER: punctuation and symbols
 FIRST_WITHOUT_CLASS = 0x40000  # no code point from here on is a letter, digit or space
-GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
 HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
 
 
@@ -75,7 +75,7 @@ def _measures(text: str) -> Iterator[tuple[str, Callable[[], float]]]:
 
 def code_points(text: str) -> np.ndarray:
     """Return the characters of `text` as numbers, shape (characters,), uint32."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=CODE_POINT)
 
 
 @functools.cache
