@@ -10,8 +10,9 @@ import numpy as np
 
 from cmbert.machine.compiled import compiled
 from data_tools.clean.config import DuplicatesConfig
+from data_tools.clean.text.characters import FIRST_WITHOUT_CLASS, code_points
 from data_tools.clean.text.kernels import gram_hash
-from data_tools.clean.text.quality import FIRST_WITHOUT_CLASS, code_points, gram_hashes
+from data_tools.clean.text.quality import gram_hashes
 
 SEED = 1  # datatrove's, of the factors and summands
 MERSENNE = (1 << 61) - 1  # the prime that hashes are taken modulo

@@ -1,14 +1,12 @@
 """The steps of `clean` in place of datatrove's slower ones: the same hashes, the same texts."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_tools.clean.config import DuplicatesConfig
-from data_tools.clean.text.quality import HANZI_RANGES, character_shares, code_points
-from tests.data_tools.clean.texts import GOOD, LONG
+from tests.data_tools.clean.texts import LONG
 
 pytest.importorskip("datatrove")
 
@@ -30,18 +28,6 @@ def test_signatures_are_datatroves(tmp_path: Path) -> None:
     signer._parameters = (np.ones((1, 112), np.uint64), np.zeros((1, 112), np.uint64))  # so that the edges are met
     for shingles in edges.reshape(-1, 1, 1):
         assert signer.get_signature(shingles) == [[int(shingles[0, 0] % MERSENNE)] * 8] * 14
-
-
-def test_shares_are_those_of_the_characters() -> None:
-    text = GOOD[0] + "〇㐀𠮷豈 \u3000\n\xa0٣１２3½①Ⅷabcéñ한글かなカナ，。！😀🏳\u200d\U0010ffff\ue000" + chr(0x323B0)
-    hanzi = sum(any(first <= ord(c) <= last for first, last in HANZI_RANGES) for c in text)
-    kinds = Counter(
-        "space" if c.isspace() else "digit" if c.isdigit() else "letter" if c.isalpha() else "other"
-        for c in text
-        if not any(first <= ord(c) <= last for first, last in HANZI_RANGES)
-    )
-    total = len(text) - kinds["space"]
-    assert character_shares(code_points(text)) == (hanzi / total, kinds["other"] / total, kinds["digit"] / total)
 
 
 def test_texts_are_read_as_written(tmp_path: Path) -> None:
