@@ -15,7 +15,7 @@ from cmbert.errors import ConfigError, InputError
 from cmbert.files.reading import every_line
 from cmbert.html.page import bars, chips, section, table, write_page
 from cmbert.tokenizer import Tokenizer
-from data_tools.clean.text.quality import code_points, is_hanzi
+from data_tools.clean.text.characters import code_points, is_hanzi
 from data_tools.encoding.encode import DocumentEncoder, batches
 from data_tools.encoding.manifest import Tally
 from data_tools.input.document import Document

@@ -1,51 +1,158 @@
-"""MinHash over runs of letters."""
+"""MinHash of a text over runs of characters: one key for each band, which near duplicates share at least one of.
 
+Hashes and their parameters are datatrove's (pipeline/dedup/minhash.py), computed in one pass over the text.
+"""
+
+import functools
 from hashlib import blake2b
 
 import numpy as np
 
+from cmbert.machine.compiled import compiled
 from data_tools.clean.config import DuplicatesConfig
-from data_tools.clean.text.quality import code_points, gram_hashes
+from data_tools.clean.text.characters import FIRST_WITHOUT_CLASS, code_points
+from data_tools.clean.text.kernels import gram_hash
+from data_tools.clean.text.quality import gram_hashes
 
-MERSENNE = (1 << 61) - 1
+SEED = 1  # datatrove's, of the factors and summands
+MERSENNE = (1 << 61) - 1  # the prime that hashes are taken modulo
+SHINGLE_BLOCK = 256  # shingles that are hashed at a time: 2 kB, which stay in a core's first cache
+SHINGLE_LANES = 16  # that a compiled loop takes at once, and the rest one by one
+NO_LETTER, BY_PYTHON = 0, 0xFFFFFFFF  # in the table of letters; the second: lower() is no matter of one character
 
-
-def text_key(text: str) -> int:
-    """Return a hash of a whole text."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+_MERSENNE, _MERSENNE_BITS = np.uint64(MERSENNE), np.uint64(61)
+_SIGNED_MERSENNE = np.int64(MERSENNE)
+_BY_PYTHON = np.uint32(BY_PYTHON)
+# MurmurHash3's finalizer (Appleby); every bit of a number changes half of the bits.
+_MIX_SHIFT, _MIX_0, _MIX_1 = np.uint64(33), np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Signer:
-    """Signs."""
+    """Texts -> the keys of their bands.
+
+    Two texts share a band's key if all its minimum hashes are equal (else by chance, once in 2^64); a text without a
+    shingle shares them with equal texts only.
+    """
 
     def __init__(self, config: DuplicatesConfig):
-        self.config = config
-        gen = np.random.RandomState(1)
-        n = config.num_buckets * config.hashes_per_bucket
-        self.factors = gen.randint(1, MERSENNE, dtype=np.uint64, size=(1, n))
-        self.summands = gen.randint(0, MERSENNE, dtype=np.uint64, size=(1, n))
+        random, count = np.random.RandomState(SEED), config.num_buckets * config.hashes_per_bucket
+        self._factors = random.randint(1, MERSENNE, dtype=np.uint64, size=(1, count))[0]
+        self._summands = random.randint(0, MERSENNE, dtype=np.uint64, size=(1, count))[0]
+        self._length, self._num_buckets = config.shingle_characters, config.num_buckets
+        self._letters = letter_table()
 
     def __call__(self, text: str) -> np.ndarray:
-        """Return keys."""
-        found = shingles(text, self.config.shingle_characters)
-        lowest = np.full(self.factors.shape[1], text_key(text), np.uint64)
-        for first in range(0, len(found), 64):
-            hashes = (found[first : first + 64, None] * self.factors + self.summands) % np.uint64(MERSENNE)
-            lowest = hashes.min(0) if not first else np.minimum(lowest, hashes.min(0))
-        keys = np.zeros(self.config.num_buckets, np.uint64)
-        for column in lowest.reshape(self.config.num_buckets, -1).T:
-            keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
-            keys ^= keys >> np.uint64(29)
+        """Return the keys of a text's bands, shape (num_buckets,), uint64."""
+        keys = np.empty(self._num_buckets, dtype=np.uint64)
+        parameters = (self._letters, self._length, self._factors, self._summands)
+        shingles = _sign(code_points(text), *parameters, keys)
+        if shingles < 0:
+            shingles = _sign(code_points(_letters_of(text)), *parameters, keys)
+        if not shingles:
+            _mix_bands(np.full((self._num_buckets, 1), text_key(text), np.uint64), keys)
         return keys
+
+
+def text_key(text: str) -> int:
+    """Return 64 bits of a whole text, for finding equal ones."""
+    return int.from_bytes(blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def shingles(text: str, length: int) -> np.ndarray:
     """Return the hashes of all runs of `length` letters and digits, shape (shingles,), uint64."""
-    return gram_hashes(code_points("".join(filter(str.isalnum, text.lower()))), length)
+    return gram_hashes(code_points(_letters_of(text)), length)
 
 
-def similarity(one: str, other: str, shingle_characters: int) -> float:
+def similarity(one: str, other: str, length: int) -> float:
     """Return the share of the shingles of both texts that are in both (Jaccard), which MinHash estimates."""
-    first, second = (np.unique(shingles(text, shingle_characters)) for text in (one, other))
+    first, second = (np.unique(shingles(text, length)) for text in (one, other))
     shared = len(np.intersect1d(first, second, assume_unique=True))
     return shared / max(len(first) + len(second) - shared, 1)
+
+
+def _letters_of(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+@functools.cache
+def letter_table() -> np.ndarray:
+    """Return what each code point is in lower case, shape (FIRST_WITHOUT_CLASS,), uint32.
+
+    NO_LETTER for what is neither letter nor digit; BY_PYTHON where lower() gives several characters (U+0130) or looks
+    at those around (U+03A3, a final sigma).
+    """
+    table = np.full(FIRST_WITHOUT_CLASS, NO_LETTER, dtype=np.uint32)
+    for code, character in enumerate(map(chr, range(FIRST_WITHOUT_CLASS))):
+        lower = character.lower()
+        if len(lower) > 1 or (lower != character and f"A{character}".lower() != f"a{lower}"):
+            table[code] = BY_PYTHON
+        elif lower.isalnum():
+            table[code] = ord(lower)
+    return table
+
+
+@compiled
+def _sign(
+    codes: np.ndarray,
+    table: np.ndarray,
+    length: int,
+    factors: np.ndarray,
+    summands: np.ndarray,
+    keys: np.ndarray,
+) -> int:
+    """Write a text's band keys; return how many shingles it has, or -1 if Python has to say what its letters are."""
+    letters = np.empty(len(codes), np.uint32)
+    count = 0
+    for code in codes:
+        letter = table[code] if code < len(table) else np.uint32(NO_LETTER)
+        if letter == _BY_PYTHON:
+            return -1
+        letters[count] = letter  # written over by the next one if it is none
+        count += letter != NO_LETTER
+    shingles = max(count - length + 1, 0)
+    if not shingles:
+        return 0
+    lowest = np.full(len(factors), _SIGNED_MERSENNE, np.int64)
+    block = np.empty(SHINGLE_BLOCK, np.uint64)
+    for start in range(0, shingles, SHINGLE_BLOCK):
+        size = min(SHINGLE_BLOCK, shingles - start)
+        for index in range(size):
+            block[index] = gram_hash(letters, start + index, length)
+        while size % SHINGLE_LANES:  # one shingle more than once changes no minimum
+            block[size] = block[size - 1]
+            size += 1
+        _lower(lowest, block, size, factors, summands)
+    _mix_bands(lowest.view(np.uint64).reshape(len(keys), len(factors) // len(keys)), keys)
+    return shingles
+
+
+@compiled
+def _lower(lowest: np.ndarray, shingles: np.ndarray, size: int, factors: np.ndarray, summands: np.ndarray) -> None:
+    """Take the hashes of the first `size` shingles into the minima.
+
+    x modulo 2^61 - 1 is the sum of x's upper and lower bits, less the prime where the sum reaches it. Of signed numbers
+    and a loop over places, compilers make instructions that do four at once.
+    """
+    for which in range(len(factors)):
+        factor, summand, least = factors[which], summands[which], lowest[which]
+        for index in range(size):
+            product = shingles[index] * factor + summand
+            value = np.int64((product & _MERSENNE) + (product >> _MERSENNE_BITS))
+            over = value - _SIGNED_MERSENNE
+            value = over if over >= 0 else value
+            least = min(least, value)
+        lowest[which] = least
+
+
+@compiled
+def _mix_bands(numbers: np.ndarray, keys: np.ndarray) -> None:
+    """Write one number for each row, of all the numbers in it."""
+    for band in range(len(keys)):
+        key = np.uint64(band + 1) * _GOLDEN
+        for number in numbers[band]:
+            key ^= number
+            key = (key ^ (key >> _MIX_SHIFT)) * _MIX_0
+            key = (key ^ (key >> _MIX_SHIFT)) * _MIX_1
+            key ^= key >> _MIX_SHIFT
+        keys[band] = key

@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import normalizers
 
 from data_tools.clean.config import NormalizeConfig
+from data_tools.clean.text.characters import code_points
 from data_tools.clean.text.normalization import normalizer
-from data_tools.clean.text.quality import code_points, gram_hashes
+from data_tools.clean.text.quality import gram_hashes
 from data_tools.input.document import Purpose, text_hash
 
 NFKC = normalizers.NFKC()  # not Python's, which takes quadratic time for thousands of marks on one letter

@@ -4,14 +4,14 @@ The rules are those of Gopher (arXiv 2112.11446, appendix A) and C4 where they c
 limits are ours.
 """
 
-import functools
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from data_tools.clean.config import QualityConfig
+from data_tools.clean.text.characters import DIGIT, HANZI, LETTER, OTHER, SPACE, character_classes, code_points
 from data_tools.clean.text.decodability import mojibake_share, undecodable_share
+from data_tools.clean.text.kernels import GRAM_MULTIPLIER, GRAM_SHIFT
 
 DAMAGES = {"undecodable": undecodable_share, "mojibake": mojibake_share}  # judged before a text is normalised
 REPEATED_GRAM_CHARACTERS = 10
@@ -20,12 +20,6 @@ ONE_PHRASE_CHARACTERS = 100  # in a shorter text a name said twice is a large sh
 LONG_LINE_CHARACTERS = 10  # shorter lines are headings and lists
 FEWEST_LINES = 5  # with fewer long lines their ends say little
 LINE_ENDS = tuple("。！？；…：，、”』」）》.!?;:,)\"'")
-GRAM_SHIFT = np.uint64(29)
-OTHER, HANZI, SPACE, DIGIT, LETTER = range(5)  # what a character is; OTHER: punctuation and symbols
-FIRST_WITHOUT_CLASS = 0x40000  # no code point from here on is a letter, digit or space
-GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
-HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
-
 
 LIMITS = {  # reason: the key of its limit in QualityConfig, of which min_ is undercut and max_ exceeded
     "undecodable": "max_undecodable_share",
@@ -71,33 +65,6 @@ def _measures(text: str) -> Iterator[tuple[str, Callable[[], float]]]:
     yield "no_sentences", lambda: ended_line_share(text)
     yield "repetitive", lambda: repeated_share(codes)
     yield "one_phrase", lambda: top_gram_share(codes)
-
-
-def code_points(text: str) -> np.ndarray:
-    """Return the characters of `text` as numbers, shape (characters,), uint32."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-@functools.cache
-def character_classes() -> np.ndarray:
-    """Return the class of every code point, OTHER to LETTER, shape (1114112,), uint8."""
-    classes = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
-    for code, character in enumerate(map(chr, range(FIRST_WITHOUT_CLASS))):
-        if character.isspace():
-            classes[code] = SPACE
-        elif character.isdigit():
-            classes[code] = DIGIT
-        elif character.isalpha():
-            classes[code] = LETTER
-    for first, last in HANZI_RANGES:
-        classes[first : last + 1] = HANZI
-    return classes
-
-
-def is_hanzi(codes: np.ndarray) -> np.ndarray:
-    """Return which code points are Hanzi, shape of `codes`, bool."""
-    found: np.ndarray = character_classes()[codes] == HANZI
-    return found
 
 
 def character_shares(codes: np.ndarray) -> tuple[float, float, float]:

@@ -1,9 +1,12 @@
 """Every text that is dropped has its reason, and the measures of repetition are those of a naive reference."""
 
+from collections import Counter
+
 import pytest
 
 from data_tools.clean.config import QualityConfig
-from data_tools.clean.text.quality import code_points, drop_reason, repeated_share, top_gram_share
+from data_tools.clean.text.characters import HANZI_RANGES, code_points
+from data_tools.clean.text.quality import character_shares, drop_reason, repeated_share, top_gram_share
 from tests.data_tools.clean.texts import GOOD, LONG
 
 
@@ -41,3 +44,15 @@ def test_measures_against_a_naive_reference() -> None:
     grams = [text[i : i + 4] for i in range(len(text) - 3)]
     assert top_gram_share(code_points(text)) == max(map(grams.count, grams)) * 4 / len(text)
     assert repeated_share(code_points("短")) == 0.0
+
+
+def test_shares_are_those_of_the_characters() -> None:
+    text = GOOD[0] + "〇㐀𠮷豈 \u3000\n\xa0٣１２3½①Ⅷabcéñ한글かなカナ，。！😀🏳\u200d\U0010ffff\ue000" + chr(0x323B0)
+    hanzi = sum(any(first <= ord(c) <= last for first, last in HANZI_RANGES) for c in text)
+    kinds = Counter(
+        "space" if c.isspace() else "digit" if c.isdigit() else "letter" if c.isalpha() else "other"
+        for c in text
+        if not any(first <= ord(c) <= last for first, last in HANZI_RANGES)
+    )
+    total = len(text) - kinds["space"]
+    assert character_shares(code_points(text)) == (hanzi / total, kinds["other"] / total, kinds["digit"] / total)

@@ -1,0 +1,38 @@
+"""What every code point is, as tables; nothing is compiled here."""
+
+import functools
+import sys
+
+import numpy as np
+
+CODE_POINT = np.dtype("<u4")
+OTHER, HANZI, SPACE, DIGIT, LETTER = range(5)  # what a character is; OTHER: punctuation and symbols
+FIRST_WITHOUT_CLASS = 0x40000  # no code point from here on is a letter, digit or space
+HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
+
+
+def code_points(text: str) -> np.ndarray:
+    """Return the characters of `text` as numbers, shape (characters,), uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=CODE_POINT)
+
+
+@functools.cache
+def character_classes() -> np.ndarray:
+    """Return the class of every code point, OTHER to LETTER, shape (1114112,), uint8."""
+    classes = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
+    for code, character in enumerate(map(chr, range(FIRST_WITHOUT_CLASS))):
+        if character.isspace():
+            classes[code] = SPACE
+        elif character.isdigit():
+            classes[code] = DIGIT
+        elif character.isalpha():
+            classes[code] = LETTER
+    for first, last in HANZI_RANGES:
+        classes[first : last + 1] = HANZI
+    return classes
+
+
+def is_hanzi(codes: np.ndarray) -> np.ndarray:
+    """Return which code points are Hanzi, shape of `codes`, bool."""
+    found: np.ndarray = character_classes()[codes] == HANZI
+    return found
