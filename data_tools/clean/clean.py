@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from cmbert.files.whole import write_json, write_text
 from data_tools.clean.collect import collect
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.duplicates.signatures import files_of_set, is_set, seal_set
+from data_tools.clean.evaluation_sets import evaluation_files, set_names
 from data_tools.clean.passes import plan_passes, run_passes
 from data_tools.clean.report import describe_drops, describe_kept, write_report_page
-from data_tools.clean.setup import HELD_OUT_TEXTS, PUBLISHING, Setup
+from data_tools.clean.setup import EVALUATION_TEXTS, HELD_OUT_TEXTS, PUBLISHING, Setup
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
 from data_tools.input.readers import input_files
@@ -31,7 +32,7 @@ from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.runner import Share, Workers
 
 REPORT_FILE = "report.json"
-PASSES = 3  # of these passes: what another version has begun is no beginning
+PASSES = 4  # of these passes: what another version has begun is no beginning
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ def clean(
     heldout: Path | None = None,
     against: Sequence[str] = (),
     signatures: Path | None = None,
+    decontaminate: Sequence[str] = (),
 ) -> None:
     """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
 
     heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
     Without `output` only that share is written. against: held-out texts, of this and other corpora; what equals one or
     nearly does is dropped; or sets of signatures, for which the same holds by the rules for duplicates. signatures:
-    folder for those of what stays. share: do only that share of the first pass that is not complete. The same report
+    folder for those of what stays. decontaminate: evaluation sets, files of any records; what holds one of their texts,
+    or much of one, is dropped. share: do only that share of the first pass that is not complete. The same report
     as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError for an output
     made with other settings, CheckpointError while another process cleans into the same `output`.
     """
@@ -63,9 +66,13 @@ def clean(
     texts = [name for name in against if name not in sets]
     held_out_texts = input_files(texts) if texts else []
     earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
-    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config), **place.settings()}
+    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": config.as_record(), **place.settings()}
     if held_out_texts or earlier:
         settings["against"] = describe_inputs([*held_out_texts, *earlier])
+    names, evaluation = set_names(decontaminate), evaluation_files(decontaminate)
+    if evaluation:
+        described = zip(evaluation, describe_inputs([file.path for file in evaluation]), strict=True)
+        settings["decontaminate"] = [{"set": names[file.number], **about} for file, about in described]
     folder = place.output.with_name(f".{place.output.name}.clean")
     if is_done(place.output, REPORT_FILE, settings, place.option):
         remove(folder)  # a kill may have come between the last rename and the end
@@ -78,10 +85,17 @@ def clean(
         place.refuse_existing()
     if place.holds_out:
         setup = replace(setup, config=replace(config, heldout_share=share_in_force(config, files)))
-    setup = replace(setup, held_out_texts=setup.work / HELD_OUT_TEXTS if held_out_texts else None, earlier=earlier)
+    setup = replace(
+        setup,
+        held_out_texts=setup.work / HELD_OUT_TEXTS if held_out_texts else None,
+        evaluation_texts=setup.work / EVALUATION_TEXTS if evaluation else None,
+        earlier=earlier,
+    )
     try:
         with naming(folder), _alone_in(folder, identity) if share is None else nullcontext():
-            named = run_passes(setup, plan_passes(setup, tasks, held_out_tasks), workers or Workers(), share)
+            named = run_passes(
+                setup, plan_passes(setup, tasks, held_out_tasks, evaluation, names), workers or Workers(), share
+            )
             if share:
                 print(_say_share(place.output, share, named))
                 return

@@ -208,7 +208,7 @@ def reader_of(work: Work) -> DocumentReader:
 def hashed(reader: DocumentReader, digest: hashlib.blake2b) -> Iterator[list[Document]]:
     """Yield the documents in batches; `digest` takes in what a part is made of: sources, texts and what is skipped."""
     for batch in batches(reader):
-        digest.update("\0".join([field for document in batch for field in document[1:]]).encode())
+        digest.update("\0".join([field for document in batch for field in (document.source, document.text)]).encode())
         yield batch
     digest.update(json.dumps(reader.skipped, sort_keys=True).encode())
 

@@ -10,16 +10,15 @@ import functools
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cmbert.files.whole import write_json
 from cmbert.machine.compiled import compiled
+from data_tools.clean.text.characters import HANZI_RANGES, code_points
 from data_tools.clean.text.compatibility import FOLDED
-from data_tools.clean.text.quality import HANZI_RANGES, code_points
 
 RUN_UNITS = 13
 MOST_OWNERS = 100  # a run in more evaluation texts of one call is a phrase of its field or of the test, and tells none
@@ -30,6 +29,7 @@ ALONE = (*HANZI_RANGES, (0x3005, 0x3006), (0x3040, 0x312F), (0x31A0, 0x31FF), (0
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
 SHIFT, LAST_SHIFT = np.uint64(29), np.uint64(32)
 BITS_PER_RUN, RUNS_PER_BUCKET = 16, 4  # of the index: 2 and 1 bytes a run beside its 12
+FILES = tuple(f"{name}.npy" for name in ("known", "owners", "bits", "starts", "sizes", "sets"))
 NAMES_FILE = "names.json"
 
 
@@ -56,7 +56,7 @@ def letter_table() -> np.ndarray:
 
 @compiled
 def _runs(codes: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hashes (uint64) of all runs, and the places of code points where each begins and ends: three of (runs,)."""
+    """Return hashes (uint64) of all runs, and the places where each begins and ends in codes: three of (runs,)."""
     units, firsts, lasts = (
         np.empty(len(codes), np.uint64),
         np.empty(len(codes), np.int64),
@@ -123,10 +123,41 @@ def _find(
     return found[:count], places[:count]
 
 
-def run_hashes(text: str) -> np.ndarray:
-    """Return a hash of every run of 13 units of a text, shape (runs,), uint64; none of a shorter one."""
-    hashes: np.ndarray = _runs(code_points(text), letter_table())[0]
-    return hashes
+def runs_of(text: str) -> np.ndarray:
+    """Return a hash of each run of 13 units of a normalised text, each once, shape (runs,), uint64."""
+    return np.unique(_runs(code_points(text), letter_table())[0])
+
+
+def index_of(texts: Iterable[tuple[int, np.ndarray]], num_sets: int) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Return the arrays that EvaluationTexts reads, by file, and how many different texts each set has.
+
+    texts: the number of a set, and runs as `runs_of` gives them. Takes about 45 bytes of memory a run.
+    """
+    runs, sets, seen = [np.zeros(0, np.uint64)], list[int](), set[tuple[int, int]]()
+    for number, own in texts:
+        key = (number, hash(own.tobytes()))
+        if len(own) and key not in seen:
+            seen.add(key)
+            runs.append(own)
+            sets.append(number)
+    owners = np.repeat(np.arange(len(sets), dtype=np.uint32), [len(own) for own in runs[1:]])
+    known = np.concatenate(runs)
+    del runs, seen
+    order = np.argsort(known, kind="stable")
+    known, owners = known[order], owners[order]
+    del order
+    owned = np.diff(np.flatnonzero(np.diff(known, prepend=~known[:1], append=~known[-1:])))
+    telling = np.repeat(owned <= MOST_OWNERS, owned)
+    known, owners = known[telling], owners[telling]
+    bits = np.zeros(BITS_PER_RUN // 8 * _power_of_two(len(known)), np.uint8)
+    _set_bits(bits, known)
+    buckets = _power_of_two(len(known) // RUNS_PER_BUCKET)
+    edges = np.arange(1, buckets, dtype=np.uint64) << _bucket_shift(buckets)
+    starts = np.concatenate([[0], np.searchsorted(known, edges), [len(known)]]).astype(np.uint32)
+    sizes = np.bincount(owners, minlength=len(sets)).astype(np.uint32)
+    arrays = (known, owners, bits, starts, sizes, np.array(sets, np.uint16))
+    counts = np.bincount(np.array(sets, np.int64), minlength=num_sets).tolist()
+    return dict(zip(FILES, arrays, strict=True)), counts
 
 
 class Contamination(NamedTuple):
@@ -143,49 +174,11 @@ class Contamination(NamedTuple):
 class EvaluationTexts:
     """All evaluation texts, to look others up in: about 15 bytes a run, mapped and not read."""
 
-    FILES = ("known", "owners", "bits", "starts", "sizes", "sets")
-
     def __init__(self, folder: Path):
         self.known, self.owners, self.bits, self.starts, self.sizes, self.sets = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in self.FILES
+            np.asarray(np.load(folder / file, mmap_mode="r")) for file in FILES
         )
         self.names: list[str] = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))
-
-    @classmethod
-    def write(cls, folder: Path, names: Sequence[str], texts: Iterable[tuple[int, str]]) -> list[int]:
-        """Write what an instance reads; return how many texts of each set have a run.
-
-        texts: normalised, each behind the number of its set's name. Equal ones of a set count once. Takes about 40
-        bytes of memory a run.
-        """
-        runs, sets, seen = [np.zeros(0, np.uint64)], list[int](), set[tuple[int, int]]()
-        for number, text in texts:
-            own = np.unique(run_hashes(text))
-            key = (number, hash(own.tobytes()))
-            if len(own) and key not in seen:
-                seen.add(key)
-                runs.append(own)
-                sets.append(number)
-        owners = np.repeat(np.arange(len(sets), dtype=np.uint32), [len(own) for own in runs[1:]])
-        known = np.concatenate(runs)
-        del runs, seen
-        order = np.argsort(known, kind="stable")
-        known, owners = known[order], owners[order]
-        del order
-        counts = np.diff(np.flatnonzero(np.diff(known, prepend=~known[:1], append=~known[-1:])))
-        telling = np.repeat(counts <= MOST_OWNERS, counts)
-        known, owners = known[telling], owners[telling]
-        bits = np.zeros(BITS_PER_RUN // 8 * _power_of_two(len(known)), np.uint8)
-        _set_bits(bits, known)
-        buckets = _power_of_two(len(known) // RUNS_PER_BUCKET)
-        edges = np.arange(1, buckets, dtype=np.uint64) << _bucket_shift(buckets)
-        starts = np.concatenate([[0], np.searchsorted(known, edges), [len(known)]]).astype(np.uint32)
-        sizes = np.bincount(owners, minlength=len(sets)).astype(np.uint32)
-        for name, array in zip(cls.FILES, (known, owners, bits, starts, sizes, np.array(sets, np.uint16)), strict=True):
-            np.save(folder / f"{name}.npy", array)
-        write_json(folder / NAMES_FILE, list(names))
-        numbers: list[int] = np.bincount(np.array(sets, np.int64), minlength=len(names)).tolist()
-        return numbers
 
     def find(self, text: str, min_share: float) -> Contamination | None:
         """Return what a normalised text has in common with evaluation texts, None if it is too little.
