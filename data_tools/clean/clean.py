@@ -20,7 +20,7 @@ from cmbert.files.whole import write_json, write_text
 from data_tools.clean.collect import collect
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.duplicates.signatures import files_of_set, is_set, seal_set
-from data_tools.clean.evaluation_sets import evaluation_files, set_names
+from data_tools.clean.evaluation_sets import EvaluationSets
 from data_tools.clean.passes import plan_passes, run_passes
 from data_tools.clean.report import describe_drops, describe_kept, write_report_page
 from data_tools.clean.setup import EVALUATION_TEXTS, HELD_OUT_TEXTS, PUBLISHING, Setup
@@ -62,40 +62,26 @@ def clean(
     place = Places.of(output, heldout, signatures)
     place.refuse_inside(inputs)
     files = announced_files(inputs, config.txt_document)
-    sets = [name for name in against if is_set(Path(name))]
-    texts = [name for name in against if name not in sets]
-    held_out_texts = input_files(texts) if texts else []
-    earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
-    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": config.as_record(), **place.settings()}
-    if held_out_texts or earlier:
-        settings["against"] = describe_inputs([*held_out_texts, *earlier])
-    names, evaluation = set_names(decontaminate), evaluation_files(decontaminate)
-    if evaluation:
-        described = zip(evaluation, describe_inputs([file.path for file in evaluation]), strict=True)
-        settings["decontaminate"] = [{"set": names[file.number], **about} for file, about in described]
+    barred = Barred.of(against, decontaminate, config)
+    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": config.as_record()}
+    settings |= place.settings() | barred.settings()
     folder = place.output.with_name(f".{place.output.name}.clean")
     if is_done(place.output, REPORT_FILE, settings, place.option):
         remove(folder)  # a kill may have come between the last rename and the end
         print(f"{place.output}: done already, with the same settings")
         return
-    tasks, held_out_tasks = plan_tasks(files, config.txt_document), plan_tasks(held_out_texts)
+    tasks, held_out_tasks = plan_tasks(files, config.txt_document), plan_tasks(barred.held_out)
     identity = _identity([*tasks, *held_out_tasks], settings)
     setup = place.setup(folder / identity, config)
     if not setup.is_publishing:
         place.refuse_existing()
     if place.holds_out:
         setup = replace(setup, config=replace(config, heldout_share=share_in_force(config, files)))
-    setup = replace(
-        setup,
-        held_out_texts=setup.work / HELD_OUT_TEXTS if held_out_texts else None,
-        evaluation_texts=setup.work / EVALUATION_TEXTS if evaluation else None,
-        earlier=earlier,
-    )
+    setup = barred.add_to(setup)
     try:
         with naming(folder), _alone_in(folder, identity) if share is None else nullcontext():
-            named = run_passes(
-                setup, plan_passes(setup, tasks, held_out_tasks, evaluation, names), workers or Workers(), share
-            )
+            passes = plan_passes(setup, tasks, held_out_tasks, barred.evaluation)
+            named = run_passes(setup, passes, workers or Workers(), share)
             if share:
                 print(_say_share(place.output, share, named))
                 return
@@ -109,6 +95,39 @@ def clean(
     print(f"{place.output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
     if place.holds_out and (said := few_held_out(report)):
         print(f"{place.heldout or place.output}: {said}")
+
+
+@dataclass(frozen=True)
+class Barred:
+    """What no text that stays may equal, nearly equal or hold."""
+
+    held_out: list[Path]
+    """Files of held-out texts."""
+    earlier: tuple[Path, ...]
+    """Signature files of what was cleaned before."""
+    evaluation: EvaluationSets
+
+    @classmethod
+    def of(cls, against: Sequence[str], decontaminate: Sequence[str], config: CleanConfig) -> "Barred":
+        """Return it, as --against and --decontaminate name it."""
+        sets = [name for name in against if is_set(Path(name))]
+        texts = [name for name in against if name not in sets]
+        earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
+        return cls(input_files(texts) if texts else [], earlier, EvaluationSets.of(decontaminate))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a report keeps of it."""
+        files = [*self.held_out, *self.earlier]
+        return ({"against": describe_inputs(files)} if files else {}) | self.evaluation.settings()
+
+    def add_to(self, setup: Setup) -> Setup:
+        """Return what tasks are told, with where they find it."""
+        return replace(
+            setup,
+            held_out_texts=setup.work / HELD_OUT_TEXTS if self.held_out else None,
+            evaluation_texts=setup.work / EVALUATION_TEXTS if self.evaluation.files else None,
+            earlier=self.earlier,
+        )
 
 
 @dataclass(frozen=True)

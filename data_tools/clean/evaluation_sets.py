@@ -19,6 +19,7 @@ from data_tools.clean.text.contamination import NAMES_FILE, RUN_UNITS, index_of,
 from data_tools.clean.text.letters import CANONICAL
 from data_tools.input.readers import CONVERT, PARQUET_BATCH_ROWS, input_files
 from data_tools.input.streams import damages, kind_of, open_parquet, reading_parquet, text_stream
+from data_tools.outputs import describe_inputs
 
 MOST_SETS = 1 << 16
 
@@ -39,34 +40,42 @@ class EvaluationItem(NamedTuple):
     file: EvaluationFile
 
 
+class EvaluationSets(NamedTuple):
+    """The sets that a command names."""
+
+    names: Sequence[str] = ()
+    files: Sequence[EvaluationFile] = ()
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> "EvaluationSets":
+        """Return them. Raises InputError for a path that leads to no file, ConfigError for too many."""
+        files = [EvaluationFile(number, path) for number, name in enumerate(paths) for path in _files_of(name)]
+        return cls(_set_names(paths), files)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a report keeps of them."""
+        about = describe_inputs([file.path for file in self.files])
+        described = [{"set": self.names[file.number], **own} for file, own in zip(self.files, about, strict=True)]
+        return {"decontaminate": described} if described else {}
+
+
 class Join(NamedTuple):
     """The last task."""
 
     setup: Setup
-    names: Sequence[str]
-    files: Sequence[EvaluationFile]
+    sets: EvaluationSets
 
 
-def set_names(paths: Sequence[str]) -> list[str]:
-    """Return what the sets are called that a command names: a folder's or file's own name, the path if two have that.
-
-    Raises ConfigError for too many.
-    """
+def _set_names(paths: Sequence[str]) -> list[str]:
+    """Return what sets are called: the folder's or file's own name, or its path if two have that."""
     if len(paths) > MOST_SETS:
         raise ConfigError(f"--decontaminate: {len(paths):,} paths, at most {MOST_SETS:,}; name the folders they lie in")
     short = [Path(os.path.abspath(path)).name.split(".")[0] for path in paths]
     return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
-def evaluation_files(paths: Sequence[str]) -> list[EvaluationFile]:
-    """Return the files of all sets, in order. In folders they are all files of our kinds: .json of lines, too.
-
-    Raises InputError for a path that leads to no file.
-    """
-    return [EvaluationFile(number, path) for number, name in enumerate(paths) for path in _files_of(name)]
-
-
 def _files_of(name: str) -> list[Path]:
+    """Return the files of a set, in order; in folders all files of our kinds: .json of lines, too."""
     if not os.path.isdir(name):
         return input_files([name])
     found, seen = list[Path](), set[str]()
@@ -91,14 +100,15 @@ def join_evaluation_sets(join: Join) -> dict[str, Any]:
     """The runs of all files -> what texts are looked up in. Raises InputError for a set without a text long enough."""
     folder = join.setup.evaluation_texts
     assert folder
-    arrays, counts = index_of(_runs_of_files(join), len(join.names))
+    names = join.sets.names
+    arrays, counts = index_of(_runs_of_files(join), len(names))
     for file, array in arrays.items():
         save_array(folder / file, array)
-    write_json(folder / NAMES_FILE, list(join.names))
-    for name, count in zip(join.names, counts, strict=True):
+    write_json(folder / NAMES_FILE, list(names))
+    for name, count in zip(names, counts, strict=True):
         if not count:
             raise InputError(f"--decontaminate {name}: no text of {RUN_UNITS} Hanzi or words or more; name its texts")
-    return {"texts": dict(zip(join.names, counts, strict=True))}
+    return {"texts": dict(zip(names, counts, strict=True))}
 
 
 def _arrays_of(setup: Setup, rank: int) -> list[Path]:
@@ -107,7 +117,7 @@ def _arrays_of(setup: Setup, rank: int) -> list[Path]:
 
 
 def _runs_of_files(join: Join) -> Iterator[tuple[int, np.ndarray]]:
-    for rank, file in enumerate(join.files):
+    for rank, file in enumerate(join.sets.files):
         paths = _arrays_of(join.setup, rank)
         with doing("read", paths[0]):
             bounds, runs = map(np.load, paths)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from cmbert.files.whole import write_json
 from cmbert.progress import Progress
 from data_tools.clean.evaluation_sets import (
-    EvaluationFile,
     EvaluationItem,
+    EvaluationSets,
     Join,
     hash_evaluation_file,
     join_evaluation_sets,
@@ -51,22 +51,21 @@ def plan_passes(
     setup: Setup,
     tasks: Sequence[InputTask],
     held_out: Sequence[InputTask],
-    evaluation: Sequence[EvaluationFile] = (),
-    names: Sequence[str] = (),
+    sets: EvaluationSets,
 ) -> Iterator[Pass]:
     """Yield the passes; each must be complete before the next is asked for. held_out: texts nothing may be near to.
 
-    evaluation: files of texts that nothing may hold, of the sets `names`.
+    sets: of texts that nothing may hold.
     """
     sizes = [task.num_bytes for task in tasks]
     if setup.held_out_texts:
         items = [Item(setup, rank, task.ranges) for rank, task in enumerate(held_out)]
         yield Pass("sketch held-out text", sketch_texts, items, [task.num_bytes for task in held_out])
         yield Pass("join sketches", join_sketches, [setup])
-    if evaluation:
-        files = [EvaluationItem(setup, rank, file) for rank, file in enumerate(evaluation)]
+    if setup.evaluation_texts:
+        files = [EvaluationItem(setup, rank, file) for rank, file in enumerate(sets.files)]
         yield Pass("read evaluation texts", hash_evaluation_file, files)
-        yield Pass(JOIN_EVALUATION, join_evaluation_sets, [Join(setup, names, evaluation)])
+        yield Pass(JOIN_EVALUATION, join_evaluation_sets, [Join(setup, sets)])
     yield Pass("filter", filter_texts, [Item(setup, rank, task.ranges) for rank, task in enumerate(tasks)], sizes)
     if setup.finds_duplicates:
         compared = comparisons(setup, len(tasks))

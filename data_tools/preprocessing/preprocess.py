@@ -37,7 +37,7 @@ from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
-from data_tools.preprocessing.description import Made, describe, say_done
+from data_tools.preprocessing.description import Made, decontaminated, describe, say_done
 from data_tools.runner import Share, Workers
 
 PART_SHARD = "part"  # name of the one shard of a part
@@ -106,7 +106,7 @@ def preprocess(
         with building(output) as aside:
             entries = assemble(parts, aside, shard_tokens, workers)
             counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
-            write_manifest(aside, sealed({**kind, **counts}))
+            write_manifest(aside, sealed({**kind, **counts, **decontaminated(files)}))
     except (OSError, ShardError, ConfigError):
         if not is_done(output, MANIFEST_FILE, settings):
             raise
