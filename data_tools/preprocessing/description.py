@@ -39,10 +39,12 @@ def decontaminated(files: Sequence[Path]) -> dict[str, Any]:
 
 def _dropped_by_set(path: Path) -> dict[str, int] | None:
     """Return the documents that `clean` dropped for each evaluation set; None where the file does not say it."""
+    if not path.is_file():
+        return None
     try:
         report = read_json(path)
         return {name: int(found["documents"]) for name, found in report["evaluation_sets"].items()}
-    except (InputError, KeyError, TypeError, AttributeError, ValueError):  # none, or somebody else's
+    except (InputError, KeyError, TypeError, AttributeError, ValueError):  # somebody else's
         return None
 
 
