@@ -64,8 +64,9 @@ def clean(
     held_out_texts = input_files(texts) if texts else []
     earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
     settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config), **place.settings()}
-    if held_out_texts or earlier:
-        settings["against"] = describe_inputs([*held_out_texts, *earlier])
+    for name, others in (("against", held_out_texts), ("earlier", earlier)):
+        if others:
+            settings[name] = describe_inputs(others)
     folder = place.output.with_name(f".{place.output.name}.clean")
     if is_done(place.output, REPORT_FILE, settings, place.option):
         remove(folder)  # a kill may have come between the last rename and the end
