@@ -146,7 +146,7 @@ def test_what_was_cleaned_before_is_not_cleaned_again(write_lines: Callable, tmp
     both = [str(signed / name) for name in "ab"]
     with pytest.raises(InputError, match="no document is left: earlier_duplicate"):
         clean([str(new)], tmp_path / "c", config=config, against=both)
-    with pytest.raises(ConfigError, match=r"b: its signatures have num_buckets 14, this configuration has 10"):
+    with pytest.raises(ConfigError, match=r"signed/a: its signatures have num_buckets 14, this configuration has 10"):
         clean([str(new)], tmp_path / "c", config=CleanConfig(duplicates=DuplicatesConfig(num_buckets=10)), against=both)
     next((signed / "a").glob("*.signatures")).unlink()
     with pytest.raises(InputError, match=r"holds signatures of 0 documents, its signatures\.json says 40"):
