@@ -31,23 +31,26 @@ BANDS = num_bands(DuplicatesConfig())
 
 
 def draw_files(folder: Path, documents: int) -> None:
-    """Write signature files. A copy is one of the document a random way before it in its file, which is none itself."""
+    """Write signature files. A copy is of any document before it that is none itself."""
     for number, first in enumerate(range(0, documents, FILE_DOCUMENTS)):
         count = min(FILE_DOCUMENTS, documents - first)
-        draw = np.random.default_rng(number)
-        keys = draw.integers(0, 2**64, (count, BANDS), np.uint64)
-        copies, originals = copies_of(draw, count)
+        own = np.arange(first, first + count)
+        copies = own[(own % COPIES == 0) & (own > 0)]
+        originals = np.random.default_rng(number).integers(0, copies)
+        originals += originals % COPIES == 0  # the next one is no copy
+        keys = keys_of(own)
         shared = np.arange(1, BANDS, 2)
-        keys[copies[:, None], shared] = keys[originals[:, None], shared]
+        keys[copies[:, None] - first, shared] = keys_of(originals)[:, shared]
         write_signatures(folder / f"{number:05d}.signatures", keys)
-        np.save(folder / f"{number:05d}.drawn.npy", np.stack([copies, originals], axis=1) + first)
+        np.save(folder / f"{number:05d}.drawn.npy", np.stack([copies, originals], axis=1))
 
 
-def copies_of(draw: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of a file's copies, and of what each is a copy of."""
-    copies = np.arange(COPIES, count, COPIES)
-    originals = draw.integers(0, copies)
-    return copies, originals - (originals % COPIES == 0) * (originals > 0)
+def keys_of(documents: np.ndarray) -> np.ndarray:
+    """Return keys that no other document has, shape (documents, BANDS), uint64, by SplitMix64 (OOPSLA 2014)."""
+    keys = (documents[:, None] * BANDS + np.arange(1, BANDS + 1)).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
 
 
 def compare_all(folder: Path) -> dict[str, Any]:
