@@ -22,7 +22,8 @@ from data_tools.clean.config import CleanConfig
 from data_tools.clean.report import collect, describe_drops, describe_kept, write_report_page
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
-from data_tools.input.readers import ByteRange, input_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import ByteRange
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 

@@ -53,7 +53,9 @@ class Read(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the documents of task `rank`."""
-        ranges = [span for span in self.ranges[rank] if self.skipped or span.path.exists()]
+        ranges = [
+            span for span in self.ranges[rank] if self.skipped or not isinstance(span.path, Path) or span.path.exists()
+        ]
         reader = DocumentReader(ranges, **self.how, has_options=self.has_options)
         for document in reader:
             yield Document(document.text, document.id, metadata={"source": self.source or document.source})

@@ -17,7 +17,8 @@ import data_tools.input.tasks
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files.operations import hash_file
 from data_tools.clean.config import CleanConfig, DuplicatesConfig
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.sample import sample
 
 pytest.importorskip("datatrove")
