@@ -143,7 +143,7 @@ class Connection:
         except (CmbertError, ImportError, MemoryError):
             raise
         except Exception as error:
-            said = first_line(error) or type(error).__name__
+            said = getattr(error, "strerror", None) or first_line(error) or type(error).__name__
             if is_network(error):
                 raise TransientError(said) from error
             if isinstance(error, FileNotFoundError):
