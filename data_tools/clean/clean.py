@@ -25,7 +25,7 @@ from data_tools.clean.report import describe_drops, describe_kept, write_report_
 from data_tools.clean.setup import HELD_OUT_TEXTS, PUBLISHING, Setup
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
-from data_tools.input.readers import input_files
+from data_tools.input.listing import input_files
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.runner import Share, Workers

@@ -25,7 +25,8 @@ from data_tools.clean.duplicates.signatures import (
     signature_bytes,
     write_signatures,
 )
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 
 
 def drawn_keys(documents: int, num_bands: int, seed: int = 0) -> np.ndarray:
