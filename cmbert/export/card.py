@@ -95,7 +95,23 @@ def _data(lineage: Lineage) -> str:
             ]
     changed = [stage.name for stage in lineage.stages if stage.recipe.data.changes]
     note = f"The weights changed in the course of {', '.join(changed)}.\n" if changed else ""
-    return f"## Training data\n\n{_table(head, rows)}\n{note}Tokens are counted without [CLS] and [SEP].\n"
+    counted = f"{note}Tokens are counted without [CLS] and [SEP].\n"
+    return f"## Training data\n\n{_table(head, rows)}\n{counted}\n{_decontamination(lineage)}"
+
+
+def _decontamination(lineage: Lineage) -> str:
+    """Return which evaluation texts were looked for in the training data, and where nothing is known of that."""
+    sources = {(source.name, str(source.decontamination)): source for s in lineage.stages for source in s.sources}
+    lines = [
+        f"{source.name} was decontaminated against {', '.join(found)}: documents that hold a text of theirs, or much "
+        f"of one, were dropped ({', '.join(f'{name} {count:,}' for name, count in found.items())})."
+        for source in sources.values()
+        if (found := source.decontamination)
+    ]
+    unknown = list(dict.fromkeys(source.name for source in sources.values() if not source.decontamination))
+    if unknown:
+        lines.append(f"No decontamination is on record for {', '.join(unknown)}: evaluation texts may be in it.")
+    return "\n".join(lines) + "\n"
 
 
 def _stage(stage: StageFacts, number: int) -> str:

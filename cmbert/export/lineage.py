@@ -35,6 +35,8 @@ class TrainedSource:
     tokens_read: int | None
     parts: dict[str, dict[str, int]]
     """Documents and tokens of each input, if its manifest tells them apart."""
+    decontamination: dict[str, int] | None
+    """Evaluation sets whose texts were looked for, and the documents dropped for each."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,10 @@ def _describe(
     counts = [record.get("source_tokens", [])[index : index + 1] for record in records]
     tokens_read = sum(count[0] for count in counts) if counts and all(counts) else None
     if shards is None:
-        return TrainedSource(name, weight, None, None, tokens_read, {})
+        return TrainedSource(name, weight, None, None, tokens_read, {}, None)
     documents, tokens = sum(shards.shard_documents), sum(shards.shard_tokens)
-    return TrainedSource(name, weight, documents, tokens, tokens_read, shards.manifest.get("sources", {}))
+    parts, dropped = shards.manifest.get("sources", {}), shards.manifest.get("decontamination")
+    return TrainedSource(name, weight, documents, tokens, tokens_read, parts, dropped)
 
 
 def _unigram(

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,20 @@ from cmbert.files.whole import write_json, write_text
 from data_tools.clean.collect import collect
 from data_tools.clean.config import CleanConfig
 from data_tools.clean.duplicates.signatures import files_of_set, is_set, seal_set
+from data_tools.clean.evaluation_sets import EvaluationSets
 from data_tools.clean.passes import plan_passes, run_passes
 from data_tools.clean.report import describe_drops, describe_kept, write_report_page
-from data_tools.clean.setup import HELD_OUT_TEXTS, PUBLISHING, Setup
+from data_tools.clean.setup import EVALUATION_TEXTS, HELD_OUT_TEXTS, PUBLISHING, Setup
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
 from data_tools.input.listing import input_files
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.runner import Share, Workers
+from data_tools.storage.files import InputFile
 
 REPORT_FILE = "report.json"
-PASSES = 3  # of these passes: what another version has begun is no beginning
+PASSES = 4  # of these passes: what another version has begun is no beginning
 
 logger = logging.getLogger(__name__)
 
@@ -46,43 +48,41 @@ def clean(
     heldout: Path | None = None,
     against: Sequence[str] = (),
     signatures: Path | None = None,
+    decontaminate: Sequence[str] = (),
 ) -> None:
     """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
 
     heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
     Without `output` only that share is written. against: held-out texts, of this and other corpora; what equals one or
     nearly does is dropped; or sets of signatures, for which the same holds by the rules for duplicates. signatures:
-    folder for those of what stays. share: do only that share of the first pass that is not complete. The same report
+    folder for those of what stays. decontaminate: evaluation sets, files of any records; what holds one of their texts,
+    or much of one, is dropped. share: do only that share of the first pass that is not complete. The same report
     as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError for an output
     made with other settings, CheckpointError while another process cleans into the same `output`.
     """
     place = Places.of(output, heldout, signatures)
     place.refuse_inside(inputs)
     files = announced_files(inputs, config.txt_document)
-    sets = [name for name in against if is_set(Path(name))]
-    texts = [name for name in against if name not in sets]
-    held_out_texts = input_files(texts) if texts else []
-    earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
-    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config), **place.settings()}
-    for name, others in (("against", held_out_texts), ("earlier", earlier)):
-        if others:
-            settings[name] = describe_inputs(others)
+    barred = Barred.of(against, decontaminate, config)
+    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": config.as_record()}
+    settings |= place.settings() | barred.settings()
     folder = place.output.with_name(f".{place.output.name}.clean")
     if is_done(place.output, REPORT_FILE, settings, place.option):
         remove(folder)  # a kill may have come between the last rename and the end
         print(f"{place.output}: done already, with the same settings")
         return
-    tasks, held_out_tasks = plan_tasks(files, config.txt_document), plan_tasks(held_out_texts)
+    tasks, held_out_tasks = plan_tasks(files, config.txt_document), plan_tasks(barred.held_out)
     identity = _identity([*tasks, *held_out_tasks], settings)
     setup = place.setup(folder / identity, config)
     if not setup.is_publishing:
         place.refuse_existing()
     if place.holds_out:
         setup = replace(setup, config=replace(config, heldout_share=share_in_force(config, files)))
-    setup = replace(setup, held_out_texts=setup.work / HELD_OUT_TEXTS if held_out_texts else None, earlier=earlier)
+    setup = barred.add_to(setup)
     try:
         with naming(folder), _alone_in(folder, identity) if share is None else nullcontext():
-            named = run_passes(setup, plan_passes(setup, tasks, held_out_tasks), workers or Workers(), share)
+            passes = plan_passes(setup, tasks, held_out_tasks, barred.evaluation)
+            named = run_passes(setup, passes, workers or Workers(), share)
             if share:
                 print(_say_share(place.output, share, named))
                 return
@@ -96,6 +96,39 @@ def clean(
     print(f"{place.output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
     if place.holds_out and (said := few_held_out(report)):
         print(f"{place.heldout or place.output}: {said}")
+
+
+@dataclass(frozen=True)
+class Barred:
+    """What no text that stays may equal, nearly equal or hold."""
+
+    held_out: list[InputFile]
+    """Files of held-out texts."""
+    earlier: tuple[Path, ...]
+    """Signature files of what was cleaned before."""
+    evaluation: EvaluationSets
+
+    @classmethod
+    def of(cls, against: Sequence[str], decontaminate: Sequence[str], config: CleanConfig) -> "Barred":
+        """Return it, as --against and --decontaminate name it."""
+        sets = [name for name in against if is_set(Path(name))]
+        texts = [name for name in against if name not in sets]
+        earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
+        return cls(input_files(texts) if texts else [], earlier, EvaluationSets.of(decontaminate))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a report keeps of it."""
+        others = {"against": self.held_out, "earlier": self.earlier}
+        return {name: describe_inputs(files) for name, files in others.items() if files} | self.evaluation.settings()
+
+    def add_to(self, setup: Setup) -> Setup:
+        """Return what tasks are told, with where they find it."""
+        return replace(
+            setup,
+            held_out_texts=setup.work / HELD_OUT_TEXTS if self.held_out else None,
+            evaluation_texts=setup.work / EVALUATION_TEXTS if self.evaluation.files else None,
+            earlier=self.earlier,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from cmbert.files.reading import read_json
 from data_tools.clean.config import SAMPLE_CHARACTERS, SAMPLES
 from data_tools.clean.duplicates.minhash import similarity
-from data_tools.clean.setup import Groups, Setup, marker_file
+from data_tools.clean.setup import JOIN_EVALUATION, Groups, Setup, marker_file, read_marker
 from data_tools.clean.tasks import COMPARED_CHARACTERS
 from data_tools.clean.texts import document_of_line, read_lines
 from data_tools.input.document import Document
@@ -21,7 +21,7 @@ Samples = dict[str, dict[str, list[dict[str, Any]]]]
 def collect(setup: Setup) -> dict[str, Any]:
     """Return what was kept, dropped by source and reason and removed from texts, with samples, and skipped."""
     kept: dict[str, Counter[str]] = {}
-    held_out, skipped = Counter[str](), Counter[str]()
+    held_out, skipped, contaminated = Counter[str](), Counter[str](), Counter[str]()
     dropped: dict[str, Counter[str]] = {}
     samples: Samples = {}
     removed: dict[str, dict[str, Any]] = {}
@@ -29,13 +29,24 @@ def collect(setup: Setup) -> dict[str, Any]:
         skipped.update(record["skipped"])
         add_drops(record["dropped"], dropped, samples)
         add_removed(record["removed"], removed)
+        contaminated.update(record["contaminated"])
     for record in records(setup, "write"):
         for source, counts in record["kept"].items():
             kept.setdefault(source, Counter()).update(counts)
         held_out.update(record["held_out"])
         add_drops(record["dropped"], dropped, samples)
     add_twins(setup, samples)
-    found_all = {"kept": kept, "held_out": held_out.total(), "held_out_by_source": held_out, "dropped": dropped}
+    found_all: dict[str, Any] = {
+        "kept": kept,
+        "held_out": held_out.total(),
+        "held_out_by_source": held_out,
+        "dropped": dropped,
+    }
+    if setup.evaluation_texts:
+        texts = read_marker(setup.work, JOIN_EVALUATION, 0)["texts"]
+        found_all["evaluation_sets"] = {
+            name: {"texts": count, "documents": contaminated[name]} for name, count in texts.items()
+        }
     return {**found_all, "skipped_lines": skipped, "samples": samples, "removed": removed}
 
 

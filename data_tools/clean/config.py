@@ -1,12 +1,14 @@
 """Every knob of `clean`, as frozen dataclasses; a TOML file per source sets them. Defaults are ours."""
 
-from dataclasses import dataclass, field, is_dataclass
+import sys
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cmbert.config.load import build, read_toml
 from cmbert.errors import ConfigError
 from data_tools.input.readers import reading_options
+from data_tools.input.records import Field
 
 LEAST_SHARE, MOST_SHARE = 0.001, 0.1  # that are held out by rule: of a large corpus, and of a small one
 WANTED_HELD_OUT = 500  # documents; five times what FEWEST_HELD_OUT asks for
@@ -21,6 +23,7 @@ WORDS = {  # what people type, and what it is called here
     **dict.fromkeys(("heldout", "holdout", "held_out", "heldout_ratio", "holdout_share"), "heldout_share"),
     **dict.fromkeys(("name", "corpus"), "source"),
 }
+NO_LIMIT = sys.float_info.max  # of a [[metadata]] rule's min and max: not stated
 SAMPLES = 3  # of what was dropped, in the report: of each reason and source
 SAMPLE_CHARACTERS = 160
 MOST_SIZE = 1_000  # of duplicates: each bucket and hash is computed of every text
@@ -91,6 +94,31 @@ class DuplicatesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContaminationConfig:
+    """What --decontaminate drops: text in which an evaluation text stands, or much of it (contaminated)."""
+
+    min_share: float = 0.5
+    """Share of an evaluation text's runs of 13 Hanzi or words, or of the document's own if these are fewer, that both
+    must have. 0: one run is enough, as for GPT-3, and sets phrases of law and trade going, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataRule:
+    """A [[metadata]] table: which documents stay by a field that their corpus carries, a score or a class."""
+
+    key: str
+    """Name of the field or column; a.b for a field in a table. A record without it is a bad line."""
+    min: float = -NO_LIMIT
+    """Documents with less go (metadata_KEY)."""
+    max: float = NO_LIMIT
+    """Documents with more go."""
+    values: tuple[str, ...] = ()
+    """Instead of min and max: documents with another value go. Numbers are written as text, ["4", "5"]."""
+    share: float = 0.0
+    """Share of those documents that stays nevertheless, chosen by a hash of the text: what they weigh in the blend."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CleanConfig:
     """One source."""
 
@@ -105,13 +133,23 @@ class CleanConfig:
     heldout_share: float = 0.0
     """Share of the texts that --heldout sets aside, chosen by a hash of their letters. 0: a thousandth, but some 500
     texts at least, and a tenth at most."""
+    metadata: tuple[MetadataRule, ...] = ()
+    """Rules on fields beside the text, each a [[metadata]] table; the first that a document breaks drops it."""
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return every key as JSON keeps it, limits that are not stated left out."""
+        rules = [asdict(rule) | {"values": list(rule.values)} for rule in self.metadata]
+        stated = [{key: value for key, value in rule.items() if value not in (-NO_LIMIT, NO_LIMIT)} for rule in rules]
+        return {**asdict(self), "metadata": stated}
 
     def reading(self) -> dict[str, Any]:
         """Return how the input is read, as DocumentReader takes it."""
-        return reading_options(self.text_key, self.on_bad_line, self.txt_document)
+        fields = tuple(Field(rule.key, is_number=not rule.values) for rule in self.metadata)
+        return {**reading_options(self.text_key, self.on_bad_line, self.txt_document), "fields": fields}
 
 
 def dotted_keys() -> dict[str, Any]:
@@ -155,6 +193,23 @@ def load_clean_config(path: Path | None) -> CleanConfig:
             raise ConfigError(
                 f"{path}: duplicates.{name}: {getattr(duplicates, name)} must be 1 or more, {MOST_SIZE:,} at most"
             )
+    if not 0 <= config.contamination.min_share <= 1:
+        raise ConfigError(f"{path}: contamination.min_share: {config.contamination.min_share} must lie between 0 and 1")
     if not config.text_key:
         raise ConfigError(f"{path}: text_key: is empty; name the field or column of the text")
+    for number, rule in enumerate(config.metadata):
+        if fault := _fault(rule):
+            raise ConfigError(f"{path}: metadata[{number}]{fault}")
     return config
+
+
+def _fault(rule: MetadataRule) -> str:
+    """Return what is wrong with a rule, "" if nothing is."""
+    has_limit = rule.min != -NO_LIMIT or rule.max != NO_LIMIT
+    if not rule.key:
+        return ".key: is empty; name the field or column"
+    if has_limit == bool(rule.values):
+        return f" ({rule.key}): write min, max or both, or values instead"
+    if rule.min > rule.max:
+        return f".min: {rule.min} is more than max, {rule.max}"
+    return "" if 0 <= rule.share < 1 else f".share: {rule.share} must lie between 0 and 1, 1 excluded"

@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 
 from cmbert.files.whole import write_json
 from cmbert.progress import Progress
+from data_tools.clean.evaluation_sets import (
+    EvaluationItem,
+    EvaluationSets,
+    Join,
+    hash_evaluation_file,
+    join_evaluation_sets,
+)
 from data_tools.clean.heldout import join_sketches, sketch_texts
-from data_tools.clean.setup import Item, Setup, marker_file
+from data_tools.clean.setup import JOIN_EVALUATION, Item, Setup, marker_file
 from data_tools.clean.tasks import cluster, compare_signatures, comparisons, filter_texts, write_texts
 from data_tools.input.tasks import InputTask
 from data_tools.runner import Share, Workers
@@ -40,13 +47,25 @@ class _Job(NamedTuple):
     size: int
 
 
-def plan_passes(setup: Setup, tasks: Sequence[InputTask], held_out: Sequence[InputTask]) -> Iterator[Pass]:
-    """Yield the passes; each must be complete before the next is asked for. held_out: texts nothing may be near to."""
+def plan_passes(
+    setup: Setup,
+    tasks: Sequence[InputTask],
+    held_out: Sequence[InputTask],
+    sets: EvaluationSets,
+) -> Iterator[Pass]:
+    """Yield the passes; each must be complete before the next is asked for. held_out: texts nothing may be near to.
+
+    sets: of texts that nothing may hold.
+    """
     sizes = [task.num_bytes for task in tasks]
     if setup.held_out_texts:
         items = [Item(setup, rank, task.ranges) for rank, task in enumerate(held_out)]
         yield Pass("sketch held-out text", sketch_texts, items, [task.num_bytes for task in held_out])
         yield Pass("join sketches", join_sketches, [setup])
+    if setup.evaluation_texts:
+        files = [EvaluationItem(setup, rank, file) for rank, file in enumerate(sets.files)]
+        yield Pass("read evaluation texts", hash_evaluation_file, files)
+        yield Pass(JOIN_EVALUATION, join_evaluation_sets, [Join(setup, sets)])
     yield Pass("filter", filter_texts, [Item(setup, rank, task.ranges) for rank, task in enumerate(tasks)], sizes)
     if setup.finds_duplicates:
         compared = comparisons(setup, len(tasks))

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cmbert.html.page import bars, quotes, section, table, write_page
+from data_tools.clean.text.contamination import RUN_UNITS
 from data_tools.clean.text.quality import LIMITS
+
+METADATA = "metadata_"  # and the key: reasons of [[metadata]] rules
 
 SHARES = {  # what is measured, as a share of the text
     "undecodable": "characters that stand for none",
@@ -62,6 +65,10 @@ def write_report_page(report: dict[str, Any], output: Path) -> None:
         section("Where they went", bars(shares)),
         section("Limits in force", table(["filter", "drops a text", "key"], limits(report["settings"]), "texts")),
     ]
+    if sets := report.get("evaluation_sets"):
+        counts = [[name, f"{found['texts']:,}", f"{found['documents']:,}"] for name, found in sets.items()]
+        head = ["set", "texts looked for", "documents dropped"]
+        sections.append(section("Evaluation sets that were looked for", table(head, counts, "numbers")))
     if report["skipped_lines"]:
         skipped = [[spell(reason), f"{count:,}"] for reason, count in report["skipped_lines"].items()]
         sections.append(section("Lines that were no documents", table(["reason", "lines"], skipped, "numbers")))
@@ -78,18 +85,32 @@ def limits(settings: dict[str, Any]) -> list[list[str]]:
     """Return the filters, each with what it drops and the key of its limit in a --config file."""
     quality, duplicates = settings["config"]["quality"], settings["config"]["duplicates"]
     rows = [[spell(reason), f"with {limit(reason, quality)}", f"quality.{key}"] for reason, key in LIMITS.items()]
+    for rule in settings["config"]["metadata"]:
+        rows.insert(0, [spell(METADATA + rule["key"]), f"with {rule_limit(rule)}", "[[metadata]]"])
     if "against" in settings:
         from data_tools.clean.text.letters import GRAM_LETTERS, NEAR_SHARE  # which imports what imports this module
 
         share = f"{100 * NEAR_SHARE:.0f} %"
         rows.append(["held out", "that equals one of --against in its letters", ""])
         rows.append(["near held out", f"with {share} of its runs of {GRAM_LETTERS} letters in one of --against", ""])
+    if "decontaminate" in settings:
+        share = settings["config"]["contamination"]["min_share"]
+        least = f"with {100 * share:.3g} % and one at least of the runs of {RUN_UNITS} Hanzi or words"
+        rows.append(["contaminated", f"{least} of a text of --decontaminate in it", "contamination.min_share"])
     size, bands, hashes = (duplicates[key] for key in ("shingle_characters", "num_buckets", "hashes_per_bucket"))
     alike = f"with {100 * bands ** (-1 / hashes):.0f} % or so of its runs of {size} characters in another text"
     rows.append(["exact duplicate", "equal to one before it" if duplicates["exact"] else "off", "duplicates.exact"])
     rows.append(["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"])
     before = [["earlier duplicate", "equal or nearly equal to one kept before (--against signatures)", ""]]
     return [*rows, *(before if "earlier" in settings else [])]
+
+
+def rule_limit(rule: dict[str, Any]) -> str:
+    """Return what a [[metadata]] rule drops, in words."""
+    limits = [f"{word} than {rule[key]:g}" for key, word in (("min", "less"), ("max", "more")) if key in rule]
+    what = " or ".join(limits) or f"anything but {', '.join(rule['values'])}"
+    stays = f"; of these {100 * rule['share']:.3g} % stay" if rule["share"] else ""
+    return f"{what} under {rule['key']}{stays}"
 
 
 def limit(reason: str, quality: dict[str, Any]) -> str:
@@ -109,9 +130,14 @@ def sample_quotes(reason: str, samples: list[dict[str, Any]], settings: dict[str
     for sample in samples:
         texts.append(sample["text"])
         notes.append(sample["id"])
-        if "measured" in sample:
+        if reason.startswith(METADATA):
+            notes[-1] += f": {sample['measured']} under {reason.removeprefix(METADATA)}"
+        elif "measured" in sample:
             quality = settings["config"]["quality"]
             notes[-1] += f": {amount(reason, sample['measured'])}; dropped with {limit(reason, quality)}"
+        if "run" in sample:
+            shared = f"{', '.join(sample['sets'])}; {100 * sample['share']:.0f} % of the runs in both; the longest"
+            notes[-1] += f": in {shared}: {sample['run']}"
         if twin := sample.get("twin"):
             texts.append(twin["text"])
             notes.append(f"{twin['id']}: kept instead; {100 * twin['shared']:.0f} % of what both hold is in both")

@@ -13,7 +13,8 @@ from data_tools.clean.duplicates.signatures import FILE
 from data_tools.clean.texts import TABLE_FILE, TEXT_FILE
 from data_tools.input.readers import ByteRange
 
-HELD_OUT_TEXTS = "held out texts"
+HELD_OUT_TEXTS, EVALUATION_TEXTS = "held out texts", "evaluation texts"
+JOIN_EVALUATION = "join evaluation texts"  # a pass
 PUBLISHING = "publishing"  # once all is made: from here on some of it may have been renamed
 
 
@@ -34,6 +35,8 @@ class Setup:
     """The held-out share alone is written."""
     held_out_texts: Path | None = None
     """Folder of texts that nothing may be near to."""
+    evaluation_texts: Path | None = None
+    """Folder of texts that nothing may hold."""
     earlier: tuple[Path, ...] = ()
     """Signature files of what was cleaned before."""
 
@@ -56,7 +59,9 @@ class Setup:
 
     def folders(self) -> list[Path]:
         """Return all folders that tasks write to."""
-        inside = [self.work / name for name in ("texts", "signatures", "pairs", "cluster", HELD_OUT_TEXTS)]
+        inside = [
+            self.work / name for name in ("texts", "signatures", "pairs", "cluster", HELD_OUT_TEXTS, EVALUATION_TEXTS)
+        ]
         return [*inside, self.texts, *(path for path in (self.heldout, self.signatures) if path)]
 
     @property

@@ -44,7 +44,12 @@ def filter_texts(item: Item) -> Record:
     """Input -> normalised texts that are worth keeping, their table and signatures."""
     setup, config = item.setup, item.setup.config
     reader = DocumentReader(item.ranges, **config.reading())
-    judge = Judge(config, only_heldout=setup.only_heldout, held_out_texts=setup.held_out_texts)
+    judge = Judge(
+        config,
+        only_heldout=setup.only_heldout,
+        held_out_texts=setup.held_out_texts,
+        evaluation_texts=setup.evaluation_texts,
+    )
     sign = Signer(config.duplicates) if config.duplicates.near else None
     sources: dict[str, int] = {}
     rows: list[tuple[int, bool, int, int]] = []

@@ -34,6 +34,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         "earlier cleanings are of (default: none)",
     )
     clean.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=(),
+        metavar="PATH",
+        help="drop what holds a text of these evaluation sets, or much of one: files or folders as they are, texts "
+        "under any key (default: none)",
+    )
+    clean.add_argument(
         "--signatures",
         type=new_folder,
         metavar="DIR",
@@ -63,5 +71,6 @@ def run(options: argparse.Namespace) -> int:
             heldout=options.heldout,
             against=options.against,
             signatures=options.signatures,
+            decontaminate=options.decontaminate,
         )
     return 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -75,6 +76,7 @@ class WholeManifest(TypedDict):
     sources: dict[str, Counts]
     totals: Totals
     skipped_lines: dict[str, int]
+    decontamination: NotRequired[dict[str, int]]
     straddle: Straddle
     token_length_histogram: Histogram
     unit_length_histogram: Histogram
@@ -196,6 +198,19 @@ class Tally:
             unit_lengths=np.array(manifest["unit_length_histogram"]["counts"], dtype=np.int64),
             unknown_tokens=manifest["totals"].get("unknown_tokens"),
         )
+
+
+def decontamination(found: Iterable[Mapping[str, int] | None]) -> dict[str, Any]:
+    """Return the manifest's entry on evaluation sets: those of which all parts of a shard set were cleaned.
+
+    found: for each part the documents dropped by set, None where no cleaning is on record.
+    """
+    parts = list(found)
+    if not parts or None in parts:
+        return {}
+    names = [name for name in parts[0] or {} if all(part and name in part for part in parts)]
+    dropped = {name: sum(part[name] for part in parts if part) for name in names}
+    return {"decontamination": dropped} if dropped else {}
 
 
 def seal(manifest: dict[str, Any]) -> str:

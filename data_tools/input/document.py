@@ -14,6 +14,8 @@ class Document(NamedTuple):
     """Name of the corpus it comes from."""
     text: str
     """Valid Unicode: no NUL and no lone surrogate."""
+    metadata: tuple[float | str, ...] = ()
+    """What stands in the fields that the reader was asked for, in their order."""
 
 
 class Purpose(StrEnum):
@@ -25,6 +27,7 @@ class Purpose(StrEnum):
     SAMPLE = "order"
     SAMPLE_HELD_OUT = "held-out"
     CLEAN_HELD_OUT = "clean: held-out"
+    CLEAN_METADATA = "clean: metadata"
     TOKENIZER_SAMPLE = "tokenizer sample"
     TOKENIZER_MEASURED = "measure"
 

@@ -11,7 +11,7 @@ from data_tools.defaults import TXT_DOCUMENTS
 from data_tools.input.arrays import array_records, begins_array
 from data_tools.input.document import Document
 from data_tools.input.paragraphs import txt_documents
-from data_tools.input.records import BadRecordError, Record, document_of, is_text_type, json_object, plain_values
+from data_tools.input.records import BadRecordError, Field, Record, document_of, is_text_type, json_object, plain_values
 from data_tools.input.streams import (
     READ_BYTES,
     check_magic,
@@ -72,7 +72,8 @@ class DocumentReader:
     not blank is a document; with txt_document="block" what lies between blank lines, with "file" the whole file.
     A record that is not JSON or UTF-8, has no text, holds a NUL or a lone surrogate, or is longer than MAX_LINE_BYTES
     raises InputError naming file and line, or with on_bad_line="skip" is counted in `skipped` by reason. has_options:
-    the command has --text-key and --on-bad-line for these files, so that an error may name them.
+    the command has --text-key and --on-bad-line for these files, so that an error may name them. fields: what else is
+    read of each record, into `Document.metadata`; one without it is a bad record.
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class DocumentReader:
         on_bad_line: str = "fail",
         txt_document: str = TXT_DOCUMENTS[0],
         has_options: bool = True,
+        fields: Sequence[Field] = (),
     ):
         assert on_bad_line in ("fail", "skip")
         assert txt_document in TXT_DOCUMENTS
         self.ranges, self.text_key, self.on_bad_line, self.txt_document = ranges, text_key, on_bad_line, txt_document
-        self.has_options, self.see_text_key = has_options, SEE_TEXT_KEY if has_options else ""
+        self.fields, self.has_options, self.see_text_key = fields, has_options, SEE_TEXT_KEY if has_options else ""
         self.skipped: Counter[str] = Counter()
         self.total_bytes = sum(size_of(span.path) for span in ranges)
         self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
@@ -131,13 +133,13 @@ class DocumentReader:
                 value = {self.text_key: line.rstrip("\r\n")}
             else:
                 value = json_object(line, self.text_key if kind == "json" else "")
-        return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0])
+        return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0], self.fields)
 
 
 def _records(span: ByteRange, raw: BinaryIO, reader: DocumentReader) -> Iterator[Record]:
     path, kind = span.path, kind_of(span.path)
     if kind == "parquet":
-        yield from _parquet_rows(span, raw, reader.text_key, reader.see_text_key)
+        yield from _parquet_rows(span, raw, reader.text_key, reader.see_text_key, reader.fields)
         return
     try:
         if kind in ("csv", "tsv"):
@@ -198,7 +200,9 @@ def _place(path: InputFile, record: Record) -> str:
     return f"{path}:{number}"
 
 
-def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str, advice: str) -> Iterator[Record]:
+def _parquet_rows(
+    span: ByteRange, raw: BinaryIO, text_key: str, advice: str, fields: Sequence[Field] = ()
+) -> Iterator[Record]:
     with reading_parquet(span.path):
         file = open_parquet(span.path, raw)
         names = file.schema_arrow.names
@@ -206,13 +210,19 @@ def _parquet_rows(span: ByteRange, raw: BinaryIO, text_key: str, advice: str) ->
             raise InputError(f"{span.path}: no column {text_key!r} among {', '.join(names)}{advice}")
         if not is_text_type(kind := file.schema_arrow.field(names.index(text_key)).type):
             raise InputError(f"{span.path}: column {text_key!r} holds {kind}, no text{advice}")
-        columns = [name for name in (text_key, "id", "source") if name in names]
+        asked = {field.key if field.key in names else field.key.split(".")[0] for field in fields}
+        columns = list(dict.fromkeys(name for name in (text_key, "id", "source", *sorted(asked)) if name in names))
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         number = sum(sizes[: span.start])
         groups = list(range(span.start, len(sizes) if span.end is None else span.end))
         for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns):
             columns_by_name = zip(batch.schema.names, batch.columns, strict=True)
-            values = {name: plain_values(column, is_text=name == text_key) for name, column in columns_by_name}
+            values = {
+                name: column.to_pylist()
+                if name in asked and not is_text_type(column.type)
+                else plain_values(column, is_text=name == text_key)
+                for name, column in columns_by_name
+            }
             for row in zip(*values.values(), strict=True):
                 number += 1
                 yield Record(number - 1, dict(zip(values, row, strict=True)), number)

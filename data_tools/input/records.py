@@ -1,9 +1,11 @@
 """A record -> a document, or the reason why it is none. Whatever a field holds, it costs one record and no run."""
 
+import math
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from cmbert.files.reading import json_value
+from cmbert.files.reading import json_value, shown
 from data_tools.input.document import Document
 
 ARRAY_ADVICE = "; one object a line, or name a file that is one array .json"
@@ -31,7 +33,15 @@ class Record(NamedTuple):
     """Of the row or element, from 1; None where it is the line's, which is counted only when something is wrong."""
 
 
-def document_of(value: dict[str, Any], text_key: str, name: str, source: str) -> Document:
+class Field(NamedTuple):
+    """What is to be read of a record beside its text."""
+
+    key: str
+    """Its name; in tables within the record a.b."""
+    is_number: bool
+
+
+def document_of(value: dict[str, Any], text_key: str, name: str, source: str, fields: Sequence[Field] = ()) -> Document:
     """Return the document of a record; its "id" and "source" come before `name` and `source`. Raises BadRecordError."""
     text = _characters(value, text_key)
     if text is None:
@@ -41,7 +51,33 @@ def document_of(value: dict[str, Any], text_key: str, name: str, source: str) ->
     number = value.get("id")
     if isinstance(number, int | float | Decimal):
         name = str(number)
-    return Document(id=_characters(value, "id") or name, source=_characters(value, "source") or source, text=text)
+    return Document(
+        id=_characters(value, "id") or name,
+        source=_characters(value, "source") or source,
+        text=text,
+        metadata=tuple(_metadata(value, field) for field in fields),
+    )
+
+
+def _metadata(value: dict[str, Any], field: Field) -> float | str:
+    """Return a number, or anything else as text. Raises BadRecordError for what is missing, or is no number."""
+    found: Any = value
+    for name in [field.key] if field.key in value else field.key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, Undecoded):
+        found = found.decode("utf-8", "replace")
+    if not field.is_number and isinstance(found, str | int | float | Decimal):
+        return str(found).lower() if isinstance(found, bool) else str(found)
+    if isinstance(found, str | int | float | Decimal) and not isinstance(found, bool):
+        try:
+            number = float(found)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    wanted = "number" if field.is_number else "value"
+    what = "" if found is None else f" but {shown(found)}"
+    raise BadRecordError("no_metadata", f"no {wanted} under {field.key!r}{what} (see [[metadata]] in --config)")
 
 
 def _characters(value: dict[str, Any], key: str) -> str | None:

@@ -208,4 +208,7 @@ def write_documents(path: Path, documents: Iterable[Document]) -> None:
     """Write one JSON object a line."""
     with naming(path), open(path, "w", encoding="utf-8") as file:
         for document in documents:
-            file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({"id": document.id, "source": document.source, "text": document.text}, ensure_ascii=False)
+                + "\n"
+            )

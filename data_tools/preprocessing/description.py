@@ -2,14 +2,19 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cmbert.errors import InputError
+from cmbert.files.reading import read_json
 from cmbert.tokenizer import Tokenizer
 from cmbert.vocabulary import SPECIAL_TOKENS
-from data_tools.encoding.manifest import Tally
+from data_tools.encoding.manifest import Tally, decontamination
 from data_tools.encoding.segment import Segmenter
+from data_tools.storage.files import InputFile
 
+CLEAN_REPORT = "report.json"
 MANY_UNKNOWN = 0.01  # share of the tokens
 
 logger = logging.getLogger(__name__)
@@ -26,6 +31,21 @@ def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
         "segmenter": words.describe(),
         "normalizer": json.loads(tokenizer.backend.to_str())["normalizer"],
     }
+
+
+def decontaminated(files: Sequence[InputFile]) -> dict[str, Any]:
+    """Return the manifest's entry on evaluation sets, by the report.json of `clean` beside the texts."""
+    folders = {file.parent if isinstance(file, Path) else None for file in files}  # none is looked for in a store
+    return decontamination(_dropped_by_set(folder / CLEAN_REPORT) if folder else None for folder in folders)
+
+
+def _dropped_by_set(path: Path) -> dict[str, int] | None:
+    """Return the documents that `clean` dropped for each evaluation set; None where the file does not say it."""
+    try:
+        report = read_json(path)
+        return {name: int(found["documents"]) for name, found in report["evaluation_sets"].items()}
+    except (InputError, KeyError, TypeError, AttributeError, ValueError):  # none, or somebody else's
+        return None
 
 
 class Made(NamedTuple):

@@ -12,7 +12,7 @@ from cmbert.data.shards.manifest import MANIFEST_FILE, write_manifest
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ShardError
 from cmbert.files.folders import building
-from data_tools.encoding.manifest import SEAL, Tally, seal, sealed, whole_manifest
+from data_tools.encoding.manifest import SEAL, Tally, decontamination, seal, sealed, whole_manifest
 from data_tools.outputs import is_done
 
 
@@ -42,8 +42,9 @@ def merge(directories: Sequence[Path], output: Path) -> None:
                 for suffix in SHARD_SUFFIXES:
                     link_or_copy(directory / f"{shard['name']}.{suffix}", aside / f"{name}.{suffix}")
                 entries.append({**shard, "name": name})
+        about = {**tally.as_manifest(), **decontamination(found.get("decontamination") for found in manifests)}
         kind = {key: manifests[0][key] for key in ("tokenizer", "segmenter", "normalizer")}
-        write_manifest(aside, sealed({**kind, **tally.as_manifest(), "shards": entries, "settings": settings}))
+        write_manifest(aside, sealed({**kind, **about, "shards": entries, "settings": settings}))
     print(f"{output}: {len(entries)} shards, {tally.total('documents'):,} documents, {tally.total('tokens'):,} tokens")
 
 

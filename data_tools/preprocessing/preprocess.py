@@ -37,7 +37,7 @@ from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
-from data_tools.preprocessing.description import Made, describe, say_done
+from data_tools.preprocessing.description import Made, decontaminated, describe, say_done
 from data_tools.runner import Share, Workers
 from data_tools.storage.files import InputFile
 
@@ -107,7 +107,7 @@ def preprocess(
         with building(output) as aside:
             entries = assemble(parts, aside, shard_tokens, workers)
             counts = {**tally.as_manifest(), "encoder": ", ".join(encoders), "shards": entries, "settings": settings}
-            write_manifest(aside, sealed({**kind, **counts}))
+            write_manifest(aside, sealed({**kind, **counts, **decontaminated(files)}))
     except (OSError, ShardError, ConfigError):
         if not is_done(output, MANIFEST_FILE, settings):
             raise
@@ -209,7 +209,7 @@ def reader_of(work: Work) -> DocumentReader:
 def hashed(reader: DocumentReader, digest: hashlib.blake2b) -> Iterator[list[Document]]:
     """Yield the documents in batches; `digest` takes in what a part is made of: sources, texts and what is skipped."""
     for batch in batches(reader):
-        digest.update("\0".join([field for document in batch for field in document[1:]]).encode())
+        digest.update("\0".join([field for document in batch for field in (document.source, document.text)]).encode())
         yield batch
     digest.update(json.dumps(reader.skipped, sort_keys=True).encode())
 

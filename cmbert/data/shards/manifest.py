@@ -70,6 +70,8 @@ class Manifest(TypedDict):
     totals: NotRequired[dict[str, int]]
     sources: NotRequired[dict[str, dict[str, int]]]
     straddle: NotRequired[dict[str, float]]
+    decontamination: NotRequired[dict[str, int]]
+    """Evaluation sets whose texts were looked for, and the documents dropped for each; without it that is not known."""
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
