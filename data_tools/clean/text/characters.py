@@ -8,6 +8,7 @@ import numpy as np
 CODE_POINT = np.dtype("<u4")
 OTHER, HANZI, SPACE, DIGIT, LETTER = range(5)  # what a character is; OTHER: punctuation and symbols
 KIND, ENDS_LINE = 0x07, 0x08  # in the table of kinds: what it is; whether a line that ends in it has ended
+NO_LETTER, BY_PYTHON = 0, 0xFFFFFFFF  # in a table of letters; the second: what it becomes is no matter of it alone
 LINE_ENDS = "。！？；…：，、”』」》）.!?;:,)\"'"
 FIRST_WITHOUT_CLASS = 0x40000  # no code point from here on is a letter, digit or space
 HANZI_RANGES = ((0x3007, 0x3007), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cmbert.machine.compiled import compiled
-from data_tools.clean.text.characters import DIGIT, ENDS_LINE, HANZI, KIND, OTHER, SPACE
+from data_tools.clean.text.characters import BY_PYTHON, DIGIT, ENDS_LINE, HANZI, KIND, NO_LETTER, OTHER, SPACE
 
 GRAM_SHIFT = np.uint64(29)
 GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
@@ -14,13 +14,13 @@ LONG_LINE_CHARACTERS = 10  # shorter lines are headings and lists
 MOST_LINE_FEEDS = 2  # in a row
 
 _LINE_FEED, _CARRIAGE_RETURN, _BLANK = np.uint32(0x0A), np.uint32(0x0D), np.uint32(0x20)
+_NO_LETTER, _BY_PYTHON = np.uint32(NO_LETTER), np.uint32(BY_PYTHON)
 _ONE, _WORD = np.uint64(1), np.uint64(64)  # a hash of 0 counts as 1: 0 is an empty slot
 
 # An entry of the table of `rewritten`: what a character becomes, and bits that say what is to be done of it.
 _CODE, ANYTHING = np.uint32(0x1FFFFF), np.uint32(0xFFFFFFFF)
-UNDECODABLE_GOES, CONTROL_GOES, COMPATIBILITY, NOT_INERT, AT_SIGN, BLANK = (
-    np.uint32(1 << bit) for bit in range(21, 27)
-)
+UNDECODABLE_GOES, CONTROL_GOES = np.uint32(1 << 21), np.uint32(1 << 22)
+COMPATIBILITY, NOT_INERT, BLANK, EMAIL_SIGN, URL_SIGN = (np.uint32(1 << bit) for bit in range(23, 28))
 _GOES = UNDECODABLE_GOES | CONTROL_GOES
 
 
@@ -210,3 +210,30 @@ def measures(codes: np.ndarray, kinds: np.ndarray) -> tuple[int, int, int, int, 
     repeated, long, ended = line_counts(codes, kinds)
     top = top_gram_count(codes) if len(codes) >= ONE_PHRASE_CHARACTERS else 0
     return hanzi, other, digits, spaces, repeated, long, ended, repeated_characters(codes), top
+
+
+@compiled
+def letters_of(codes: np.ndarray, table: np.ndarray, above: np.uint32, out: np.ndarray) -> int:
+    """Write what a table of letters makes of each character, if it lies above a number; return how many that are.
+
+    -1: a character is there of which only Python can say what it becomes.
+    """
+    count = 0
+    for code in codes:
+        letter = table[code] if code < len(table) else _NO_LETTER
+        if letter == _BY_PYTHON:
+            return -1
+        out[count] = letter  # written over by the next one if it does not count
+        count += letter > above
+    return count
+
+
+@compiled
+def small_gram_hashes(codes: np.ndarray, length: int, bound: np.uint64) -> np.ndarray:
+    """The hashes below a bound of all runs of `length` characters."""
+    hashes, count = np.empty(max(len(codes) - length + 1, 0), np.uint64), 0
+    for first in range(len(hashes)):
+        key = gram_hash(codes, first, length)
+        hashes[count] = key
+        count += key < bound
+    return hashes[:count]

@@ -16,12 +16,13 @@ from data_tools.clean.text.compatibility import ANY, FOLDED, fold_compatibility
 from data_tools.clean.text.decodability import UNDECODABLE
 from data_tools.clean.text.kernels import (
     ANYTHING,
-    AT_SIGN,
     BLANK,
     COMPATIBILITY,
     CONTROL_GOES,
+    EMAIL_SIGN,
     NOT_INERT,
     UNDECODABLE_GOES,
+    URL_SIGN,
     rewritten,
     squeezed,
 )
@@ -35,13 +36,14 @@ LINE_END = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")  # and \r\n
 KEPT_WIDE = "，：；！？（）～"  # Chinese punctuation by its width, not full-width ASCII
 FOLD_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in KEPT_WIDE} | {0x3000: " "}
 URL = re.compile(r"(?:https?|ftp)://[\x21-\x7e]+|www\.[a-zA-Z0-9-]+\.[\x21-\x7e]+")
+URL_SIGNS, EMAIL_SIGNS = ("://", "www."), ("@",)  # one is in every match
 NAME, HOST = "[a-zA-Z0-9._%+-]", r"[a-zA-Z0-9-]++(?:\.[a-zA-Z0-9-]+)*\.[a-zA-Z]{2,}"
 EMAIL = re.compile(rf"(?<!{NAME})(?>{NAME}++@{HOST})(?>{NAME}++@{HOST})*+")  # from the first of NAME on, so linear
 BLANKS = re.compile("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]")
 ACTIONS = {"keep": None, "remove": "", "replace": "<{}>"}
 
 NFC = normalizers.NFC()
-AT, BEYOND_INERT = re.compile("@"), re.compile(f"[^{INERT_CHARACTERS}]")  # of the others alone, a text is NFC
+BEYOND_INERT = re.compile(f"[^{INERT_CHARACTERS}]")  # of the others alone, a text is NFC
 STACKED = re.compile(f"[^{INERT_CHARACTERS}]{{64}}")  # what Python's NFC takes quadratic time for: marks upon marks
 QUOTED = {"html_tag", "html_block", *FOLDED} - {"folded_space"}  # not people's addresses
 
@@ -74,18 +76,19 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
     Its time is linear in the text.
     """
     replacements = [
-        (kind, sign, pattern, action.format(kind))
-        for kind, sign, pattern, action in (
-            ("url", "", URL, ACTIONS[config.urls]),
-            ("email", "@", EMAIL, ACTIONS[config.emails]),
+        (kind, signs, pattern, action.format(kind))
+        for kind, signs, pattern, action in (
+            ("url", URL_SIGNS, URL, ACTIONS[config.urls]),
+            ("email", EMAIL_SIGNS, EMAIL, ACTIONS[config.emails]),
         )
         if action is not None
     ]
 
     table = rewriting(config.fold_width)
     recomposed = NOT_INERT | COMPATIBILITY * config.fold_compatibility
-    waits = recomposed | AT_SIGN * (config.emails != "keep")
-    if config.urls != "keep" or not config.squeeze_spaces:
+    waits = recomposed | EMAIL_SIGN * (config.emails != "keep")
+    waits |= URL_SIGN * (config.urls != "keep")
+    if not config.squeeze_spaces:
         waits = ANYTHING
 
     def normalize(text: str, removed: Removed | None = None) -> str:
@@ -104,8 +107,9 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
             removed.count("control_character", controls, controls)
         if not found & waits:
             return text.strip()
-        for kind, sign, pattern, replacement in replacements:
-            text = replace(pattern, text, replacement, kind, removed) if sign in text else text
+        for kind, signs, pattern, replacement in replacements:
+            if any(sign in text for sign in signs):
+                text = replace(pattern, text, replacement, kind, removed)
         return squeeze(text) if config.squeeze_spaces else text
 
     return normalize
@@ -120,8 +124,10 @@ def rewriting(fold_width: bool) -> np.ndarray:
         spans = [found.span() for found in re.finditer(f"(?:{pattern.pattern})+", every)]
         return np.concatenate([np.arange(*span) for span in spans])
 
-    for pattern, bit in ((ANY, COMPATIBILITY), (BEYOND_INERT, NOT_INERT), (AT, AT_SIGN), (BLANKS, BLANK)):
+    for pattern, bit in ((ANY, COMPATIBILITY), (BEYOND_INERT, NOT_INERT), (BLANKS, BLANK)):
         table[places(pattern)] |= bit
+    for signs, bit in ((URL_SIGNS, URL_SIGN), (EMAIL_SIGNS, EMAIL_SIGN)):
+        table[[ord(sign[-1]) for sign in signs]] |= bit
     for pattern, entry in ((CONTROL, CONTROL_GOES), (UNDECODABLE, UNDECODABLE_GOES), (LINE_END, ord("\n"))):
         table[places(pattern)] = entry
     if fold_width:
