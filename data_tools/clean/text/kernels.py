@@ -224,7 +224,7 @@ def letters_of(codes: np.ndarray, table: np.ndarray, above: np.uint32, out: np.n
         if letter == _BY_PYTHON:
             return -1
         out[count] = letter  # written over by the next one if it does not count
-        count += letter > above
+        count += int(letter > above)
     return count
 
 
