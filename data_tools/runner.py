@@ -9,12 +9,30 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from cmbert.errors import ConfigError
 from cmbert.files.operations import doing
 
 IN_FLIGHT_PER_WORKER = 2  # one at work, one waiting
+
+
+class Share(NamedTuple):
+    """The tasks of one job of an array: job `number`, from 0, of `num_jobs`."""
+
+    number: int
+    num_jobs: int
+
+    @classmethod
+    def of(cls, number: int | None, num_jobs: int | None) -> "Share | None":
+        """Return what --task-index and --num-tasks say, None without them. Raises ConfigError."""
+        if number is None and num_jobs is None:
+            return None
+        if number is None or num_jobs is None:
+            raise ConfigError("--num-tasks and --task-index: give both (a job of an array) or none")
+        if not 0 <= number < num_jobs:
+            raise ConfigError(f"--task-index {number}: --num-tasks {num_jobs} allows 0 to {num_jobs - 1}")
+        return cls(number, num_jobs)
 
 
 class Workers:

@@ -1,38 +1,37 @@
-"""`clean`: raw text -> documents worth training on, by datatrove: normalise, filter with reasons, remove duplicates.
+"""`clean`: raw text -> documents worth training on: normalise, filter with reasons, remove duplicates.
 
-Each pass is a datatrove executor with a completion marker per task in the work folder `.OUTPUT.clean`, so that a killed
-run goes on where it was; the output appears by one rename.
+Every task of every pass has a marker in the work folder `.OUTPUT.clean`; kill anything at any moment, and the same
+command does only what is missing. The same bytes come out for any number of workers, MPI ranks or array jobs. The
+output appears by one rename.
 """
 
+import hashlib
 import logging
-import os
-import resource
-import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmbert.errors import ConfigError, InputError
-from cmbert.files.folders import building, remove
+from cmbert.files.folders import publish_directory, remove
 from cmbert.files.lease import alone_in, is_lease
-from cmbert.files.whole import write_json
+from cmbert.files.whole import write_json, write_text
+from data_tools.clean.collect import collect
 from data_tools.clean.config import CleanConfig
-from data_tools.clean.report import collect, describe_drops, describe_kept, write_report_page
+from data_tools.clean.duplicates.signatures import files_of_set, is_set, seal_set
+from data_tools.clean.passes import plan_passes, run_passes
+from data_tools.clean.report import describe_drops, describe_kept, write_report_page
+from data_tools.clean.setup import HELD_OUT_TEXTS, PUBLISHING, Setup
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
-from data_tools.input.readers import ByteRange, input_files
-from data_tools.input.tasks import plan_tasks
+from data_tools.input.listing import input_files
+from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
-
-if TYPE_CHECKING:
-    from datatrove.pipeline.base import PipelineStep
+from data_tools.runner import Share, Workers
 
 REPORT_FILE = "report.json"
-TEXTS = "${rank}.jsonl.zst"
-PASSES = 2  # of these passes: what another version has begun is no beginning
-SIGNATURES_READ = 4096  # records of each signature file read at a time
+PASSES = 3  # of these passes: what another version has begun is no beginning
 
 logger = logging.getLogger(__name__)
 
@@ -42,253 +41,180 @@ def clean(
     output: Path | None = None,
     *,
     config: CleanConfig,
-    num_workers: int = 1,
+    workers: Workers | None = None,
+    share: Share | None = None,
     heldout: Path | None = None,
     against: Sequence[str] = (),
+    signatures: Path | None = None,
 ) -> None:
     """Write the cleaned documents of `inputs` to `output`/NNNNN.jsonl.zst, and what was dropped and why to report.json.
 
     heldout: folder for a share of them that nothing is to be trained on; duplicates of it are gone with the others.
     Without `output` only that share is written. against: held-out texts, of this and other corpora; what equals one or
-    nearly does is dropped. The same report as a page is report.html. Raises InputError for unusable text and when
-    nothing is left, ConfigError for an output made with other settings, CheckpointError while another process cleans
-    into the same `output`.
+    nearly does is dropped; or sets of signatures, for which the same holds by the rules for duplicates. signatures:
+    folder for those of what stays. share: do only that share of the first pass that is not complete. The same report
+    as a page is report.html. Raises InputError for unusable text and when nothing is left, ConfigError for an output
+    made with other settings, CheckpointError while another process cleans into the same `output`.
     """
-    _import_datatrove()
+    place = Places.of(output, heldout, signatures)
+    place.refuse_inside(inputs)
     files = announced_files(inputs, config.txt_document)
-    held_out_texts = input_files(against) if against else []
-    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config)}
-    if held_out_texts:
-        settings["against"] = describe_inputs(held_out_texts)
-    only_heldout = output is None
-    output, heldout = _outputs(output, heldout)
-    refuse_inside(inputs, "--heldout" if only_heldout else "--output", output)
-    if heldout:
-        refuse_inside([*inputs, str(output)], "--heldout", heldout)
-    settings |= {"only": "held out"} if only_heldout else {"heldout": str(heldout)} if heldout else {}
-    work = output.with_name(f".{output.name}.clean")
-    if is_done(output, REPORT_FILE, settings, "--heldout" if only_heldout else "--output"):
-        remove(work)  # a kill may have come between the last rename and the end
-        print(f"{output}: done already, with the same settings")
+    sets = [name for name in against if is_set(Path(name))]
+    texts = [name for name in against if name not in sets]
+    held_out_texts = input_files(texts) if texts else []
+    earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
+    settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": asdict(config), **place.settings()}
+    for name, others in (("against", held_out_texts), ("earlier", earlier)):
+        if others:
+            settings[name] = describe_inputs(others)
+    folder = place.output.with_name(f".{place.output.name}.clean")
+    if is_done(place.output, REPORT_FILE, settings, place.option):
+        remove(folder)  # a kill may have come between the last rename and the end
+        print(f"{place.output}: done already, with the same settings")
         return
-    if heldout and heldout.is_dir():
-        raise ConfigError(f"--heldout {heldout}: exists, but {output} does not; remove it or name another")
-    tasks = plan_tasks(files, config.txt_document)
-    if heldout or only_heldout:
-        config = replace(config, heldout_share=share_in_force(config, files))
-    with alone_in(work):
-        _open_work_folder(work, [task.identity({**settings, "passes": PASSES}) for task in tasks])
-        passes = Passes(
-            work,
-            [task.ranges for task in tasks],
-            config,
-            num_workers,
-            held_out_ranges=[task.ranges for task in plan_tasks(held_out_texts)],
-            only_heldout=only_heldout,
-        )
-        passes.find()
-        with ExitStack() as stack:
-            aside = stack.enter_context(building(output))  # left, and so published, after the held-out text
-            passes.write(aside, stack.enter_context(building(heldout)) if heldout else None)
-            report = {"settings": settings, "heldout_share": config.heldout_share, **collect(work)}
-            _write_report(report, aside, inputs)
-    remove(work)
-    print(f"{output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
-    if (heldout or only_heldout) and (said := few_held_out(report)):
-        print(f"{heldout or output}: {said}")
+    tasks, held_out_tasks = plan_tasks(files, config.txt_document), plan_tasks(held_out_texts)
+    identity = _identity([*tasks, *held_out_tasks], settings)
+    setup = place.setup(folder / identity, config)
+    if not setup.is_publishing:
+        place.refuse_existing()
+    if place.holds_out:
+        setup = replace(setup, config=replace(config, heldout_share=share_in_force(config, files)))
+    setup = replace(setup, held_out_texts=setup.work / HELD_OUT_TEXTS if held_out_texts else None, earlier=earlier)
+    try:
+        with naming(folder), _alone_in(folder, identity) if share is None else nullcontext():
+            named = run_passes(setup, plan_passes(setup, tasks, held_out_tasks), workers or Workers(), share)
+            if share:
+                print(_say_share(place.output, share, named))
+                return
+            report = _publish(setup, place, {"settings": settings, "heldout_share": setup.config.heldout_share}, inputs)
+    except OSError:
+        if not is_done(place.output, REPORT_FILE, settings, place.option):
+            raise
+        print(f"{place.output}: made by another job meanwhile, with the same settings")
+        return
+    remove(folder)
+    print(f"{place.output}: {describe_kept(report)}; dropped: {describe_drops(report)}")
+    if place.holds_out and (said := few_held_out(report)):
+        print(f"{place.heldout or place.output}: {said}")
 
 
-def _write_report(report: dict[str, Any], folder: Path, inputs: Sequence[str]) -> None:
-    """Write report.json and report.html. Raises InputError when nothing is left."""
-    if not report["kept"]:
-        fault = f"no document is left: {describe_drops(report)}" if report["dropped"] else none_held_out(report)
-        raise InputError(f"{', '.join(inputs)}: {fault}")
-    write_json(folder / REPORT_FILE, report)
-    write_report_page(report, folder / "report.html")
+@dataclass(frozen=True)
+class Places:
+    """Where to write what."""
 
+    output: Path
+    heldout: Path | None
+    signatures: Path | None
+    only_heldout: bool
 
-def _outputs(output: Path | None, heldout: Path | None) -> tuple[Path, Path | None]:
-    """Return where to write, and the held-out share beside it: alone, it is what is written."""
-    if output is None:
+    @classmethod
+    def of(cls, output: Path | None, heldout: Path | None, signatures: Path | None) -> "Places":
+        """Return them; the held-out share alone is what is written without `output`."""
+        if output is not None:
+            return cls(output, heldout, signatures, False)
         if heldout is None:
             raise ConfigError("clean writes nothing: name --output, or --heldout alone for the held-out share")
-        return heldout, None
-    return output, heldout
+        return cls(heldout, None, signatures, True)
+
+    @property
+    def option(self) -> str:
+        """How `output` was given."""
+        return "--heldout" if self.only_heldout else "--output"
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some texts are held out."""
+        return self.only_heldout or self.heldout is not None
+
+    @property
+    def _beside(self) -> list[tuple[str, Path]]:
+        found = (("--heldout", self.heldout), ("--signatures", self.signatures))
+        return [(name, path) for name, path in found if path is not None]
+
+    def refuse_inside(self, inputs: Sequence[str]) -> None:
+        """Raise ConfigError where one of them would be read as input."""
+        refuse_inside(inputs, self.option, self.output)
+        for name, path in self._beside:
+            refuse_inside([*inputs, str(self.output)], name, path)
+
+    def refuse_existing(self) -> None:
+        """Raise ConfigError where something lies at one of them that no call of this kind has left."""
+        for name, path in self._beside:
+            if path.is_dir():
+                raise ConfigError(f"{name} {path}: exists, but {self.output} does not; remove it or name another")
+
+    def settings(self) -> dict[str, str]:
+        """Return what a report keeps of them."""
+        only = {"only": "held out"} if self.only_heldout else {}
+        return only | {name.removeprefix("--"): str(path) for name, path in self._beside}
+
+    def setup(self, work: Path, config: CleanConfig) -> Setup:
+        """Return what tasks are told: all is built aside, on the disk where it is to be."""
+        aside = {name: path.with_name(f".{path.name}.{work.name}.clean") for name, path in self._beside}
+        return Setup(
+            work=work,
+            config=config,
+            texts=work / "output",
+            heldout=aside.get("--heldout"),
+            signatures=aside.get("--signatures"),
+            only_heldout=self.only_heldout,
+        )
 
 
-def _import_datatrove() -> None:
-    """Import datatrove, its progress bars off. Raises ConfigError when it is not installed."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        import datatrove  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("clean needs datatrove; pip install 'cmbert[data]'") from error
+def _identity(tasks: Sequence[InputTask], settings: dict[str, Any]) -> str:
+    """Return the name of what this call makes, and of which code's passes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for task in tasks:
+        digest.update(task.identity({**settings, "passes": PASSES}).encode())
+    return digest.hexdigest()
 
 
-def _open_work_folder(work: Path, identities: list[str]) -> None:
-    """Go on in the work folder if it belongs to the same input and settings, else empty it."""
-    marker, identity = work / "identity", "\n".join(identities)
-    if not (marker.is_file() and marker.read_text(encoding="utf-8") == identity):
-        marker.unlink(missing_ok=True)  # first: a kill leaves nothing that still seems to belong to somebody
-        left = [path for path in work.iterdir() if not is_lease(path)]
+@contextmanager
+def _alone_in(folder: Path, identity: str) -> Iterator[None]:
+    """Hold the work folder's lease; remove what another input or configuration has left there."""
+    with alone_in(folder):
+        left = [path for path in folder.iterdir() if not is_lease(path) and path.name != identity]
         if left:
-            logger.info("%s: of another input or configuration: starting over", work)
+            logger.info("%s: of another input or configuration: starting over", folder)
         for path in left:
             remove(path)
-        marker.write_text(identity, encoding="utf-8")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # signatures of all tasks are merged at once
+        yield
 
 
-class Passes:
-    """The passes over one input. Folders: texts, exact*, near*, and the records of what was dropped and kept."""
+def _say_share(output: Path, share: Share, done: str | None) -> str:
+    """Return what to do when a job of an array is through."""
+    if done is None:
+        return f"{output}: all passes are complete; run it without --num-tasks and --task-index"
+    return (
+        f"{output}: {done}: share {share.number} of {share.num_jobs} is done; when all are, submit the same array "
+        "for the next pass (when none is left it says so)"
+    )
 
-    def __init__(
-        self,
-        work: Path,
-        ranges: Sequence[Sequence[ByteRange]],
-        config: CleanConfig,
-        num_workers: int,
-        *,
-        held_out_ranges: Sequence[Sequence[ByteRange]] = (),
-        only_heldout: bool = False,
+
+def _publish(setup: Setup, place: Places, about: dict[str, Any], inputs: Sequence[str]) -> dict[str, Any]:
+    """Write the report, rename all that was made, the output last. Raises InputError when nothing is left."""
+    report = {**about, **collect(setup)}
+    if not report["kept"]:
+        for folder in setup.folders():
+            remove(folder)
+        remove(setup.work)
+        fault = f"no document is left: {describe_drops(report)}" if report["dropped"] else none_held_out(report)
+        raise InputError(f"{', '.join(inputs)}: {fault}")
+    if setup.texts.exists():
+        write_json(setup.texts / REPORT_FILE, report)
+        write_report_page(report, setup.texts / "report.html")
+    if setup.signatures and setup.signatures.exists():
+        documents = sum(counts["documents"] for counts in report["kept"].values()) + report["held_out"]
+        seal_set(setup.signatures, setup.config.duplicates, documents)
+    write_text(setup.work / PUBLISHING, "")
+    for aside, final in (
+        (setup.heldout, place.heldout),
+        (setup.signatures, place.signatures),
+        (setup.texts, place.output),
     ):
-        self.work, self.ranges, self.config, self.num_workers = work, ranges, config, num_workers
-        self.held_out_ranges, self.only_heldout = held_out_ranges, only_heldout
-
-    def find(self) -> None:
-        """Do all passes that only say what is kept."""
-        from data_tools.clean.workers import start_server
-
-        start_server(min(self.num_workers, len(self.ranges)))
-        if self.held_out_ranges:
-            self.learn_held_out()
-        self.filter()
-        if self.config.duplicates.exact:
-            self.find_equal()
-        if self.config.duplicates.near:
-            self.find_similar()
-
-    def learn_held_out(self) -> None:
-        """Texts that nothing may be trained on -> what others are looked up in."""
-        from data_tools.clean.heldout import JoinSketches, KeepSketches
-        from data_tools.clean.steps import Read
-
-        folder = self.work / "held_out_texts"
-        folder.mkdir(exist_ok=True)
-        steps = [Read(self.held_out_ranges, has_options=False), KeepSketches(folder)]
-        self._run("sketch held-out text", steps, tasks=len(self.held_out_ranges))
-        self._run("join sketches", [JoinSketches(folder)], tasks=1)
-
-    def filter(self) -> None:
-        """Input -> normalised texts that are worth keeping."""
-        from data_tools.clean.heldout import NotHeldOut, OnlyHeldOut
-        from data_tools.clean.steps import (
-            WORK_LEVEL,
-            ChineseQuality,
-            Decodable,
-            DropRecorder,
-            HashTexts,
-            Normalize,
-            Read,
-            WriteTexts,
-        )
-
-        config, work = self.config, self.work
-        for folder in ("texts", "skipped", "removed", "dropped_undecodable", "dropped_quality", "dropped_held_out"):
-            (work / folder).mkdir(exist_ok=True)
-        self._run(
-            "filter",
-            [
-                Read(self.ranges, config.reading(), config.source, work / "skipped"),
-                *([OnlyHeldOut(config.heldout_share)] if self.only_heldout else []),
-                Decodable(config, DropRecorder(work / "dropped_undecodable")),
-                Normalize(config.normalize, work / "removed"),
-                ChineseQuality(config.quality, DropRecorder(work / "dropped_quality")),
-                *(
-                    [NotHeldOut(work / "held_out_texts", DropRecorder(work / "dropped_held_out"))]
-                    if self.held_out_ranges
-                    else []
-                ),
-                *([HashTexts(str(work / "exact_signatures"), self._equality())] if config.duplicates.exact else []),
-                WriteTexts(work / "texts", WORK_LEVEL),
-            ],
-        )
-
-    def find_equal(self) -> None:
-        """Texts -> which of them are equal to another."""
-        from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
-
-        finder = ExactFindDedups(
-            str(self.work / "exact_signatures"),
-            str(self.work / "exact"),
-            self._equality(),
-            lines_to_buffer=SIGNATURES_READ,
-        )
-        self._run("compare hashes", [finder], tasks=1)
-
-    def find_similar(self) -> None:
-        """Texts without equal ones -> which of them are nearly equal to another."""
-        from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
-
-        from data_tools.clean.similar import ShingleSignature, minhash_config
-
-        config = minhash_config(self.config.duplicates)
-        signatures, pairs = str(self.work / "near_signatures"), str(self.work / "near_pairs")
-        self._run("sign", [*self._without_equal(None), ShingleSignature(signatures, self.config.duplicates)])
-        buckets = MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=SIGNATURES_READ)
-        self._run("compare signatures", [buckets], tasks=config.num_buckets)
-        how: dict[str, Any] = {"config": config, "save_cluster_id": True, "lines_to_buffer": SIGNATURES_READ}
-        self._run("cluster", [MinhashDedupCluster(pairs, str(self.work / "near"), **how)], tasks=1)
-
-    def write(self, output: Path, heldout: Path | None) -> None:
-        """Texts -> those that stay, a share of them in `heldout`."""
-        from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
-        from datatrove.pipeline.writers.jsonl import JsonlWriter
-
-        from data_tools.clean.heldout import SetAside
-        from data_tools.clean.similar import write_twins
-        from data_tools.clean.steps import OUTPUT_LEVEL, CountKept, DropRecorder, WriteTexts, as_record
-
-        for folder in ("dropped_exact", "dropped_near", "kept", "held_out"):
-            (self.work / folder).mkdir(exist_ok=True)
-        shutil.rmtree(self.work / "log write", ignore_errors=True)  # the output folder is a new one in every call
-        steps = self._without_equal(DropRecorder(self.work / "dropped_exact", "exact_duplicate"))
-        if self.config.duplicates.near:
-            dropped = DropRecorder(self.work / "dropped_near", "near_duplicate")
-            near = str(self.work / "near")
-            steps.append(MinhashDedupFilter(near, dropped, load_cluster_ids=True, lines_to_buffer=SIGNATURES_READ))
-        if heldout:
-            writer = JsonlWriter(str(heldout), TEXTS, compression="zstd", adapter=as_record)
-            steps.append(SetAside(writer, self.config.heldout_share, self.work / "held_out"))
-        self._run("write", [*steps, CountKept(self.work / "kept"), WriteTexts(output, OUTPUT_LEVEL)])
-        if self.config.duplicates.near:
-            write_twins(self.work, lambda: self._without_equal(None), self.config.duplicates)
-
-    def _equality(self) -> Any:
-        from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
-
-        from data_tools.clean.steps import HASHES, text_of
-
-        return ExactDedupConfig(content_getter=text_of, hash_config=HASHES)
-
-    def _without_equal(self, dropped: Any) -> list["PipelineStep"]:
-        from datatrove.pipeline.dedup.exact_dedup import ExactDedupFilter
-
-        from data_tools.clean.steps import Reread
-
-        steps: list[PipelineStep] = [Reread(self.work / "texts")]
-        if self.config.duplicates.exact:
-            steps.append(ExactDedupFilter(str(self.work / "exact"), self._equality(), dropped))
-        return steps
-
-    def _run(self, name: str, steps: list["PipelineStep"], tasks: int | None = None) -> None:
-        """Run one pass on all tasks that are not complete."""
-        from data_tools.clean.workers import QuietExecutor, start_server, watching
-
-        tasks = tasks or len(self.ranges)
-        log = self.work / f"log {name}"
-        workers = min(self.num_workers, tasks)
-        start_server(workers)
-        with naming(self.work), watching(name, log / "completions", tasks):
-            QuietExecutor(steps, tasks=tasks, workers=workers, logging_dir=str(log)).run()
+        if aside and final and aside.exists():
+            for left in aside.glob(".*"):  # of tasks that were killed
+                remove(left)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            publish_directory(aside, final)
+    return report

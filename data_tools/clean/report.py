@@ -1,17 +1,13 @@
 """What became of the documents of `clean`: kept and dropped by source and reason, with samples."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from cmbert.html.page import bars, quotes, section, table, write_page
-from data_tools.clean.config import SAMPLES
 from data_tools.clean.text.quality import LIMITS
 
-TWINS_FILE = "twins.json"
 SHARES = {  # what is measured, as a share of the text
     "undecodable": "characters that stand for none",
     "mojibake": "characters as in another encoding",
@@ -23,67 +19,6 @@ SHARES = {  # what is measured, as a share of the text
     "repetitive": "in runs of 10 characters that stood there before",
     "one_phrase": "in its commonest run of 4 characters",
 }
-
-
-def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of all tasks under `folder`, in order."""
-    for path in sorted(folder.glob("*.json")):
-        yield json.loads(path.read_text(encoding="utf-8"))
-
-
-def collect(work: Path) -> dict[str, Any]:
-    """Return what was kept, dropped by source and reason and removed from texts, with samples, and skipped."""
-    kept: dict[str, Counter[str]] = {}
-    for record in read_records(work / "kept"):
-        for source, counts in record.items():
-            kept.setdefault(source, Counter()).update(counts)
-    dropped: dict[str, Counter[str]] = {}
-    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for folder in ("dropped_undecodable", "dropped_quality", "dropped_held_out", "dropped_exact", "dropped_near"):
-        counts, found = read_dropped(work / folder)
-        for source, own in counts.items():
-            dropped.setdefault(source, Counter()).update(own)
-            samples.setdefault(source, {}).update(found[source])
-    twins = json.loads((work / TWINS_FILE).read_text(encoding="utf-8")) if (work / TWINS_FILE).exists() else {}
-    for source, kept_instead in twins.items():
-        for sample, twin in zip(samples[source]["near_duplicate"], kept_instead, strict=True):
-            sample["twin"] = twin
-            del sample["cluster"], sample["whole"]
-    skipped: Counter[str] = Counter()
-    for record in read_records(work / "skipped"):
-        skipped.update(record)
-    held_out = sum(map(Counter, read_records(work / "held_out")), Counter[str]())
-    found_all = {"kept": kept, "held_out": held_out.total(), "held_out_by_source": held_out, "dropped": dropped}
-    return {**found_all, "skipped_lines": skipped, "samples": samples, "removed": collect_removed(work / "removed")}
-
-
-def read_dropped(folder: Path) -> tuple[dict[str, Counter[str]], dict[str, dict[str, list[dict[str, Any]]]]]:
-    """Return how many texts a filter dropped, by source and reason, and the first samples."""
-    counts: dict[str, Counter[str]] = {}
-    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for record in read_records(folder):
-        for source, own in record["counts"].items():
-            counts.setdefault(source, Counter()).update(own)
-            for reason, texts in record["samples"][source].items():
-                found = samples.setdefault(source, {}).setdefault(reason, [])
-                found.extend(texts[: SAMPLES - len(found)])
-    return counts, samples
-
-
-def collect_removed(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what was taken out of the texts: by source, pieces and characters of each kind, and samples of markup."""
-    removed: dict[str, dict[str, Any]] = {}
-    for record in read_records(folder):
-        for source, found in record.items():
-            if not found["pieces"]:
-                continue
-            total = removed.setdefault(source, {"pieces": Counter(), "characters": Counter(), "samples": {}})
-            for count in ("pieces", "characters"):
-                total[count].update(found[count])
-            for kind, texts in found["samples"].items():
-                samples = total["samples"].setdefault(kind, [])
-                samples.extend(texts[: SAMPLES - len(samples)])
-    return removed
 
 
 def describe_kept(report: dict[str, Any]) -> str:
@@ -152,7 +87,9 @@ def limits(settings: dict[str, Any]) -> list[list[str]]:
     size, bands, hashes = (duplicates[key] for key in ("shingle_characters", "num_buckets", "hashes_per_bucket"))
     alike = f"with {100 * bands ** (-1 / hashes):.0f} % or so of its runs of {size} characters in another text"
     rows.append(["exact duplicate", "equal to one before it" if duplicates["exact"] else "off", "duplicates.exact"])
-    return [*rows, ["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"]]
+    rows.append(["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"])
+    before = [["earlier duplicate", "equal or nearly equal to one kept before (--against signatures)", ""]]
+    return [*rows, *(before if "earlier" in settings else [])]
 
 
 def limit(reason: str, quality: dict[str, Any]) -> str:

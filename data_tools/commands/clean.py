@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmbert.cli_values import new_folder
-from data_tools.commands.shared import add_input, add_text_options, add_workers, text_options
+from data_tools.commands.shared import add_input, add_processes, add_text_options, share_of, text_options, workers_of
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,10 +30,17 @@ def add(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         default=(),
         metavar="PATH",
-        help="drop what equals or nearly equals these texts, held out of any corpus (default: none)",
+        help="drop what equals or nearly equals these texts, held out of any corpus, or what these --signatures of "
+        "earlier cleanings are of (default: none)",
+    )
+    clean.add_argument(
+        "--signatures",
+        type=new_folder,
+        metavar="DIR",
+        help="keep there what tells duplicates of what stays, for a later --against (default: not kept)",
     )
     add_text_options(clean, configured=True)
-    add_workers(clean)
+    add_processes(clean)
     clean.set_defaults(command=run)
 
 
@@ -43,12 +50,18 @@ def run(options: argparse.Namespace) -> int:
     from data_tools.clean.config import load_clean_config
 
     config = replace(load_clean_config(options.config), **text_options(options))
-    clean(
-        options.inputs,
-        options.output,
-        config=config,
-        num_workers=options.workers,
-        heldout=options.heldout,
-        against=options.against,
-    )
+    share = share_of(options)
+    with workers_of(options) as workers:
+        if workers is None:
+            return 0  # an MPI rank that has served
+        clean(
+            options.inputs,
+            options.output,
+            config=config,
+            workers=workers,
+            share=share,
+            heldout=options.heldout,
+            against=options.against,
+            signatures=options.signatures,
+        )
     return 0

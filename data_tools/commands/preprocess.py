@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 
 from cmbert.cli_values import positive
-from cmbert.errors import ConfigError
 from data_tools.commands.shared import (
     add_input,
     add_output,
+    add_processes,
     add_text_options,
-    add_workers,
+    share_of,
     text_options,
+    workers_of,
 )
 from data_tools.defaults import SHARD_TOKENS
 
@@ -25,18 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_input(preprocess)
     preprocess.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="folder with tokenizer.json")
     add_output(preprocess, "shard set to make")
-    who = preprocess.add_mutually_exclusive_group()
-    add_workers(who)
-    who.add_argument("--mpi", action="store_true", help="started by mpiexec or srun: rank 0 deals tasks to the others")
-    preprocess.add_argument(
-        "--num-tasks", type=positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
-    )
-    preprocess.add_argument(
-        "--task-index",
-        type=int,
-        metavar="I",
-        help="do share I of N, from 0; when all are done, the command without these two options joins them",
-    )
+    add_processes(preprocess)
     preprocess.add_argument(
         "--segmenter",
         choices=["auto", "jieba", "rjieba"],
@@ -56,12 +46,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the shard set, or this job's part of it."""
-    from data_tools.preprocessing.preprocess import Share, preprocess
-    from data_tools.runner import local_workers, mpi_workers
+    from data_tools.preprocessing.preprocess import preprocess
 
-    if (options.num_tasks is None) != (options.task_index is None):
-        raise ConfigError("--num-tasks and --task-index: give both (a job of an array) or none")
-    with mpi_workers() if options.mpi else local_workers(options.workers) as workers:
+    share = share_of(options)
+    with workers_of(options) as workers:
         if workers is None:
             return 0  # an MPI rank that has served
         preprocess(
@@ -72,6 +60,6 @@ def run(options: argparse.Namespace) -> int:
             **text_options(options),
             shard_tokens=options.shard_tokens,
             workers=workers,
-            share=None if options.num_tasks is None else Share(options.task_index, options.num_tasks),
+            share=share,
         )
     return 0

@@ -2,11 +2,15 @@
 
 import argparse
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmbert.cli_values import new_folder, positive
 from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
+
+if TYPE_CHECKING:
+    from data_tools.runner import Share, Workers
 
 INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs"
 
@@ -27,6 +31,36 @@ def add_workers(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--workers", type=positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
     )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add who does the tasks: processes here, MPI ranks, jobs of an array."""
+    who = parser.add_mutually_exclusive_group()
+    add_workers(who)
+    who.add_argument("--mpi", action="store_true", help="started by mpiexec or srun: rank 0 deals tasks to the others")
+    parser.add_argument(
+        "--num-tasks", type=positive, metavar="N", help="size of a job array (with --task-index; default: no array)"
+    )
+    parser.add_argument(
+        "--task-index",
+        type=int,
+        metavar="I",
+        help="do share I of N, from 0; when all are done, the command without these two options joins them",
+    )
+
+
+def workers_of(options: argparse.Namespace) -> "AbstractContextManager[Workers | None]":
+    """Return who does the tasks; None on an MPI rank that has served."""
+    from data_tools.runner import local_workers, mpi_workers
+
+    return mpi_workers() if options.mpi else local_workers(options.workers)
+
+
+def share_of(options: argparse.Namespace) -> "Share | None":
+    """Return the share of an array's job. Raises ConfigError."""
+    from data_tools.runner import Share
+
+    return Share.of(options.task_index, options.num_tasks)
 
 
 def add_optional_tokenizer(parser: argparse.ArgumentParser, text: str) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cmbert.data.shards.layout import token_dtype
 from cmbert.data.shards.manifest import MANIFEST_FILE, write_manifest
@@ -38,7 +38,8 @@ from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
 from data_tools.preprocessing.description import Made, describe, say_done
-from data_tools.runner import Workers
+from data_tools.runner import Share, Workers
+from data_tools.storage.files import InputFile
 
 PART_SHARD = "part"  # name of the one shard of a part
 MADE_OF = "documents_blake2b"  # in a part's manifest
@@ -56,13 +57,6 @@ class Work:
     """How its text is read, as DocumentReader takes it."""
     former: Path | None = None
     """A part of the same byte ranges, made when a file had another content or time."""
-
-
-class Share(NamedTuple):
-    """The tasks of one job of an array: job `number`, from 0, of `num_jobs`."""
-
-    number: int
-    num_jobs: int
 
 
 def preprocess(
@@ -83,8 +77,6 @@ def preprocess(
     Raises InputError for unusable text, ConfigError for a wrong tokenizer or an output made with other settings,
     ShardError for a damaged part.
     """
-    if share and not 0 <= share.number < share.num_jobs:
-        raise ConfigError(f"--task-index {share.number}: --num-tasks {share.num_jobs} allows 0 to {share.num_jobs - 1}")
     workers = workers or Workers()
     files = announced_files(inputs, txt_document)
     tokenizer = load_tokenizer(tokenizer_directory)
@@ -127,7 +119,7 @@ def preprocess(
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
 
 
-def part_name(task: InputTask, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
+def part_name(task: InputTask, settings: dict[str, Any], described: dict[InputFile, dict[str, Any]]) -> str:
     """Return the name of a task's part, STEM.MARK: the mark is another one when one of its own files is."""
     inputs = [described[span.path] for span in task.ranges]
     return f"{task.identity(settings)}.{task.identity({**settings, 'inputs': inputs})}"

@@ -48,8 +48,6 @@ READING = ("sample", "clean", "train-tokenizer", "extend-tokenizer", "preprocess
 def test_options_of_an_error_are_the_commands(
     command: str, corpus: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "clean":
-        pytest.importorskip("datatrove")
     given = command_line(command, corpus, tokenizer_directory, tmp_path / "out")
     assert main(given) == 2
     said = capsys.readouterr().err
@@ -73,7 +71,6 @@ def test_files_without_options_of_their_own(
     corpus: Path, tmp_path: Path, tokenizer_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """--against of clean and --input of verify are read as they are: no option of theirs is named."""
-    pytest.importorskip("datatrove")
     (tmp_path / "held.jsonl").write_text('{"content": "x"}\n')
     given = command_line("clean", corpus, tokenizer_directory, tmp_path / "out")
     assert main([*given, "--text-key", "body", "--against", str(tmp_path / "held.jsonl")]) == 2
@@ -83,7 +80,6 @@ def test_files_without_options_of_their_own(
 
 
 def test_clean_takes_the_option_before_the_configuration(corpus: Path, tmp_path: Path) -> None:
-    pytest.importorskip("datatrove")
     (tmp_path / "clean.toml").write_text('text_key = "content"\n[duplicates]\nnear = false\n')
     given = ["clean", "--workers", "1", "--config", str(tmp_path / "clean.toml"), "--input", str(corpus)]
     assert main([*given, "--output", str(tmp_path / "a")]) == 2
@@ -130,7 +126,6 @@ def test_the_largest_vocabulary_works(corpus: Path, tmp_path: Path, capsys: pyte
 def test_a_taken_held_out_folder_names_its_own_option(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("datatrove")
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "file").touch()
     assert main(["clean", "--input", str(corpus), "--text-key", "body", "--heldout", str(tmp_path / "held")]) == 2

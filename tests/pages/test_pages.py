@@ -86,7 +86,6 @@ def tokenizer_report(folder: Path) -> Path:
 
 def clean_report(folder: Path) -> Path:
     """`data_tools clean` of texts to keep, to hold out, to drop for several reasons, and of lines that are none."""
-    pytest.importorskip("datatrove")
     from data_tools.clean.clean import clean
     from data_tools.clean.config import CleanConfig
 

@@ -1,30 +1,21 @@
 """`clean`: one text of each group of duplicates stays, what is removed is counted, a killed run goes on."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 import data_tools.input.tasks
 from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files.operations import hash_file
+from data_tools.clean.clean import clean
 from data_tools.clean.config import CleanConfig, DuplicatesConfig
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.sample import sample
-
-pytest.importorskip("datatrove")
-
-from data_tools.clean.clean import _open_work_folder, clean
-from tests.data_tools.clean.texts import GOOD, LONG
-from tests.processes import is_alive
+from data_tools.runner import local_workers
+from tests.data_tools.clean.texts import GOOD
 
 
 @pytest.fixture
@@ -87,21 +78,6 @@ def test_duplicates_leave_one_of_each(corpus: Path, tmp_path: Path, capsys: pyte
         clean([str(corpus)], tmp_path / "clean", config=CleanConfig(source="x"))
 
 
-def test_a_work_folder_that_is_half_emptied_is_nobodys(tmp_path: Path) -> None:
-    """A kill there must not leave markers of tasks whose texts are gone."""
-    work = tmp_path / ".clean.clean"
-    work.mkdir()
-    _open_work_folder(work, ["ours"])
-    (work / "log").mkdir()
-    (work / "texts").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_tools.clean.clean.remove", Mock(side_effect=[None, KeyboardInterrupt]))
-        with pytest.raises(KeyboardInterrupt):
-            _open_work_folder(work, ["another"])
-    _open_work_folder(work, ["ours"])
-    assert [path.name for path in work.iterdir()] == ["identity"]
-
-
 def test_what_is_taken_out_of_texts_is_counted(write_lines: Callable, tmp_path: Path) -> None:
     script = "<script>" + "x" * 300 + "</script>"
     texts = [f"<p>{GOOD[0]}</p>{script}", f"{GOOD[1]}a@example.com\u200b", f"当 0<x 时，{GOOD[2]}f(x)>0 成立。"]
@@ -136,8 +112,9 @@ def test_workers_and_order_of_drops_change_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_tools.input.tasks, "SMALLEST_TASK_BYTES", 3_000)
-    for workers in (1, 2):
-        clean([str(corpus)], tmp_path / str(workers), config=CleanConfig(), num_workers=workers)
+    for count in (1, 2):
+        with local_workers(count) as workers:
+            clean([str(corpus)], tmp_path / str(count), config=CleanConfig(), workers=workers)
     one, two = ({path.name: hash_file(path) for path in (tmp_path / name).iterdir()} for name in "12")
     assert one == two
     assert len(one) > 5
@@ -212,62 +189,3 @@ def test_what_another_configuration_began_is_removed(
     assert caplog.text.count("of another input or configuration: starting over") == 1
     assert len(texts_of(tmp_path / "clean")) == 40
     assert not work.exists()
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_workers_end_with_their_parent(tmp_path: Path, write_lines: Callable) -> None:
-    """Else they would finish tasks, and mark them done, of the next call: its output would lack these texts."""
-    corpus = write_lines("corpus.jsonl", [{"text": f"{i}{LONG}" * 5} for i in range(300)])
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, sys, time\nimport data_tools.clean.steps, data_tools.input.tasks\n"
-        "data_tools.input.tasks.SMALLEST_TASK_BYTES = 300_000\n"
-        "def wait(*_):\n    open(f'{sys.argv[-1]}.{os.getpid()}', 'w').close()\n    time.sleep(600)\n"
-        "data_tools.clean.steps.drop_reason = wait\n"
-        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
-    )
-    output = tmp_path / "killed"
-    command = [sys.executable, str(program), "clean", "--input", str(corpus), "--workers", "2", "--output", str(output)]
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        wait_until(lambda: len(list(tmp_path.glob("killed.*"))) == 2)
-        workers = [int(path.suffix[1:]) for path in tmp_path.glob("killed.*")]
-        process.kill()
-        process.wait()
-        wait_until(lambda: not any(map(is_alive, workers)))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def test_killed_runs_go_on(tmp_path: Path, write_lines: Callable) -> None:
-    records = [{"text": f"{i}{LONG[i % 50 :]}{chr(0x4E00 + i % 8000) * 3}" * 3} for i in range(6_000)]
-    corpus = write_lines("corpus.jsonl", records)
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import data_tools.input.tasks, sys; data_tools.input.tasks.SMALLEST_TASK_BYTES = 500_000\n"
-        "from data_tools.cli import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
-    )
-    (tmp_path / "clean.toml").write_text("[quality]\nmax_repeated_share = 1.0\nmax_top_gram_share = 1.0\n")
-    options = ["--input", str(corpus), "--config", str(tmp_path / "clean.toml"), "--workers", "2", "--output"]
-    command = [sys.executable, str(program), "clean", *options]
-    for _ in range(2):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True)
-        markers, deadline = -1, time.monotonic() + 60
-        there = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
-        while markers < there + 3 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-            markers = len(list(tmp_path.glob(".killed.clean/log*/completions/*")))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (tmp_path / "killed").exists()
-    for name in ("killed", "unbroken"):
-        subprocess.run([*command, str(tmp_path / name)], check=True, stdout=subprocess.DEVNULL)
-    killed, unbroken = ({p.name: hash_file(p) for p in (tmp_path / name).iterdir()} for name in ("killed", "unbroken"))
-    assert killed == unbroken

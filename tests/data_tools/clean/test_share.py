@@ -47,7 +47,6 @@ def test_what_clean_says_of_few_documents(
     write_lines: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command, and its remedy: the share it names is enough."""
-    pytest.importorskip("datatrove")
     from data_tools.cli import main
 
     lines = [{"text": "".join(HANZI[(number >> shift) % 16] for shift in range(24))} for number in range(1_000)]

@@ -14,8 +14,9 @@ from cmbert.errors import ConfigError, ShardError
 from cmbert.tokenizer import load_tokenizer
 from data_tools.encoding.encode import DocumentEncoder, EncodedBatch
 from data_tools.input.document import Document
-from data_tools.preprocessing.preprocess import Share, preprocess
+from data_tools.preprocessing.preprocess import preprocess
 from data_tools.preprocessing.verify import find_faults
+from data_tools.runner import Share
 from tests.data_tools.preprocessing.shard_bytes import SENTENCE, hashes
 
 

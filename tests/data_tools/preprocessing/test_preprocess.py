@@ -20,9 +20,9 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.data.shards.writer import ShardWriter
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import load_tokenizer
-from data_tools.preprocessing.preprocess import Share, preprocess
+from data_tools.preprocessing.preprocess import preprocess
 from data_tools.preprocessing.verify import find_faults
-from data_tools.runner import local_workers
+from data_tools.runner import Share, local_workers
 from tests.data_tools.preprocessing.shard_bytes import SENTENCE, hashes
 
 SMALL_TASKS = "import data_tools.input.tasks, sys; data_tools.input.tasks.SMALLEST_TASK_BYTES = {size}\n"
@@ -56,7 +56,7 @@ def test_an_array_of_jobs(corpus: Path, tokenizer_directory: Path, tmp_path: Pat
     run("array")  # the last step also does what job 1 did not
     assert hashes(tmp_path / "array") == hashes(tmp_path / "alone")
     with pytest.raises(ConfigError, match="allows 0 to 2"):
-        run("another", Share(3, 3))
+        Share.of(3, 3)
 
 
 @pytest.mark.usefixtures("small_tasks")

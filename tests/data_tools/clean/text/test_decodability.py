@@ -122,7 +122,6 @@ def test_limits_are_knobs(tmp_path: Path) -> None:
 
 
 def test_they_are_dropped_before_normalisation(write_lines: Callable, tmp_path: Path) -> None:
-    pytest.importorskip("datatrove")
     from data_tools.clean.clean import clean
 
     torn = "".join(f"{GOOD[i * 5 : i * 5 + 5]}\ufffd" for i in range(9))
