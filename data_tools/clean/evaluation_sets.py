@@ -45,14 +45,16 @@ class EvaluationItem(NamedTuple):
 class EvaluationSets(NamedTuple):
     """The sets that a command names."""
 
+    paths: Sequence[str] = ()
     names: Sequence[str] = ()
+    """What they are called, in the order of the paths."""
     files: Sequence[EvaluationFile] = ()
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> "EvaluationSets":
         """Return them. Raises InputError for a path that leads to no file, ConfigError for too many."""
         files = [EvaluationFile(number, path) for number, name in enumerate(paths) for path in _files_of(name)]
-        return cls(_set_names(paths), files)
+        return cls(paths, _set_names(paths), files)
 
     def settings(self) -> dict[str, Any]:
         """Return what a report keeps of them."""
@@ -107,9 +109,9 @@ def join_evaluation_sets(join: Join) -> dict[str, Any]:
     for file, array in arrays.items():
         save_array(folder / file, array)
     write_json(folder / NAMES_FILE, list(names))
-    for name, count in zip(names, counts, strict=True):
+    for path, count in zip(join.sets.paths, counts, strict=True):
         if not count:
-            raise InputError(f"--decontaminate {name}: no text of {RUN_UNITS} Hanzi or words or more; name its texts")
+            raise InputError(f"--decontaminate {path}: no text of {RUN_UNITS} Hanzi or words or more; name its texts")
     return {"texts": dict(zip(names, counts, strict=True))}
 
 

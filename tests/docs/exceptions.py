@@ -61,7 +61,8 @@ NOT_RUN = (
 
 HOLD_OUT = "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --heldout text/heldout/{0}"
 CLEAN_AGAINST = (
-    "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} --against text/heldout"
+    "data_tools clean --input raw/{0} --config recipes/large/clean/{0}.toml --output text/{0} --against text/heldout "
+    "--decontaminate clue simclue"
 )
 SHARDS = "data_tools preprocess --input text/{0} --tokenizer runs/large/tokenizer --output runs/large/shards/{0}"
 DOMAIN = "data_tools preprocess --input {0}.jsonl --tokenizer runs/large/tokenizer --output runs/domains/{0}"
