@@ -22,7 +22,7 @@ EXTRA_OF = {  # what is imported without a word of its own when it is missing ->
     "onnx": "eval",
     "onnxruntime": "eval",
     "onnxscript": "eval",
-    "datatrove": "data",
+    "datatrove": "dev",
     "orjson": "data",
     "pyarrow": "data",
     "zstandard": "data",

@@ -27,7 +27,8 @@ from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.encoding.encoders import batch_encoder, normalize
 from data_tools.encoding.segment import segmenter
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.sample import sample
 from data_tools.preprocessing.preprocess import preprocess
 from data_tools.runner import local_workers

@@ -9,6 +9,7 @@ from typing import Any
 from cmbert.errors import ConfigError
 from cmbert.files.names import real
 from cmbert.files.operations import hash_file
+from data_tools.storage.files import InputFile, is_remote, size_of
 
 HASHED_BYTES = 2_000_000_000  # two or three seconds on one core
 
@@ -23,29 +24,31 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def describe_inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
+def describe_inputs(files: Sequence[InputFile]) -> list[dict[str, Any]]:
     """Return how a second run knows each input file again: name, size in bytes, hash of its content or time.
 
     Up to HASHED_BYTES in all it is the content: a copy and a `touch` are the same input, an edit never is. Terabytes
     cannot be read again at every start; there it is the time of the last change, in nanoseconds. Every edit sets that
     anew, also one that keeps the size, and hours lie between an input's last edit and an output's end: only a time set
     back by hand could hide an edit. A copy keeps its time by `cp -p` or `rsync -a`; without, it is another input: its
-    work is done again, which costs time and is never wrong.
+    work is done again, which costs time and is never wrong. Of a file in a store it is the store's version.
     """
-    stats = [path.stat() for path in files]
-    marks: list[dict[str, Any]]
-    if sum(stat.st_size for stat in stats) <= HASHED_BYTES:
-        marks = [{"blake2b": hash_file(path)} for path in files]
-    else:
-        marks = [{"modified_ns": stat.st_mtime_ns} for stat in stats]
+    sizes = [size_of(file) for file in files]
+    is_hashed = sum(size for file, size in zip(files, sizes, strict=True) if isinstance(file, Path)) <= HASHED_BYTES
     return [
-        {"name": path.name, "bytes": stat.st_size, **mark} for path, stat, mark in zip(files, stats, marks, strict=True)
+        {"name": file.name, "bytes": size, **_mark(file, is_hashed)} for file, size in zip(files, sizes, strict=True)
     ]
+
+
+def _mark(file: InputFile, is_hashed: bool) -> dict[str, Any]:
+    if not isinstance(file, Path):
+        return {"version": file.version}
+    return {"blake2b": hash_file(file)} if is_hashed else {"modified_ns": file.stat().st_mtime_ns}
 
 
 def refuse_inside(inputs: Sequence[str], option: str, output: Path) -> None:
     """Raise ConfigError when `output` lies in one of the folders `inputs`: its texts would be read as input, too."""
-    for folder in map(Path, inputs):
+    for folder in (Path(name) for name in inputs if not is_remote(name)):
         if real(folder) in real(output).parents:
             raise ConfigError(f"{option} {output}: lies inside {folder}, which is read as input; name another")
 

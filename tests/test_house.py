@@ -24,6 +24,7 @@ FLOORS = (  # bottom to top; a room imports only from floors below its own
     "cmbert.tokenizer",
     "cmbert.data.shards",
     "data_tools.defaults",
+    "data_tools.storage",
     "data_tools.outputs",
     "data_tools.runner",
     "data_tools.input",

@@ -26,10 +26,11 @@ from data_tools.clean.report import describe_drops, describe_kept, write_report_
 from data_tools.clean.setup import EVALUATION_TEXTS, HELD_OUT_TEXTS, PUBLISHING, Setup
 from data_tools.clean.share import few_held_out, none_held_out, share_in_force
 from data_tools.input.announcement import announced_files
-from data_tools.input.readers import input_files
+from data_tools.input.listing import input_files
 from data_tools.input.tasks import InputTask, plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.runner import Share, Workers
+from data_tools.storage.files import InputFile
 
 REPORT_FILE = "report.json"
 PASSES = 4  # of these passes: what another version has begun is no beginning
@@ -101,7 +102,7 @@ def clean(
 class Barred:
     """What no text that stays may equal, nearly equal or hold."""
 
-    held_out: list[Path]
+    held_out: list[InputFile]
     """Files of held-out texts."""
     earlier: tuple[Path, ...]
     """Signature files of what was cleaned before."""
@@ -117,8 +118,8 @@ class Barred:
 
     def settings(self) -> dict[str, Any]:
         """Return what a report keeps of it."""
-        files = [*self.held_out, *self.earlier]
-        return ({"against": describe_inputs(files)} if files else {}) | self.evaluation.settings()
+        others = {"against": self.held_out, "earlier": self.earlier}
+        return {name: describe_inputs(files) for name, files in others.items() if files} | self.evaluation.settings()
 
     def add_to(self, setup: Setup) -> Setup:
         """Return what tasks are told, with where they find it."""

@@ -17,9 +17,11 @@ from data_tools.clean.duplicates.signatures import save_array
 from data_tools.clean.setup import Setup
 from data_tools.clean.text.contamination import NAMES_FILE, RUN_UNITS, index_of, runs_of
 from data_tools.clean.text.letters import CANONICAL
-from data_tools.input.readers import CONVERT, PARQUET_BATCH_ROWS, input_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import CONVERT, PARQUET_BATCH_ROWS
 from data_tools.input.streams import damages, kind_of, open_parquet, reading_parquet, text_stream
 from data_tools.outputs import describe_inputs
+from data_tools.storage.files import InputFile, open_input
 
 MOST_SETS = 1 << 16
 
@@ -29,7 +31,7 @@ class EvaluationFile(NamedTuple):
 
     number: int
     """Of the set, among those that the command names."""
-    path: Path
+    path: InputFile
 
 
 class EvaluationItem(NamedTuple):
@@ -76,7 +78,7 @@ def _set_names(paths: Sequence[str]) -> list[str]:
     return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
 
 
-def _files_of(name: str) -> list[Path]:
+def _files_of(name: str) -> list[InputFile]:
     """Return the files of a set, in order; in folders all files of our kinds: .json of lines, too."""
     if not os.path.isdir(name):
         return input_files([name])
@@ -126,15 +128,15 @@ def _runs_of_files(join: Join) -> Iterator[tuple[int, np.ndarray]]:
         yield from ((file.number, own) for own in np.split(runs, bounds[1:-1]) if len(own))
 
 
-def texts_in(path: Path) -> Iterator[str]:
+def texts_in(path: InputFile) -> Iterator[str]:
     """Yield every text of a file, under any key or column, however deep. Raises InputError naming file and line."""
     kind = kind_of(path)
-    with open(path, "rb") as raw:
+    with open_input(path) as raw:
         if kind == "parquet":
             yield from _parquet_texts(path, raw)
             return
         try:
-            with doing("read", path):
+            with doing("read", str(path)):
                 if kind == "csv":
                     yield from _csv_texts(path, text_stream(path, raw))
                 elif kind in ("json", "jsonl"):
@@ -158,7 +160,7 @@ def strings(value: Any) -> Iterator[str]:
             waiting += reversed(found.values() if isinstance(found, dict) else found)
 
 
-def _lines(path: Path, stream: Any) -> Iterator[tuple[int, str]]:
+def _lines(path: InputFile, stream: Any) -> Iterator[tuple[int, str]]:
     """Yield number and text of the lines that are not blank."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
@@ -173,7 +175,7 @@ def _lines(path: Path, stream: Any) -> Iterator[tuple[int, str]]:
             yield number, text.rstrip("\r\n")
 
 
-def _json_values(path: Path, stream: Any) -> Iterator[Any]:
+def _json_values(path: InputFile, stream: Any) -> Iterator[Any]:
     """Yield the values of JSON lines, or the one that is the whole file."""
     lines = list[str]()
     for number, line in _lines(path, stream):
@@ -192,7 +194,7 @@ def _json_values(path: Path, stream: Any) -> Iterator[Any]:
             raise InputError(f"{path}: neither one JSON value nor JSON lines ({error})") from error
 
 
-def _csv_texts(path: Path, stream: Any) -> Iterator[str]:
+def _csv_texts(path: InputFile, stream: Any) -> Iterator[str]:
     rows = csv.reader((f"{line}\n" for _, line in _lines(path, stream)), strict=True)
     csv.field_size_limit(MAX_LINE_BYTES)
     try:
@@ -202,7 +204,7 @@ def _csv_texts(path: Path, stream: Any) -> Iterator[str]:
         raise InputError(f"{path}:{rows.line_num}: not a row of csv ({error})") from error
 
 
-def _parquet_texts(path: Path, raw: Any) -> Iterator[str]:
+def _parquet_texts(path: InputFile, raw: Any) -> Iterator[str]:
     with reading_parquet(path):
         for batch in open_parquet(path, raw).iter_batches(PARQUET_BATCH_ROWS):
             for column in batch.columns:

@@ -100,7 +100,9 @@ def limits(settings: dict[str, Any]) -> list[list[str]]:
     size, bands, hashes = (duplicates[key] for key in ("shingle_characters", "num_buckets", "hashes_per_bucket"))
     alike = f"with {100 * bands ** (-1 / hashes):.0f} % or so of its runs of {size} characters in another text"
     rows.append(["exact duplicate", "equal to one before it" if duplicates["exact"] else "off", "duplicates.exact"])
-    return [*rows, ["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"]]
+    rows.append(["near duplicate", alike if duplicates["near"] else "off", "duplicates.near"])
+    before = [["earlier duplicate", "equal or nearly equal to one kept before (--against signatures)", ""]]
+    return [*rows, *(before if "earlier" in settings else [])]
 
 
 def rule_limit(rule: dict[str, Any]) -> str:

@@ -1,19 +1,19 @@
 """How much is held out: the share that a configuration states, or enough documents to compare models by."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from data_tools.clean.config import LEAST_SHARE, MOST_SHARE, WANTED_HELD_OUT, CleanConfig
 from data_tools.defaults import FEWEST_HELD_OUT
 from data_tools.input.readers import DocumentReader
 from data_tools.input.tasks import plan_tasks
+from data_tools.storage.files import InputFile
 
 LOOKED_AT_BYTES = 64_000_000  # of input that are read to estimate its documents; a second
 SPARE = 1.2  # times what is needed: some of what is held out goes as duplicates or by the rules
 
 
-def share_in_force(config: CleanConfig, files: Sequence[Path]) -> float:
+def share_in_force(config: CleanConfig, files: Sequence[InputFile]) -> float:
     """Return the share that is stated, or by rule from about how many documents `files` hold. Raises InputError."""
     if config.heldout_share:
         return config.heldout_share
@@ -21,7 +21,7 @@ def share_in_force(config: CleanConfig, files: Sequence[Path]) -> float:
     return min(MOST_SHARE, max(LEAST_SHARE, WANTED_HELD_OUT / documents))
 
 
-def documents_about(config: CleanConfig, files: Sequence[Path]) -> int:
+def documents_about(config: CleanConfig, files: Sequence[InputFile]) -> int:
     """Return how many documents `files` hold: counted, or estimated from evenly spread tasks where they are large."""
     tasks = plan_tasks(files, config.txt_document)
     looked_at = tasks[:: max(1, sum(task.num_bytes for task in tasks) // LOOKED_AT_BYTES)]

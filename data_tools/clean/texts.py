@@ -16,7 +16,7 @@ from data_tools.input.document import Document
 TEXT_FILE = "{:05d}.jsonl.zst"  # of a task
 TABLE_FILE = "{:05d}.npy"
 WORK_LEVEL = 1  # zstd, of texts that are read again and removed: a quarter of the time of OUTPUT_LEVEL
-OUTPUT_LEVEL = 10  # zstd
+OUTPUT_LEVEL = 6  # zstd: level 10 takes two and a half times as long for 9 % less
 ROW = np.dtype([("source", "<u4"), ("held_out", "?"), ("characters", "<u4"), ("bytes", "<u4")])
 WRITTEN_BYTES = 1 << 20  # at a time
 

@@ -3,11 +3,12 @@
 import itertools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_tools.defaults import TXT_DOCUMENTS
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.streams import kind_of, text_stream
+from data_tools.storage.files import InputFile, open_input
 
 LOOKED_AT = 1_000  # documents; some milliseconds
 HEAD_BYTES = 1 << 16  # of the first file, to look for blank lines in
@@ -15,7 +16,7 @@ BLANK_SHARE = 0.1  # of the lines; ours: fewer are slips
 MEANINGS = {"line": "a line", "block": "what lies between blank lines", "file": "the whole file"}
 
 
-def announced_files(inputs: Sequence[str], txt_document: str = TXT_DOCUMENTS[0]) -> list[Path]:
+def announced_files(inputs: Sequence[str], txt_document: str = TXT_DOCUMENTS[0]) -> list[InputFile]:
     """Return what `input_files` does; if there is .txt, print how it is read."""
     files = input_files(inputs)
     if said := describe_txt(files, txt_document):
@@ -23,7 +24,7 @@ def announced_files(inputs: Sequence[str], txt_document: str = TXT_DOCUMENTS[0])
     return files
 
 
-def describe_txt(files: Sequence[Path], txt_document: str = TXT_DOCUMENTS[0]) -> str:
+def describe_txt(files: Sequence[InputFile], txt_document: str = TXT_DOCUMENTS[0]) -> str:
     """Return how the .txt files among `files` are read, "" without any. Raises InputError for a damaged one."""
     texts = [path for path in files if kind_of(path) == "txt"]
     if not texts:
@@ -37,7 +38,7 @@ def describe_txt(files: Sequence[Path], txt_document: str = TXT_DOCUMENTS[0]) ->
     return f"{len(texts):,} .txt files: a document is {MEANINGS[txt_document]}; {first}{hint}"
 
 
-def _blank_share(path: Path) -> float:
-    with open(path, "rb") as raw:
+def _blank_share(path: InputFile) -> float:
+    with open_input(path, until=0) as raw:
         lines = text_stream(path, raw).read(HEAD_BYTES).rstrip().split(b"\n")
     return sum(not line.strip() for line in lines) / len(lines)

@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from cmbert.errors import InputError
 from cmbert.files.reading import BOM, MAX_LINE_BYTES
 from data_tools.input.records import BadRecordError, Record
 from data_tools.input.streams import READ_BYTES, check_magic, damages, text_stream
+from data_tools.storage.files import InputFile, open_input
 
 STRUCTURE = re.compile(rb'["\[\]{},]')
 WITHIN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
-def begins_array(path: Path, raw: BinaryIO) -> bool:
+def begins_array(path: InputFile, raw: BinaryIO) -> bool:
     """Return whether a .json file holds an array; `raw` is at its beginning before and after.
 
     Raises InputError for a file of another kind.
@@ -25,9 +25,9 @@ def begins_array(path: Path, raw: BinaryIO) -> bool:
     return head.removeprefix(BOM).lstrip().startswith(b"[")
 
 
-def may_be_array(path: Path) -> bool:
+def may_be_array(path: InputFile) -> bool:
     """Return whether a .json file begins as an array, or is damaged: who reads it says so."""
-    with open(path, "rb") as raw:
+    with open_input(path, until=0) as raw:
         try:
             return begins_array(path, raw)
         except InputError:
@@ -36,7 +36,7 @@ def may_be_array(path: Path) -> bool:
             return True
 
 
-def array_records(path: Path, stream: BinaryIO) -> Iterator[Record]:
+def array_records(path: InputFile, stream: BinaryIO) -> Iterator[Record]:
     """Yield the elements of the array that a file holds, one of more than MAX_LINE_BYTES as what is wrong with it.
 
     In memory is one element at a time. Raises InputError when the array does not end, or the file does not end with it.
@@ -46,7 +46,7 @@ def array_records(path: Path, stream: BinaryIO) -> Iterator[Record]:
         yield Record(index, too_long if element is None else element, index + 1)
 
 
-def _elements(path: Path, stream: BinaryIO) -> Iterator[bytes | None]:
+def _elements(path: InputFile, stream: BinaryIO) -> Iterator[bytes | None]:
     """Yield the bytes of every element; None for one of more than MAX_LINE_BYTES."""
     buffer = bytearray(stream.read(READ_BYTES).removeprefix(BOM))
     begin = position = depth = count = 0  # position: what is before it has been looked at
@@ -87,7 +87,7 @@ def _elements(path: Path, stream: BinaryIO) -> Iterator[bytes | None]:
         buffer += block
 
 
-def _only_blanks(path: Path, rest: bytes | bytearray, stream: BinaryIO) -> None:
+def _only_blanks(path: InputFile, rest: bytes | bytearray, stream: BinaryIO) -> None:
     while not rest.strip():
         if not (rest := stream.read(READ_BYTES)):
             return

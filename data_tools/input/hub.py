@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cmbert.errors import CmbertError, ConfigError, InputError, TransientError, advice, first_line, may_pass
+from cmbert.errors import CmbertError, ConfigError, InputError, TransientError, advice, first_line
 from data_tools.input.document import Document
 from data_tools.input.readers import PARQUET_BATCH_ROWS
 from data_tools.input.records import BadRecordError, document_of
-
-NETWORK = {"aiohttp", "http", "httpcore", "httpx", "httpx2", "requests", "urllib3"}  # whose errors are the network's
-PASSING_STATUS = {408, 425, 429, *range(500, 600)}  # of HTTP: too slow, too often, the server's own fault
+from data_tools.storage.network import is_network
 
 
 def hub_documents(name: str, text_key: str, on_bad_line: str, skipped: Counter[str]) -> Iterator[Document]:
@@ -75,19 +73,8 @@ def _reading(
         raise
     except Exception as error:
         said = first_line(error) or type(error).__name__
-        if _is_network(error):
+        if is_network(error):
             raise TransientError(f"hf:{name}: {said}; {advice(passing=True)}") from error
         if isinstance(error, OSError) and error.errno is not None and error.strerror and kind is InputError:
             raise  # the disk's: it has a line of its own
         raise kind(text.format(name=name, said=said)) from error
-
-
-def _is_network(error: Exception) -> bool:
-    """Return whether the same may work in a minute."""
-    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-    if isinstance(status, int):
-        return status in PASSING_STATUS
-    if "Offline" in str(error):  # HF_HUB_OFFLINE is set: a user's wish
-        return False
-    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return may_pass(error) or isinstance(error, ConnectionError | TimeoutError) or bool(modules & NETWORK)

@@ -1,15 +1,15 @@
 """Documents of .txt that are more than a line: blocks between blank lines, or whole files."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from cmbert.files.reading import BOM, MAX_LINE_BYTES
 from data_tools.input.records import Record
 from data_tools.input.streams import check_magic
+from data_tools.storage.files import InputFile
 
 
-def txt_documents(path: Path, stream: BinaryIO, document: str) -> Iterator[Record]:
+def txt_documents(path: InputFile, stream: BinaryIO, document: str) -> Iterator[Record]:
     """Yield what lies between blank lines (document "block"), or everything ("file"), without lines that are blank.
 
     Of a document of more than MAX_LINE_BYTES one byte more than these is given.

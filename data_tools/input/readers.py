@@ -1,20 +1,14 @@
 """Files -> documents: JSON lines (plain, gzip, zstd), parquet and text, in a stable order and bounded memory."""
 
-import glob
-import logging
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from cmbert.config.texts import SUFFIXES
 from cmbert.errors import InputError
-from cmbert.files.operations import doing
 from cmbert.files.reading import BOM, MAX_LINE_BYTES
-from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
-from data_tools.input.arrays import array_records, begins_array, may_be_array
+from data_tools.defaults import TXT_DOCUMENTS
+from data_tools.input.arrays import array_records, begins_array
 from data_tools.input.document import Document
 from data_tools.input.paragraphs import txt_documents
 from data_tools.input.records import BadRecordError, Field, Record, document_of, is_text_type, json_object, plain_values
@@ -22,6 +16,7 @@ from data_tools.input.streams import (
     READ_BYTES,
     check_magic,
     damages,
+    is_compressed,
     kind_of,
     open_parquet,
     reading_parquet,
@@ -29,87 +24,11 @@ from data_tools.input.streams import (
     text_stream,
 )
 from data_tools.input.tables import table_rows
+from data_tools.storage.files import InputFile, open_input, size_of
 
-OWN_RECORDS = ("report.json", "sample.json")  # of clean and sample, beside the texts that they made
 SEE_TEXT_KEY = " (see --text-key)"
 CONVERT = "; if the file is GBK: iconv -f GB18030 -t UTF-8"
 PARQUET_BATCH_ROWS = 256  # a few megabytes of long documents
-
-logger = logging.getLogger(__name__)
-
-
-def input_files(paths: Sequence[str]) -> list[Path]:
-    """Expand files, folders (searched to any depth, links followed) and globs, sorted within each, every file once.
-
-    Hidden files and folders count only when they are named themselves: work in progress lies in them. Raises InputError
-    for a path that leads to no file, a link that leads nowhere, a file of another kind, and input that is empty
-    altogether.
-    """
-    files: dict[str, Path] = {}  # by real name: several links may lead to one file
-    for name in paths:
-        matches = [Path(name)] if os.path.exists(name) else _matches(name)
-        found = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
-        if not found:
-            raise InputError(f"{name}: no {KINDS_LISTED} file there")
-        for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    for file in files.values():
-        if not file.name.endswith(SUFFIXES):
-            raise InputError(f"{file}: not a {KINDS_LISTED} file")
-    if not any(file.stat().st_size for file in files.values()):
-        raise InputError(f"{', '.join(paths)}: empty")
-    return list(files.values())
-
-
-def _matches(pattern: str) -> list[Path]:
-    """Return what a glob matches, sorted. `**` follows links, which in a circle would have glob.glob go on for ever."""
-    head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
-    if not rest:
-        return sorted(Path(match) for match in glob.glob(pattern))
-    roots = [Path(match) for match in glob.glob(head or ".") if os.path.isdir(match)]
-    below = [glob.escape(str(folder)) for root in roots for folder, _ in _walk(root)]
-    return sorted(dict.fromkeys(match for folder in below for match in _matches(f"{folder}/{rest[0] or '*'}")))
-
-
-def _files_below(root: Path) -> list[Path]:
-    """Return the files below a folder that are of our kinds, sorted; of .json those that hold an array.
-
-    Other .json files beside texts say something about them: report.json, sample.json.
-    """
-    files = sorted(file for _, files in _walk(root) for file in files if file.name.endswith(SUFFIXES))
-    others = {file for file in files if kind_of(file) == "json" and not may_be_array(file)}
-    if named := [str(file) for file in sorted(others) if file.name not in OWN_RECORDS]:
-        logger.info(
-            "%s: .json files that are no array are left out, name one to read it as JSON lines: %s",
-            root,
-            ", ".join(named),
-        )
-    return [file for file in files if file not in others]
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield every folder that is not hidden, from `root` on, with its files; links are followed, each comes once.
-
-    Raises InputError for a link that leads nowhere, OSError for a folder that cannot be read.
-    """
-    waiting, seen = [root], set[str]()
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        folders, files = list[Path](), list[Path]()
-        with doing("list", folder):
-            names = sorted(os.listdir(folder))
-        for path in (folder / name for name in names if not name.startswith(".")):
-            if not path.exists():
-                raise InputError(f"{path}: a link that leads nowhere; mend or remove it")
-            (folders if path.is_dir() else files).append(path)
-        if hidden := [name for name in names if name.startswith(".") and (folder / name).is_dir()]:
-            logger.info("%s: hidden folders are left out: %s", folder, ", ".join(hidden))
-        yield folder, files
-        waiting += reversed(folders)
 
 
 class ByteRange(NamedTuple):
@@ -119,12 +38,22 @@ class ByteRange(NamedTuple):
     end of the file.
     """
 
-    path: Path
+    path: InputFile
     start: int = 0
     end: int | None = None
 
 
-def whole_files(files: Sequence[Path]) -> list[ByteRange]:
+def _last_byte(span: ByteRange) -> int | None:
+    """Return behind which byte of its file hardly more is read than `span` needs; None where that is unknown.
+
+    Of parquet pyarrow says what it needs.
+    """
+    if kind_of(span.path) == "parquet":
+        return 0
+    return None if is_compressed(span.path) else span.end
+
+
+def whole_files(files: Sequence[InputFile]) -> list[ByteRange]:
     """Return one byte range per file."""
     return [ByteRange(path) for path in files]
 
@@ -162,33 +91,34 @@ class DocumentReader:
         self.ranges, self.text_key, self.on_bad_line, self.txt_document = ranges, text_key, on_bad_line, txt_document
         self.fields, self.has_options, self.see_text_key = fields, has_options, SEE_TEXT_KEY if has_options else ""
         self.skipped: Counter[str] = Counter()
-        self.total_bytes = sum(span.path.stat().st_size for span in ranges)
+        self.total_bytes = sum(size_of(span.path) for span in ranges)
         self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
 
     def __iter__(self) -> Iterator[Document]:
         finished = 0
         for span in self.ranges:
-            with open(span.path, "rb") as raw:
+            with open_input(span.path, _last_byte(span)) as raw:
                 for record in _records(span, raw, self):
                     self.bytes_read = finished + raw.tell()
                     try:
                         yield self._document(span.path, record)
                     except BadRecordError as bad:
                         if self.on_bad_line == "fail":
-                            where = f"{span.path}:{_record_number(span.path, record)}"
-                            raise InputError(f"{where}: {bad}{self._remedy(bad, span.path)}") from bad
+                            raise InputError(
+                                f"{_place(span.path, record)}: {bad}{self._remedy(bad, span.path)}"
+                            ) from bad
                         self.skipped[bad.reason] += 1
-            finished += span.path.stat().st_size
+            finished += size_of(span.path)
             self.bytes_read = finished
 
-    def _remedy(self, bad: BadRecordError, path: Path) -> str:
+    def _remedy(self, bad: BadRecordError, path: InputFile) -> str:
         """Return what to type; options only if the command that reads has them."""
         convert = CONVERT if bad.reason == "invalid_utf8" and kind_of(path) != "parquet" else ""
         if not self.has_options:
             return convert
         return f"{convert}{self.see_text_key * (bad.reason == 'no_text')} (--on-bad-line skip counts such lines)"
 
-    def _document(self, path: Path, record: Record) -> Document:
+    def _document(self, path: InputFile, record: Record) -> Document:
         value, kind = record.value, kind_of(path)
         if isinstance(value, BadRecordError):
             raise value
@@ -253,16 +183,21 @@ def _skip_bytes(stream: BinaryIO, count: int) -> None:
         count -= len(block)
 
 
-def _record_number(path: Path, record: Record) -> int:
-    """Return the line or row number of a record, from 1; counted only when something is wrong with it."""
+def _place(path: InputFile, record: Record) -> str:
+    """Return file and line or row of a record, from 1; lines are counted only when something is wrong with one.
+
+    Of a remote file, which would have to be fetched for that, it is the byte of its text.
+    """
     if record.number is not None:
-        return record.number
-    with open(path, "rb") as raw:
+        return f"{path}:{record.number}"
+    if not isinstance(path, Path):
+        return f"{path}: byte {record.start:,}"
+    with open_input(path) as raw:
         stream, number, left = text_stream(path, raw), 1, record.start
         while left and (block := stream.read(min(left, READ_BYTES))):
             number += block.count(b"\n")
             left -= len(block)
-    return number
+    return f"{path}:{number}"
 
 
 def _parquet_rows(

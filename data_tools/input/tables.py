@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from cmbert.config.texts import DELIMITERS
@@ -10,6 +9,7 @@ from cmbert.errors import InputError
 from cmbert.files.reading import BOM, MAX_LINE_BYTES, shown
 from data_tools.input.records import BadRecordError, Record, Undecoded
 from data_tools.input.streams import check_magic, kind_of, skip_line
+from data_tools.storage.files import InputFile
 
 QUOTING = "; a field that holds the delimiter, a quote or a line break stands in quotes, quotes in it doubled"
 SHOWN_COLUMNS = 10
@@ -18,7 +18,7 @@ SHOWN_COLUMNS = 10
 class _Lines:
     """The lines of a stream for csv.reader, bytes that are no UTF-8 escaped; `too_long` after one that was cut."""
 
-    def __init__(self, path: Path, stream: BinaryIO):
+    def __init__(self, path: InputFile, stream: BinaryIO):
         self.path, self.stream = path, stream
         self.too_long, self.number = False, 0
 
@@ -39,7 +39,7 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
 
-def table_rows(path: Path, stream: BinaryIO, text_key: str, advice: str) -> Iterator[Record]:
+def table_rows(path: InputFile, stream: BinaryIO, text_key: str, advice: str) -> Iterator[Record]:
     """Yield the rows below the header by column, the header being row 1 and blank rows none.
 
     A row that is none, or too long, holds what is wrong with it; advice: what to type for another column. Raises
@@ -74,7 +74,7 @@ def table_rows(path: Path, stream: BinaryIO, text_key: str, advice: str) -> Iter
         names = _header(path, row, text_key, advice)
 
 
-def _header(path: Path, row: list[str], text_key: str, advice: str) -> list[str]:
+def _header(path: InputFile, row: list[str], text_key: str, advice: str) -> list[str]:
     """Return the columns' names. Raises InputError when the text's is not one of them, or not UTF-8."""
     names = [name.strip() for name in row]
     try:

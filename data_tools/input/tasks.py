@@ -14,6 +14,7 @@ from typing import Any
 from data_tools.defaults import TXT_DOCUMENTS
 from data_tools.input.readers import ByteRange
 from data_tools.input.streams import is_compressed, kind_of, row_group_bytes, text_bytes
+from data_tools.storage.files import InputFile, size_of
 
 SMALLEST_TASK_BYTES = 4_000_000  # half a second of work
 LARGEST_TASK_BYTES = 256_000_000  # half a minute of work; 5.66 TB are then 22,000 tasks
@@ -35,14 +36,18 @@ class InputTask:
 
         settings: with what `describe_inputs` says of the byte ranges' files, so that an edited file is another input.
         """
-        ranges = [(str(path.resolve()), start, end) for path, start, end in self.ranges]
+        ranges = [(_identity(path), start, end) for path, start, end in self.ranges]
         described = json.dumps([settings, ranges], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()
 
 
-def plan_tasks(files: Sequence[Path], txt_document: str = TXT_DOCUMENTS[0]) -> list[InputTask]:
+def _identity(path: InputFile) -> str:
+    return str(path.resolve() if isinstance(path, Path) else path)
+
+
+def plan_tasks(files: Sequence[InputFile], txt_document: str = TXT_DOCUMENTS[0]) -> list[InputTask]:
     """Cut `files` into tasks, in order. Raises InputError for a damaged file that has to be looked into."""
-    sizes = [path.stat().st_size for path in files]
+    sizes = [size_of(path) for path in files]
     task_bytes = min(max(sum(sizes) // MOST_TASKS, SMALLEST_TASK_BYTES), LARGEST_TASK_BYTES)
     few = len(files) <= FEW_FILES
     ranges = (
@@ -69,7 +74,9 @@ def _group(ranges: Iterable[tuple[ByteRange, int]], task_bytes: int) -> Iterator
         yield InputTask(tuple(group), total)
 
 
-def _cut(path: Path, size: int, task_bytes: int, few_files: bool, txt_document: str) -> list[tuple[ByteRange, int]]:
+def _cut(
+    path: InputFile, size: int, task_bytes: int, few_files: bool, txt_document: str
+) -> list[tuple[ByteRange, int]]:
     """Return the byte ranges of a file larger than a task, with their share of its size."""
     kind = kind_of(path)
     if kind == "parquet":
@@ -82,7 +89,7 @@ def _cut(path: Path, size: int, task_bytes: int, few_files: bool, txt_document: 
         bounds = [0, None]  # where a record begins is known only to who has read all before it
     elif not is_compressed(path):
         bounds = [*range(0, size, task_bytes), None]
-    elif few_files:
+    elif few_files and isinstance(path, Path):  # in a store each part would fetch all that lies before it
         whole = text_bytes(path)
         step = max(task_bytes, -(-whole // COMPRESSED_CUTS))
         bounds = [*range(0, whole, step), None]

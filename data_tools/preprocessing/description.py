@@ -12,6 +12,7 @@ from cmbert.tokenizer import Tokenizer
 from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.encoding.manifest import Tally, decontamination
 from data_tools.encoding.segment import Segmenter
+from data_tools.storage.files import InputFile
 
 CLEAN_REPORT = "report.json"
 MANY_UNKNOWN = 0.01  # share of the tokens
@@ -32,9 +33,10 @@ def describe(tokenizer: Tokenizer, words: Segmenter) -> dict[str, Any]:
     }
 
 
-def decontaminated(files: Sequence[Path]) -> dict[str, Any]:
+def decontaminated(files: Sequence[InputFile]) -> dict[str, Any]:
     """Return the manifest's entry on evaluation sets, by the report.json of `clean` beside the texts."""
-    return decontamination(_dropped_by_set(folder / CLEAN_REPORT) for folder in {file.parent for file in files})
+    folders = {file.parent if isinstance(file, Path) else None for file in files}  # none is looked for in a store
+    return decontamination(_dropped_by_set(folder / CLEAN_REPORT) if folder else None for folder in folders)
 
 
 def _dropped_by_set(path: Path) -> dict[str, int] | None:

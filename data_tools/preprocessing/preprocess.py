@@ -39,6 +39,7 @@ from data_tools.outputs import describe_inputs, is_done, naming
 from data_tools.preprocessing.assemble import assemble
 from data_tools.preprocessing.description import Made, decontaminated, describe, say_done
 from data_tools.runner import Share, Workers
+from data_tools.storage.files import InputFile
 
 PART_SHARD = "part"  # name of the one shard of a part
 MADE_OF = "documents_blake2b"  # in a part's manifest
@@ -118,7 +119,7 @@ def preprocess(
     shutil.rmtree(parts_directory, ignore_errors=True)  # another job may still write there; it does the same at its end
 
 
-def part_name(task: InputTask, settings: dict[str, Any], described: dict[Path, dict[str, Any]]) -> str:
+def part_name(task: InputTask, settings: dict[str, Any], described: dict[InputFile, dict[str, Any]]) -> str:
     """Return the name of a task's part, STEM.MARK: the mark is another one when one of its own files is."""
     inputs = [described[span.path] for span in task.ranges]
     return f"{task.identity(settings)}.{task.identity({**settings, 'inputs': inputs})}"

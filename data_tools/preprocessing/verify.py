@@ -18,7 +18,8 @@ from cmbert.vocabulary import SPECIAL_TOKENS
 from data_tools.encoding.encode import NO_TOKENS, NOT_ENCODABLE, DocumentEncoder
 from data_tools.encoding.manifest import SEAL, Tally, seal, whole_fault
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 
 SAMPLED_DOCUMENTS = 64  # decoded and encoded again when the tokenizer is given
 FEWEST_TOKENS_TO_JUDGE = 1_000  # in less text every token may be a unit honestly

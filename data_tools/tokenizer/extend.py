@@ -28,6 +28,7 @@ from data_tools.input.document import Document
 from data_tools.input.readers import reading_options
 from data_tools.input.sample import count
 from data_tools.outputs import describe_inputs, is_done
+from data_tools.storage.files import InputFile
 from data_tools.tokenizer.bpe import extend_merges
 from data_tools.tokenizer.extend_report import (
     Comparison,
@@ -113,7 +114,7 @@ def extend_tokenizer(
 
 
 def _read(
-    files: Sequence[Path], sample_bytes: int, how: dict[str, Any], what: str
+    files: Sequence[InputFile], sample_bytes: int, how: dict[str, Any], what: str
 ) -> tuple[list[Document], Counter[str]]:
     sample, skipped = read_sample(files, sample_bytes, how)
     if not sample:

@@ -24,6 +24,7 @@ from data_tools.input.readers import DocumentReader, reading_options
 from data_tools.input.sample import count, stratified
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done
+from data_tools.storage.files import InputFile
 from data_tools.tokenizer.bpe import learn_merges
 from data_tools.tokenizer.report import measure, read_wordpiece, write_report_page
 from data_tools.tokenizer.report import report as report_values
@@ -125,7 +126,9 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ConfigError(f"--vocab-size {vocab_size}: must be a multiple of {VOCAB_MULTIPLE}; nearest: {nearest}")
 
 
-def read_sample(files: Sequence[Path], sample_bytes: int, how: dict[str, Any]) -> tuple[list[Document], Counter[str]]:
+def read_sample(
+    files: Sequence[InputFile], sample_bytes: int, how: dict[str, Any]
+) -> tuple[list[Document], Counter[str]]:
     """Return about `sample_bytes` of documents, of every source the same share, and the lines that were none.
 
     how: as `reading_options` gives it. Memory follows `sample_bytes`, not the corpus; of a very large corpus evenly

@@ -17,7 +17,8 @@ from cmbert.errors import InputError
 from cmbert.files.whole import write_text
 from cmbert.seeding import generator
 from data_tools.encoding.segment import segmenter
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 
 HANZI_RUN = re.compile("[\u4e00-\u9fff]{4,}")  # neither punctuation nor Latin script tells where the words end
 AROUND = 20  # characters shown on each side (ours)

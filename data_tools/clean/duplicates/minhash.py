@@ -10,19 +10,17 @@ import numpy as np
 
 from cmbert.machine.compiled import compiled
 from data_tools.clean.config import DuplicatesConfig
-from data_tools.clean.text.characters import FIRST_WITHOUT_CLASS, code_points
-from data_tools.clean.text.kernels import gram_hash
+from data_tools.clean.text.characters import BY_PYTHON, FIRST_WITHOUT_CLASS, NO_LETTER, code_points
+from data_tools.clean.text.kernels import gram_hash, letters_of
 from data_tools.clean.text.quality import gram_hashes
 
 SEED = 1  # datatrove's, of the factors and summands
 MERSENNE = (1 << 61) - 1  # the prime that hashes are taken modulo
 SHINGLE_BLOCK = 256  # shingles that are hashed at a time: 2 kB, which stay in a core's first cache
 SHINGLE_LANES = 16  # that a compiled loop takes at once, and the rest one by one
-NO_LETTER, BY_PYTHON = 0, 0xFFFFFFFF  # in the table of letters; the second: lower() is no matter of one character
 
 _MERSENNE, _MERSENNE_BITS = np.uint64(MERSENNE), np.uint64(61)
 _SIGNED_MERSENNE = np.int64(MERSENNE)
-_BY_PYTHON = np.uint32(BY_PYTHON)
 # MurmurHash3's finalizer (Appleby); every bit of a number changes half of the bits.
 _MIX_SHIFT, _MIX_0, _MIX_1 = np.uint64(33), np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -103,16 +101,10 @@ def _sign(
 ) -> int:
     """Write a text's band keys; return how many shingles it has, or -1 if Python has to say what its letters are."""
     letters = np.empty(len(codes), np.uint32)
-    count = 0
-    for code in codes:
-        letter = table[code] if code < len(table) else np.uint32(NO_LETTER)
-        if letter == _BY_PYTHON:
-            return -1
-        letters[count] = letter  # written over by the next one if it is none
-        count += letter != NO_LETTER
-    shingles = max(count - length + 1, 0)
-    if not shingles:
-        return 0
+    count = letters_of(codes, table, NO_LETTER, letters)
+    shingles = count - length + 1
+    if count < 0 or shingles <= 0:
+        return min(count, 0)
     lowest = np.full(len(factors), _SIGNED_MERSENNE, np.int64)
     block = np.empty(SHINGLE_BLOCK, np.uint64)
     for start in range(0, shingles, SHINGLE_BLOCK):

@@ -55,7 +55,7 @@ def write_signatures(path: Path, keys: np.ndarray) -> None:
 def num_documents(path: Path) -> int:
     """Return how many documents a signature file holds. Raises InputError if it is torn."""
     with doing("open", path), open(path, "rb") as file:
-        header = np.frombuffer(file.read(2 * HEADER.itemsize), HEADER)
+        header = np.fromfile(file, HEADER, 2)
     bands, documents = header.tolist() if len(header) == 2 else (0, 0)
     if path.stat().st_size != _offset(bands, documents, bands, 0):
         raise InputError(f"{path}: damaged or truncated")

@@ -11,7 +11,8 @@ from cmbert.errors import CheckpointError, ConfigError, InputError
 from cmbert.files.operations import hash_file
 from data_tools.clean.clean import clean
 from data_tools.clean.config import CleanConfig, DuplicatesConfig
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.sample import sample
 from data_tools.runner import local_workers
 from tests.data_tools.clean.texts import GOOD

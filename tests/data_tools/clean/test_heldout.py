@@ -14,7 +14,8 @@ from data_tools.clean.clean import clean
 from data_tools.clean.config import CleanConfig, DuplicatesConfig, NormalizeConfig, QualityConfig, load_clean_config
 from data_tools.clean.text.letters import MOST_OWNERS, HeldOutTexts, canonical_letters, heldout_key, sketch
 from data_tools.clean.text.normalization import normalizer
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.input.sample import sample
 
 LARGE = Path(__file__).parents[3] / "recipes" / "large"

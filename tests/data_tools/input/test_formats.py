@@ -14,7 +14,8 @@ from cmbert.errors import InputError
 from data_tools.input import arrays, tables
 from data_tools.input.announcement import describe_txt
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 
 TEXTS = ["一,二\n三", '他说"好"。', "\t制表，\r\n换行", " 平常 "]
 RECORDS = [{"id": f"{number}", "source": "s", "text": text} for number, text in enumerate(TEXTS)]

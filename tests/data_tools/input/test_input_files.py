@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmbert.errors import InputError
-from data_tools.input.readers import input_files
+from data_tools.input.listing import input_files
 
 
 def put(root: Path, *names: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from cmbert.errors import InputError
 from cmbert.seeding import generator
 from data_tools.input.document import Document
-from data_tools.input.readers import MAX_LINE_BYTES, ByteRange, DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import MAX_LINE_BYTES, ByteRange, DocumentReader, whole_files
 
 RECORDS = [{"id": "a", "source": "s", "text": "一\n二"}, {"id": "b", "source": "s", "text": "三 "}]
 DOCUMENTS = [Document(**record) for record in RECORDS]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from data_tools.clean.config import DuplicatesConfig
 from data_tools.clean.duplicates import minhash
 from data_tools.clean.duplicates.minhash import (
-    BY_PYTHON,
     MERSENNE,
     SHINGLE_BLOCK,
     Signer,
@@ -20,6 +19,7 @@ from data_tools.clean.duplicates.minhash import (
     similarity,
     text_key,
 )
+from data_tools.clean.text.characters import BY_PYTHON
 from data_tools.clean.text.kernels import GRAM_MULTIPLIER, GRAM_SHIFT
 from tests.data_tools.clean.texts import GOOD, LONG
 
