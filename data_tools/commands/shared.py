@@ -21,11 +21,11 @@ def add_output(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help=text)
 
 
-def add_workers(parser: argparse._ActionsContainer) -> None:
-    """Add --workers."""
+def add_workers(parser: argparse._ActionsContainer, what: str = "processes") -> None:
+    """Add --workers; `what` they are."""
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+        "--workers", type=positive, default=cores, metavar="N", help=f"{what} (default: usable cores, here {cores})"
     )
 
 
