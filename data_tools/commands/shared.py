@@ -8,7 +8,7 @@ from typing import Any
 from cmbert.cli_values import new_folder, positive
 from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
 
-INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs"
+INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs, also s3://, oss:// and hf://datasets/OWNER/NAME"
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
