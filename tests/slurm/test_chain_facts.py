@@ -33,7 +33,8 @@ class Recipes:
 
     def describe(self, code: int = 0) -> str:
         """Return what chain.py says, on stderr if it refuses."""
-        command = [sys.executable, str(ROOT / "slurm" / "chain.py"), str(self.folder), str(self.folder / "text")]
+        folders = [str(path) for path in (self.folder, self.folder / "text", self.folder / "raw")]
+        command = [sys.executable, str(ROOT / "slurm" / "chain.py"), *folders]
         done = forking.run(command, cwd=ROOT)
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout

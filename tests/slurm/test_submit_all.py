@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHAIN = """#!/bin/bash
 root=${FAKE_ROOT:-runs} name=${FAKE_NAME:-a}
-printf 'root\\t%s\\ntokenizer\\ttokenizer\\nshards\\t%s\\tshards/a\\ttext/a\\tmissing\\n' "$root" "$name"
+printf 'root\\t%s\\ntokenizer\\ttokenizer\\tthere\\nagainst\\ttext/heldout\\nshards\\t%s\\tshards/a\\ttext/a\\tmissing\\n' "$root" "$name"
 printf 'heldout\\tshards/a\\n'
 printf 'stage1\\tstage1.toml\\truns/stage1\\tnew\\nstage2\\tstage2.toml\\truns/stage2\\tnew\\n'
 """
