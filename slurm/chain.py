@@ -80,8 +80,8 @@ def describe_texts(recipes: Path, raws: Path, sets: Sequence[Corpus], corpora: S
     for one in sets:
         if not one.is_cleaned and one not in corpora and not held:
             raise InputError(
-                f"{one.text}: missing, {one.shards} is made from it; put held-out text there, or name another folder of "
-                "texts"
+                f"{one.text}: missing, {one.shards} is made from it; put held-out text there, or name another folder "
+                "of texts"
             )
     print_line("against", heldout)
     for cleaning in held:
