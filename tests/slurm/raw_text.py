@@ -53,7 +53,7 @@ shards = "runs/tiny/heldout"
 MADE = ("text", "runs/tiny/tokenizer", "runs/tiny/shards", "runs/tiny/heldout")
 
 
-def write_raw_text(folder: Path, num_documents: int = 2400) -> None:
+def write_raw_text(folder: Path, num_documents: int) -> None:
     """Write raw/, recipes/tiny/ and its cleaning; a fifth of the documents are copies or near copies of others."""
     choice = random.Random(0)
     known: list[str] = []
@@ -88,25 +88,25 @@ def _text(choice: random.Random, known: list[str]) -> str:
     return known[-1]
 
 
-def seat(desk: Desk, cpus: int) -> None:
-    """Give a desk raw text, and a Python of small tasks; `cpus` of each job are its workers."""
-    write_raw_text(desk.directory)
+def seat(desk: Desk, num_documents: int) -> None:
+    """Give a desk raw text (documents of a corpus), a Python of small tasks, and a stage 1 that does not begin."""
+    write_raw_text(desk.directory, num_documents)
     text = PYTHON.format(root=ROOT, python=sys.executable, small=SMALL_TASKS)
     (desk.directory / "python").write_text(text, encoding="utf-8")
     with open(desk.directory / "slurm" / "env.sh", "a", encoding="utf-8") as file:
         file.write("CMBERT_STAGE_OPTIONS+=(--begin=now+100days)\n")
-    set_cpus(desk, cpus)
 
 
 def set_cpus(desk: Desk, cpus: int) -> None:
-    """Let each job without GPUs have so many CPUs."""
+    """Let each job without GPUs have so many CPUs, and workers."""
     with open(desk.directory / "slurm" / "env.sh", "a", encoding="utf-8") as file:
         file.write(f"CMBERT_CPU_OPTIONS=(--cpus-per-task={cpus})\n")
 
 
-def make_alone(folder: Path) -> dict[str, str]:
+def make_alone(folder: Path, num_documents: int) -> dict[str, str]:
     """Make all of it in one process after the other, with one worker each; return the hashes."""
-    write_raw_text(folder)
+    folder.mkdir()
+    write_raw_text(folder, num_documents)
     config = "recipes/tiny/clean/{}.toml"
     for name in CORPORA:
         clean = ("clean", "--input", f"raw/{name}", "--config", config.format(name))

@@ -20,6 +20,7 @@ from tests.slurm.raw_text import MADE, hashes, make_alone, seat, set_cpus
 from tests.slurm.strikes import STRIKES
 
 LIVES = {"CMBERT_MAX_LIVES": "100000", "CMBERT_MAX_RESTARTS": "100000"}
+NUM_DOCUMENTS = 2400  # of each of two corpora
 LONGEST_PAUSE = 12.0  # seconds from one strike to the next
 
 
@@ -75,14 +76,13 @@ def main() -> None:
     cluster = Cluster()
     cluster.environment |= LIVES
     folder = Path(tempfile.mkdtemp(prefix="cmbert-soak-"))  # kept if anything does not hold
-    (folder / "alone").mkdir()
     (folder / "desk").mkdir()
-    expected = make_alone(folder / "alone")
+    expected = make_alone(folder / "alone", NUM_DOCUMENTS)
     try:
         cluster.start()
         started = time.monotonic()
         desk = Desk(cluster, folder / "desk")
-        seat(desk, 1)
+        seat(desk, NUM_DOCUMENTS)
         soak = Soak(desk, random.Random(options.seed), options.kills)
         while soak.strikes.total() < options.kills:
             found = soak.one_chain()
