@@ -18,7 +18,7 @@ PACKAGES = ("cmbert", "data_tools")
 PARTS = {"ds_configs": "*.json", "recipes/tasks": "*.toml"}  # folders of the repository that go along in cmbert
 FOLDERS = (*PACKAGES, *PARTS)
 DISTRIBUTION = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-EXTRAS = {"data", "eval", "gpu", "dev", "mpi", "wandb"}
+EXTRAS = {"data", "eval", "gpu", "dev", "mpi", "storage", "wandb"}
 
 
 @pytest.fixture(scope="module")

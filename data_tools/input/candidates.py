@@ -122,7 +122,7 @@ def gather_tasks(
 
     how: as `reading_options` gives it. A task gives little more than its share of the candidates, and less as soon as
     the others have shown that larger hashes will not do; one that kept too little for that, for its texts are another
-    kind or the others' are copies, is read again from there on. Raises what DocumentReader does.
+    kind or the others' are copies, is read again for the rest. Raises what DocumentReader does.
     """
     whole = Gathered(Candidates(CANDIDATES * size_bytes))
     limit = max(SPARE * whole.candidates.limit // max(len(tasks), 1), LEAST_BYTES)
@@ -160,6 +160,6 @@ def _join(whole: Gathered, part: Gathered, is_first: bool) -> None:
         whole.candidates.add(key, candidate)
     if is_first:
         whole.read += part.read
-        whole.left_out += part.left_out
-        whole.sources += part.sources
-        whole.skipped += part.skipped
+        whole.left_out.update(part.left_out)
+        whole.sources.update(part.sources)
+        whole.skipped.update(part.skipped)

@@ -17,6 +17,7 @@ from data_tools.storage.network import is_network
 PAUSES = (1, 2, 4, 8, 16)  # seconds between tries; ours: half a minute, in which a store lets one in again
 SHORTEST = 0.5  # of a pause, by chance: workers that were turned away together do not come back together
 EXTRA = "pip install 'cmbert[storage]'"
+MAGIC = "*?["  # of globs
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Connection:
             try:
                 return {_path(url): self.system.info(_path(url))}
             except FileNotFoundError:
-                if not any(mark in url for mark in "*?["):
+                if not any(mark in url for mark in MAGIC):
                     raise
                 return self.system.glob(_path(url), detail=True)
 

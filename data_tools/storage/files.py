@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cmbert.errors import CmbertError, InputError
-from data_tools.storage.connection import STORES, Connection
+from data_tools.storage.connection import MAGIC, STORES, Connection
 
 BUFFER_BYTES = 1 << 17  # of what lines are read from
 FIRST_BYTES = 1 << 18  # of a request at a new place; each that follows on asks for twice as much
 MOST_BYTES = 1 << 23  # of a request; ours: some hundred milliseconds at a gigabit
-MAGIC = "*?["  # of globs
 
 
 @dataclass(frozen=True, order=True)
