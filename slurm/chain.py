@@ -1,7 +1,10 @@
 """For submit_all.sh: what a folder of recipes needs and what of it is there, a line each, tabs between."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from cleaning import Corpus, plan_cleaning, to_hold_out
 
 from cmbert.checkpoint.files import find_checkpoint
 from cmbert.checkpoint.state import read_state
@@ -12,46 +15,79 @@ from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, InputError, run_command
 from cmbert.runs.directory import check_belongs
 from cmbert.schedule import Schedule
-from cmbert.tokenizer import load_tokenizer
+from cmbert.tokenizer import TOKENIZER_FILE, load_tokenizer
+
+HELD_OUT = "heldout"  # folder of the texts that are held out, where no recipe says what it is scored on
 
 
-def describe_chain(recipes: Path, texts: Path) -> None:
-    """Print root and tokenizer; each shard set's name, folder, text and state; each stage's recipe, run and state.
+def describe_chain(recipes: Path, texts: Path, raws: Path) -> None:
+    """Print what is made, a line each: root, tokenizer, texts, shard sets and stages, with what they are made of.
 
     Raises ConfigError or InputError if something is missing that no job of the chain makes, or if what is there is of
     other recipes: its jobs could only fail, and what was made from it would be taken for done.
     """
     stages = [load_recipe(recipes / f"stage{number}.toml") for number in (1, 2)]
     first, second = stages
-    tokenizer = load_tokenizer(first.data.tokenizer, vocab_size=first.model.vocab_size)
     root = Path(first.run_directory).parent
     for stage in stages:
         check_belongs(stage)
     check_order(root, first, second)
     print_line("root", root)
-    print_line("tokenizer", first.data.tokenizer)
-    folders = {Path(source.path): texts / Path(source.path).name for stage in stages for source in stage.data.sources}
-    heldout = Path(second.evaluation.shards) if second.evaluation.shards else None
-    if heldout:
-        folders[heldout] = texts / heldout.name
-    names = [folder.name for folder in folders]
+    heldout = second.evaluation.shards
+    folders = list(dict.fromkeys(Path(source.path) for stage in stages for source in stage.data.sources))
+    corpora = [Corpus(texts / folder.name, folder, is_shard_set(folder)) for folder in folders]
+    scored = [folder for folder in map(Path, [heldout] if heldout else []) if folder not in folders]
+    sets = corpora + [Corpus(texts / folder.name, folder, is_shard_set(folder)) for folder in scored]
+    names = [one.shards.name for one in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"{recipes}: two shard sets have the same last name; their texts could not be told apart")
-    for folder, text in folders.items():
-        is_there = is_shard_set(folder)
-        if not is_there and not text.exists():
-            raise InputError(
-                f"{text}: missing, {folder} is made from it; clean it into there, or name another folder of texts"
-            )
-        if is_there and ShardSet(folder).tokenizer_fingerprint not in (None, tokenizer.fingerprint):
-            raise ConfigError(
-                f"{folder}: made with another tokenizer than {first.data.tokenizer}; move it away, and it is made again"
-            )
+    describe_tokenizer(first, sets)
+    describe_texts(recipes, raws, sets, corpora, texts / (Path(heldout).name or HELD_OUT))
+    for text, folder, is_there in sets:
         print_line("shards", folder.name, folder, text, "there" if is_there else "missing")
     if heldout:
         print_line("heldout", heldout)
     for number, stage in enumerate(stages, start=1):
         print_line(f"stage{number}", recipes / f"stage{number}.toml", stage.run_directory, progress(stage))
+
+
+def describe_tokenizer(recipe: Recipe, sets: Sequence[Corpus]) -> None:
+    """Print the tokenizer's folder and state; if it is missing also the text that it is made of, and its size.
+
+    Raises ConfigError if shard sets are there, and it is missing or another than theirs.
+    """
+    folder, size = recipe.data.tokenizer, recipe.model.vocab_size
+    sharded = [one.shards for one in sets if one.is_sharded]
+    if not sharded and not (Path(folder) / TOKENIZER_FILE).is_file():
+        print_line("tokenizer", folder, "missing", sets[0].text, str(size))
+        return
+    fingerprint = load_tokenizer(folder, vocab_size=size).fingerprint
+    for shards in sharded:
+        if ShardSet(shards).tokenizer_fingerprint not in (None, fingerprint):
+            raise ConfigError(
+                f"{shards}: made with another tokenizer than {folder}; move it away, and it is made again"
+            )
+    print_line("tokenizer", folder, "there")
+
+
+def describe_texts(recipes: Path, raws: Path, sets: Sequence[Corpus], corpora: Sequence[Corpus], heldout: Path) -> None:
+    """Print of what texts are held out where, and what is cleaned; `corpora` are those of `sets` that are trained on.
+
+    Raises InputError for a text that is missing and cannot be made.
+    """
+    cleanings = plan_cleaning(recipes, raws, corpora, heldout)
+    held = to_hold_out(corpora, cleanings, heldout)
+    for one in sets:
+        if not one.is_cleaned and one not in corpora and not held:
+            raise InputError(
+                f"{one.text}: missing, {one.shards} is made from it; put held-out text there, or name another folder "
+                "of texts"
+            )
+    print_line("against", heldout)
+    for cleaning in held:
+        print_line("holdout", cleaning.name, cleaning.raw, cleaning.config, heldout / cleaning.name)
+    for cleaning in cleanings:
+        print_line("clean", cleaning.name, cleaning.raw, cleaning.config, cleaning.text, str(cleaning.num_passes))
 
 
 def print_line(*fields: str | Path) -> None:
@@ -84,4 +120,4 @@ def progress(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("submit_all", lambda: describe_chain(Path(sys.argv[1]), Path(sys.argv[2]))))
+    sys.exit(run_command("submit_all", lambda: describe_chain(*map(Path, sys.argv[1:]))))

@@ -163,4 +163,15 @@ run_one() {
     exit "$code"
 }
 
+# Run one command of data_tools with as many workers as CPUs; in an array it does the share of its number.
+run_share() {
+    local command=$1
+    local -a share=()
+    shift
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+        share=(--num-tasks "$SLURM_ARRAY_TASK_COUNT" --task-index "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))")
+    fi
+    run_one -m data_tools "$command" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" ${share[@]+"${share[@]}"}
+}
+
 own_log

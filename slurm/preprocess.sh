@@ -18,8 +18,4 @@ if [[ ! -f slurm/job.sh ]]; then
     exit 2
 fi
 source slurm/job.sh
-share=()
-if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
-    share=(--num-tasks "$SLURM_ARRAY_TASK_COUNT" --task-index "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))")
-fi
-run_one -m data_tools preprocess --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" ${share[@]+"${share[@]}"}
+run_share preprocess "$@"

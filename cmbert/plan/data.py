@@ -12,6 +12,7 @@ from cmbert.data.sources import check_epochs, open_blend
 from cmbert.errors import ConfigError
 from cmbert.model.config_json import is_model_folder
 from cmbert.plan.assumptions import Assumptions
+from cmbert.plan.cleaning import CleanCost, cost_of_cleaning
 from cmbert.schedule import Schedule
 from cmbert.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
@@ -50,6 +51,7 @@ class DataCost:
     text_bytes_per_token: float
     text_bytes_measured: bool
     preprocess_core_hours: float
+    clean: CleanCost
 
 
 def look_at_data(recipe: Recipe) -> tuple[tuple[PlannedSource, ...], tuple[str, ...]]:
@@ -118,6 +120,7 @@ def cost_of_data(recipe: Recipe, sources: tuple[PlannedSource, ...], assumptions
     measured = all(text is not None for text in texts) and tokens > 0
     text_bytes = float(sum(text or 0 for text in texts)) if measured else total * assumptions.text_bytes_per_token
     bytes_per_token = token_dtype(recipe.model.vocab_size).itemsize + 1 / 8  # one word bit a token
+    text_bytes_per_token = text_bytes / tokens if measured else assumptions.text_bytes_per_token
     segments = total / min(length, context)
     return DataCost(
         shards_bytes=sum(s.bytes or 0 for s in sources) if sized else total * bytes_per_token,
@@ -127,9 +130,10 @@ def cost_of_data(recipe: Recipe, sources: tuple[PlannedSource, ...], assumptions
         ledger_segments=segments,
         ledger_bytes=(segments * LEDGER_BYTES[0], segments * LEDGER_BYTES[1]),
         text_bytes=text_bytes,
-        text_bytes_per_token=text_bytes / tokens if measured else assumptions.text_bytes_per_token,
+        text_bytes_per_token=text_bytes_per_token,
         text_bytes_measured=measured,
         preprocess_core_hours=text_bytes / (assumptions.preprocess_mb_per_second * 1e6) / 3600,
+        clean=cost_of_cleaning(text_bytes, text_bytes / text_bytes_per_token / length, assumptions),
     )
 
 

@@ -119,7 +119,7 @@ def _memory_cell(memory: Memory, usable: float, plan: Plan) -> str:
 
 
 def _disk(plan: Plan) -> list[str]:
-    data, assumed = plan.data, plan.assumptions
+    data, clean, assumed = plan.data, plan.data.clean, plan.assumptions
     low, high = data.ledger_bytes
     return [
         f"Disk   checkpoint {gigabytes(plan.checkpoint_bytes)}; all kept and one being written "
@@ -130,6 +130,10 @@ def _disk(plan: Plan) -> list[str]:
         f"Text   {gigabytes(data.text_bytes)} ({data.text_bytes_per_token:.2f} bytes a token"
         f"{_assumed(data.text_bytes_measured)}): {short(data.preprocess_core_hours)} core-hours to preprocess at "
         f"{assumed.preprocess_mb_per_second:g} MB/s a core",
+        f"Clean  {gigabytes(clean.raw_bytes)} of raw text, if {assumed.clean_kept_share:.0%} of it stays (assumed): "
+        f"{short(clean.core_hours)} core-hours at {assumed.clean_mb_per_second:g} MB/s a core;",
+        f"       on disk {gigabytes(clean.work_bytes)} between the passes and {gigabytes(clean.output_bytes)} cleaned; "
+        f"{gigabytes(clean.cluster_bytes)} of memory to group {clean.documents:.2g} documents",
         f"Time   {short(plan.hours)} hours, {short(plan.hours * plan.num_gpus)} GPU-hours, {short(plan.gpu_hours)} of "
         f"them computing: {plan.training_flops:.3g} FLOP,",
         f"       assuming {assumed.mfu:.0%} of {assumed.peak_flops / 1e12:.0f} TFLOP/s per GPU (H100); not for CPUs",

@@ -99,6 +99,12 @@ def _headline(plan: Plan) -> str:
             "core-hours",
             gigabytes(plan.data.text_bytes) + " of text",
         ),
+        (
+            "Clean",
+            short(plan.data.clean.core_hours),
+            "core-hours",
+            gigabytes(plan.data.clean.raw_bytes) + " of raw text, assumed",
+        ),
     ]
     if plan.failures.lost_times:
         best = plan.failures.lost_times[0]

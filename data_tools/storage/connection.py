@@ -35,6 +35,8 @@ class Store:
     """Of its fsspec file system."""
     reading: dict[str, Any] = field(default_factory=dict)
     """Of a ranged read."""
+    asking: dict[str, Any] = field(default_factory=dict)
+    """Of a question after one file as it is now."""
 
 
 STORES = {
@@ -53,6 +55,7 @@ STORES = {
         "huggingface_hub",
         "set HF_TOKEN, and write hf://datasets/OWNER/NAME/FILE",
         reading={"cache_type": "none"},  # else five megabytes more than asked for
+        asking={"expand_info": True},  # else it does not say the file's hash
     ),
 }
 """By the scheme of a URL. Every option of a file system can be set by fsspec's FSSPEC_SCHEME_OPTION, too."""
@@ -84,7 +87,7 @@ class Connection:
 
     def info(self, url: str) -> dict[str, Any]:
         """Return what the store says of one file now: "size", "type" and others."""
-        return self._patiently(url, "ask for", lambda: self.system.info(_path(url), refresh=True))
+        return self._patiently(url, "ask for", lambda: self.system.info(_path(url), refresh=True, **self.store.asking))
 
     def read(self, url: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file."""

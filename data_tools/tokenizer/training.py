@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,8 +19,9 @@ from cmbert.vocabulary import SPECIAL_TOKENS, VOCAB_MULTIPLE
 from data_tools.defaults import TOKENIZER_SAMPLE_BYTES, TXT_DOCUMENTS, VOCAB_SIZE
 from data_tools.encoding.segment import segmenter
 from data_tools.input.announcement import announced_files
+from data_tools.input.candidates import gather_tasks
 from data_tools.input.document import Document, Purpose, text_hash
-from data_tools.input.readers import DocumentReader, reading_options
+from data_tools.input.readers import reading_options
 from data_tools.input.sample import count, stratified
 from data_tools.input.tasks import plan_tasks
 from data_tools.outputs import describe_inputs, is_done
@@ -72,12 +73,14 @@ def train_tokenizer(
     txt_document: str = TXT_DOCUMENTS[0],
     report: Path | None = None,
     against: Path | None = None,
+    num_workers: int = 1,
 ) -> None:
     """Train on a sample of `inputs` and save to the directory `output`, or say that it is there already.
 
     boundaries: merges may cross words inside a clause, are learnt inside words only, or never join two Hanzi. report:
-    page to write; against: a WordPiece vocabulary to compare with. Raises ConfigError for a vocabulary size that is no
-    multiple of 64 or more than the text can fill, InputError for unusable text.
+    page to write; against: a WordPiece vocabulary to compare with. num_workers: processes that read. Raises
+    ConfigError for a vocabulary size that is no multiple of 64 or more than the text can fill, InputError for unusable
+    text.
     """
     check_vocab_size(vocab_size)
     files = announced_files(inputs, txt_document)
@@ -90,7 +93,7 @@ def train_tokenizer(
         print(f"{output}: done already, with the same settings")
         return
     started = time.monotonic()
-    sample, skipped = read_sample(files, sample_bytes, how)
+    sample, skipped = read_sample(files, sample_bytes, how, num_workers)
     if not sample:
         raise InputError(f"the input has no document with text of at most --sample-size {sample_bytes} bytes")
     training, measured = map(cut_long, hold_out(sample))
@@ -127,28 +130,17 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def read_sample(
-    files: Sequence[InputFile], sample_bytes: int, how: dict[str, Any]
+    files: Sequence[InputFile], sample_bytes: int, how: dict[str, Any], num_workers: int = 1
 ) -> tuple[list[Document], Counter[str]]:
     """Return about `sample_bytes` of documents, of every source the same share, and the lines that were none.
 
     how: as `reading_options` gives it. Memory follows `sample_bytes`, not the corpus; of a very large corpus evenly
-    spread tasks are read.
+    spread tasks are read. The sample is the same for any number of workers.
     """
     tasks = plan_tasks(files, how.get("txt_document", TXT_DOCUMENTS[0]))
-    total = sum(task.num_bytes for task in tasks)
-    stride = max(1, total // (READ_FACTOR * sample_bytes))
-    ranges = [span for task in tasks[::stride] for span in task.ranges]
-    reader = DocumentReader(ranges, **how)
-    progress = Progress("read", total / stride / 1e6, "MB")
-
-    def reading() -> Iterator[Document]:
-        for document in reader:
-            progress.advance(len(document.text.encode("utf-8")) / 1e6)
-            yield document
-
-    sample = stratified(reading(), sample_bytes, Purpose.TOKENIZER_SAMPLE)
-    progress.close()
-    return sample, reader.skipped
+    stride = max(1, sum(task.num_bytes for task in tasks) // (READ_FACTOR * sample_bytes))
+    gathered = gather_tasks(tasks[::stride], how, sample_bytes, Purpose.TOKENIZER_SAMPLE, num_workers)
+    return stratified(gathered, sample_bytes), gathered.skipped
 
 
 def hold_out(sample: Sequence[Document]) -> tuple[list[Document], list[Document]]:
@@ -284,7 +276,7 @@ def record(
     return {
         "settings": settings,
         "sources": count(training),
-        "skipped_lines": dict(skipped),
+        "skipped_lines": dict(sorted(skipped.items())),
         "units": num_units,
         "rare_units_forgotten": forgotten,
         "tokenizers_version": tokenizers.__version__,

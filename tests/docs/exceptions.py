@@ -48,6 +48,8 @@ NOT_RUN = (
            "tests/integration/test_reliability.py"),
     NotRun(r"python -m tests\.slurm\.soak .*", "an hour; faults one by one there",
            "tests/integration/test_endings.py"),
+    NotRun(r"python -m tests\.slurm\.soak_clean .*", "half an hour; five kills there",
+           "tests/slurm/test_from_raw_text.py"),
     NotRun(r"cmbert plan recipes/large/stage[12]\.toml --gpus (48|56 --gpu-memory-gb 14|56 --set .*=16384)",
            "shows what is refused", "tests/cmbert/plan/test_refusals.py"),
     NotRun(r"cmbert ablate recipes/ablations/(?!attention)\w+\.toml.*", "one list runs here, all are loaded there",

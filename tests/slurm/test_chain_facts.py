@@ -1,42 +1,15 @@
 """What submit_all.sh is told of recipes and of what they have made, and what is refused before a job is submitted."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cmbert.config.load import load_recipe
-from cmbert.config.schema import Recipe
 from cmbert.data.shards.megatron import write_idx
 from cmbert.tokenizer import Tokenizer
-from tests import forking
 from tests.conftest import leave_run, make_shards
-
-ROOT = Path(__file__).parents[2]
-
-
-class Recipes:
-    """A folder of two stages, with the shards that they read."""
-
-    def __init__(self, recipe_file: Path):
-        self.folder = recipe_file.parent
-        self.first = self._stage(1, recipe_file, "")
-        self.second = self._stage(2, recipe_file, f'[train]\ninit_from = "{self.folder}/runs/stage1"\n')
-
-    def _stage(self, number: int, base: Path, more: str) -> Recipe:
-        path = self.folder / f"stage{number}.toml"
-        text = f'extends = "{base}"\nrun_directory = "{self.folder}/runs/stage{number}"\n{more}'
-        path.write_text(text, encoding="utf-8")
-        return load_recipe(path)
-
-    def describe(self, code: int = 0) -> str:
-        """Return what chain.py says, on stderr if it refuses."""
-        command = [sys.executable, str(ROOT / "slurm" / "chain.py"), str(self.folder), str(self.folder / "text")]
-        done = forking.run(command, cwd=ROOT)
-        assert done.returncode == code, done.stderr
-        return done.stderr if code else done.stdout
+from tests.slurm.recipes import Recipes
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ LINES = list(lines())
 
 def test_every_kind_of_line_is_found() -> None:
     assert {words[-1] for _, _, words in LINES} == {
-        f"slurm/{name}.sh" for name in ("preprocess", "run", "evaluate", "stage1", "stage2")
+        f"slurm/{name}.sh" for name in ("clean", "preprocess", "run", "evaluate", "stage1", "stage2")
     }
     assert {site for _, site, _ in LINES} == {"big", "four", "plain"}
     assert any("--array=0-31" in words for _, _, words in LINES)

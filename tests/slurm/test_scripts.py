@@ -129,3 +129,22 @@ def test_outside_a_job_it_says_how_to_submit(script: Path) -> None:
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"submit it: sbatch slurm/{script.name}" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["clean", "preprocess"])
+def test_a_job_of_an_array_does_the_share_of_its_number(command: str, tmp_path: Path) -> None:
+    words = ("--input", "raw/a", "--output", "text/a")
+    array = {"SLURM_ARRAY_JOB_ID": "24001", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5"}
+    script = ROOT / "slurm" / f"{command}.sh"
+    done = run_in_job(script, tmp_path, *words, **array, SLURM_ARRAY_TASK_COUNT="3")
+    assert done.returncode == 0, done.stderr
+    asked = f"-u -m data_tools {command} --workers 6 --input raw/a --output text/a"
+    assert f" {asked} --num-tasks 3 --task-index 2\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["clean", "preprocess"])
+def test_a_job_without_an_array_does_what_is_left(command: str, tmp_path: Path) -> None:
+    script = ROOT / "slurm" / f"{command}.sh"
+    done = run_in_job(script, tmp_path, "--input", "raw/a", "--workers", "2")
+    assert f" -u -m data_tools {command} --workers 6 --input raw/a --workers 2\n" in done.stdout  # the last one counts
+    assert "--num-tasks" not in done.stdout

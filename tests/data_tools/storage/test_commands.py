@@ -101,6 +101,22 @@ def test_tokenizers(both: tuple[str, str], tmp_path: Path) -> None:
     same(tmp_path / "more", both, "extend-tokenizer", "--tokenizer", str(tmp_path / "out0"), "--add", "64")
 
 
+@pytest.mark.slow
+def test_clean(both: tuple[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("datatrove")
+    outputs = [tmp_path / "out0", tmp_path / "out1"]
+    for origin, output in zip(both, outputs, strict=True):
+        command = ["clean", "--input", origin, "--against", f"{origin}/第 4.txt", "--output", str(output)]
+        assert main([*command, "--workers", "1"]) == 0
+    texts = [
+        [path.read_bytes() for path in sorted(output.glob("*.zst"))]
+        + [json.loads((output / "report.json").read_bytes())["dropped"]]
+        for output in outputs
+    ]
+    assert texts[0] == texts[1]
+    assert "held_out" in str(texts[0][-1])
+
+
 def test_an_output_is_never_refused_for_a_store(both: tuple[str, str], tmp_path: Path) -> None:
     assert main(["sample", "--from", both[1], "--output", str(tmp_path / "s3:" / "corpus" / "text" / "x")]) == 0
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data_tools.input.tasks
 import data_tools.storage.connection
+import data_tools.storage.files
 from cmbert.errors import ConfigError, InputError, TransientError
 from data_tools.input.listing import input_files
 from data_tools.input.readers import ByteRange, DocumentReader, whole_files
@@ -18,6 +20,7 @@ from data_tools.storage.files import FIRST_BYTES, MOST_BYTES, RemoteFile, open_i
 from tests.data_tools.storage.fault_proxy import Proxy
 
 Upload = Callable[[str, bytes], str]
+FAULTS = ("SlowDown", "TooManyRequests", "InternalError", "NoXML", "drop", "cut", "short")
 
 
 def lines(number: int, prefix: str = "文章") -> bytes:
@@ -64,17 +67,19 @@ def test_more_objects_than_a_page_has(upload: Upload, proxy: Proxy) -> None:
     assert len(proxy.requests) < 20  # not one for each
 
 
-def test_a_task_fetches_about_its_range(upload: Upload, proxy: Proxy) -> None:
-    text = lines(600_000, "很长的文章" * 3)
+def test_a_task_fetches_about_its_range(upload: Upload, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_tools.input.tasks, "SMALLEST_TASK_BYTES", 1_000_000)
+    monkeypatch.setattr(data_tools.storage.files, "FIRST_BYTES", 20_000)
+    text = lines(80_000, "很长的文章" * 3)
     file = one_file(upload("large.jsonl", text))
     tasks = plan_tasks([file])
-    assert len(tasks) >= 5
+    assert len(tasks) >= 3
     seen = []
     for task in tasks:
         proxy.reset()
         seen += list(DocumentReader(task.ranges))
-        assert proxy.served < 1.01 * task.num_bytes + 2 * FIRST_BYTES * len(task.ranges)
-    assert [document.text for document in seen] == [f"{'很长的文章' * 3}{i}" for i in range(600_000)]
+        assert proxy.served < 1.01 * task.num_bytes + 2 * 20_000 * len(task.ranges)
+    assert [document.text for document in seen] == [f"{'很长的文章' * 3}{i}" for i in range(80_000)]
 
 
 def test_it_seeks_and_tells_like_a_file(upload: Upload, tmp_path: Path) -> None:
@@ -105,7 +110,7 @@ def test_memory_holds_a_block(upload: Upload, proxy: Proxy) -> None:
     assert len(sizes) < 10
 
 
-@pytest.mark.parametrize("fault", ["SlowDown", "TooManyRequests", "InternalError", "NoXML", "drop", "cut", "short"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_pass(upload: Upload, proxy: Proxy, fault: str) -> None:
     url = upload("篇.jsonl", lines(50_000))
     proxy.fault = lambda method, path, number: fault if number % 3 < 2 else ""
@@ -118,7 +123,7 @@ def test_a_slow_server_is_waited_for(upload: Upload, proxy: Proxy) -> None:
     assert len(list(DocumentReader(whole_files(input_files([url]))))) == 1_000
 
 
-@pytest.mark.parametrize("fault", ["SlowDown", "TooManyRequests", "InternalError", "NoXML", "drop", "cut", "short"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_stay(upload: Upload, proxy: Proxy, fault: str) -> None:
     file = one_file(upload("篇 1.jsonl", lines(50_000)))
     proxy.reset()
@@ -196,6 +201,18 @@ def test_what_a_user_can_mend_is_said(upload: Upload, monkeypatch: pytest.Monkey
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(ConfigError, match=r"s3://corpus/a.jsonl: Unable to locate credentials; set AWS_ACCESS_KEY_ID"):
         input_files([url])
+
+
+def test_a_public_bucket_needs_no_credentials(upload: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    url = upload("a.jsonl", lines(3))
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(f"AWS_{name}")
+    fsspec.config.set_conf_env(conf := {}, {"FSSPEC_S3_ANON": "true"})  # as it does at its import
+    monkeypatch.setattr(fsspec.config, "conf", fsspec.config.conf | conf)
+    monkeypatch.setattr(fsspec.spec.apply_config, "__defaults__", (fsspec.config.conf,))
+    assert one_file(url).size == len(lines(3))
 
 
 def test_no_server(upload: Upload, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from cmbert.errors import ConfigError
 from cmbert.tokenizer import Tokenizer, load_tokenizer
 from cmbert.vocabulary import SPECIAL_TOKENS
+from data_tools.input.candidates import gather
 from data_tools.input.document import Document, Purpose
 from data_tools.input.sample import stratified
 from data_tools.tokenizer.report import read_wordpiece, truncated
@@ -220,13 +221,17 @@ def test_a_vocabulary_may_hold_odd_tokens(tmp_path: Path) -> None:
 
 def test_the_sample_is_stratified_and_bounded(tmp_path: Path) -> None:
     documents = [Document(str(i), f"s{min(i % 10, 2)}", f"第{i}篇" + "好" * 50) for i in range(4_000)]
-    totals, chosen = Counter(d.source for d in documents), stratified(documents, 60_000, Purpose.TOKENIZER_SAMPLE)
+
+    def taken(of: list[Document], size_bytes: int) -> list[Document]:
+        return stratified(gather(of, size_bytes, Purpose.TOKENIZER_SAMPLE), size_bytes)
+
+    totals, chosen = Counter(d.source for d in documents), taken(documents, 60_000)
     assert 58_000 < sum(len(document.text.encode()) for document in chosen) < 61_000
     share = len(chosen) / len(documents)
     for source, number in Counter(document.source for document in chosen).items():
         assert number == pytest.approx(share * totals[source], abs=2)
-    assert {d.id for d in stratified(documents[::-1], 60_000, Purpose.TOKENIZER_SAMPLE)} == {d.id for d in chosen}
-    assert len(stratified(documents, 10**9, Purpose.TOKENIZER_SAMPLE)) == 4_000
+    assert {d.id for d in taken(documents[::-1], 60_000)} == {d.id for d in chosen}
+    assert len(taken(documents, 10**9)) == 4_000
 
 
 def test_millions_of_letters_in_a_row() -> None:
