@@ -93,7 +93,8 @@ def _files_of(name: str) -> list[InputFile]:
 
 def hash_evaluation_file(item: EvaluationItem) -> dict[str, Any]:
     """Write down the runs of every text of a file."""
-    runs = [own for text in texts_in(item.file.path) if len(own := runs_of(CANONICAL(text)))]
+    texts = (text for text in texts_in(item.file.path) if len(text) >= RUN_UNITS)
+    runs = [own for text in texts if len(own := runs_of(CANONICAL(text)))]
     arrays = np.cumsum([0, *map(len, runs)]), np.concatenate([np.zeros(0, np.uint64), *runs])
     for path, array in zip(_arrays_of(item.setup, item.rank), arrays, strict=True):
         save_array(path, array)

@@ -15,7 +15,8 @@ from cmbert.errors import ConfigError, InputError
 from data_tools.clean.clean import clean
 from data_tools.clean.config import CleanConfig, ContaminationConfig
 from data_tools.clean.evaluation_sets import texts_in
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from data_tools.runner import Share
 
 CONFIG = CleanConfig()

@@ -13,7 +13,8 @@ from data_tools.clean.clean import clean
 from data_tools.clean.config import CleanConfig, MetadataRule, load_clean_config
 from data_tools.clean.judge import broken_rule
 from data_tools.input.document import Document
-from data_tools.input.readers import DocumentReader, input_files, whole_files
+from data_tools.input.listing import input_files
+from data_tools.input.readers import DocumentReader, whole_files
 from tests.data_tools.clean.test_decontaminate import document, report_of
 
 RULES = """
