@@ -31,3 +31,7 @@ CMBERT_PREFIX=()
 CMBERT_STAGE_OPTIONS=()    # --nodes=14 --ntasks-per-node=4 --gpus-per-node=4
 CMBERT_EVALUATE_OPTIONS=() # --partition=gpu
 CMBERT_CPU_OPTIONS=()      # --partition=cpu
+
+# What submit_all.sh adds to `data_tools clean --against`, as a bash array: where the evaluation sets lie that no text that
+# is trained on may hold. Default: nothing.
+CMBERT_CLEAN_OPTIONS=() # --decontaminate clue simclue

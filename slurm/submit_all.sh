@@ -52,7 +52,9 @@ clean_texts() {
     done < <(grep $'^holdout\t' <<<"$chain")
     makes[$against]=${makes[$against]:+${makes[$against]# }}
     while IFS=$'\t' read -r _ name raw config text passes; do
-        make=(slurm/clean.sh --input "$raw" --config "$config" --output "$text" --against "$against")
+        make=(slurm/clean.sh --input "$raw" --config "$config" --output "$text" --against "$against"
+            ${CMBERT_CLEAN_OPTIONS[@]+"${CMBERT_CLEAN_OPTIONS[@]}"})
+        [[ " ${CMBERT_CLEAN_OPTIONS[*]:-} " != *" --decontaminate "* ]] || ((passes += 2))
         job=${makes[$against]}
         for ((pass = 1; pass <= passes; pass++)); do
             array "clean$pass-$name" "$job" ${make[@]+"${make[@]}"}

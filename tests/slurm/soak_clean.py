@@ -6,6 +6,7 @@ Not part of the suite. docs/reliability.md has the last result.
 """
 
 import argparse
+import math
 import random
 import shutil
 import tempfile
@@ -21,7 +22,9 @@ from tests.slurm.strikes import STRIKES
 
 LIVES = {"CMBERT_MAX_LIVES": "100000", "CMBERT_MAX_RESTARTS": "100000"}
 NUM_DOCUMENTS = 2400  # of each of two corpora
-LONGEST_PAUSE = 12.0  # seconds from one strike to the next
+STRUCK_SHARE = 0.6  # of the jobs and arrays, each once
+LONGEST_WAIT = 8.0  # seconds from the start of a job until it is struck
+WEIGHTS = [1 if kind.breaks else 4 for kind in STRIKES]  # a chain that is often submitted again does not get on
 
 
 class Soak:
@@ -33,7 +36,7 @@ class Soak:
         self.struck: Counter[str] = Counter()
         """Kinds of jobs and their passes that ran when one was struck."""
         self.num_chains = self.num_submitted = 0
-        self._next = 0.0
+        self._due: dict[str, float] = {}
 
     def one_chain(self) -> dict[str, str]:
         """Make all of it anew; return the hashes."""
@@ -49,18 +52,21 @@ class Soak:
 
     def strike(self, chain: Chain) -> None:
         """Strike if it is time for it, and somebody is there."""
-        if self.strikes.total() >= self.num_kills or time.monotonic() < self._next:
-            return
         jobs = chain.jobs("-t", "RUNNING")
-        if not jobs:
+        numbers = {number.partition("_")[0] for number, *_ in jobs}
+        for number in numbers - self._due.keys():
+            wait = self.choice.uniform(0, LONGEST_WAIT) if self.choice.random() < STRUCK_SHARE else math.inf
+            self._due[number] = time.monotonic() + wait
+        due = {number for number in numbers if self._due[number] < time.monotonic()}
+        if not due or self.strikes.total() >= self.num_kills:
             return
         place = {f"{_kind(name)}: {chain.pass_of(name)}".removesuffix(": ") for _, name, *_ in jobs}
-        kind = self.choice.choice(STRIKES)
+        (kind,) = self.choice.choices(STRIKES, WEIGHTS)
         if kind.strike(chain, self.choice):
             self.strikes[kind.name] += 1
             self.struck.update(place)
             print(f"{self.strikes.total()}: {kind.name}, while there ran {', '.join(sorted(place))}", flush=True)
-            self._next = time.monotonic() + self.choice.uniform(0, LONGEST_PAUSE)
+            self._due |= dict.fromkeys(due, math.inf)
 
 
 def _kind(name: str) -> str:

@@ -22,6 +22,8 @@ class Strike:
 
     name: str
     strike: Callable[[Chain, random.Random], bool]
+    breaks: bool = False
+    """Whether the chain has to be submitted again."""
 
 
 def commands(chain: Chain) -> list[int]:
@@ -122,10 +124,10 @@ def come_back(chain: Chain) -> None:
 
 STRIKES = (
     Strike("kill -9 of a command", kill_command),
-    Strike("kill -9 of a worker process", kill_worker),
-    Strike("kill -9 of a job's script", kill_script),
+    Strike("kill -9 of a worker process", kill_worker, breaks=True),
+    Strike("kill -9 of a job's script", kill_script, breaks=True),
     Strike("scontrol requeue", requeue),
-    Strike("scancel of all jobs", cancel_all),
+    Strike("scancel of all jobs", cancel_all, breaks=True),
     Strike("a node is lost", lose_node),
     Strike("a slurmd is lost, its processes go on", lose_daemon),
 )

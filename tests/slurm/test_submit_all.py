@@ -47,8 +47,10 @@ SQUEUE = """#!/bin/bash
 """
 
 
-def submit_all(directory: Path, options: str = "", **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """Return how it ended, and the calls of sbatch. options: what env.sh says for every job."""
+def submit_all(
+    directory: Path, options: str = "", clean: str = "", **variables: str
+) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Return how it ended, and the calls of sbatch. options: what env.sh says for every job; clean: for `clean`."""
     tools = directory / "tools"
     tools.mkdir(exist_ok=True)
     programs = {"python": CHAIN, "sbatch": SBATCH, "sinfo": SINFO, "scontrol": SCONTROL, "squeue": SQUEUE}
@@ -57,7 +59,8 @@ def submit_all(directory: Path, options: str = "", **variables: str) -> tuple[su
         (tools / name).chmod(0o755)
     shutil.copytree(ROOT / "slurm", directory / "slurm", dirs_exist_ok=True)
     site = directory / "slurm" / "env.sh"
-    site.write_text(re.sub(r"(?m)^(CMBERT_\w+_OPTIONS)=\(\)", rf"\1=({options})", site.read_text("utf-8")), "utf-8")
+    said = re.sub(r"(?m)^CMBERT_CLEAN_OPTIONS=\(\)", f"CMBERT_CLEAN_OPTIONS=({clean})", site.read_text("utf-8"))
+    site.write_text(re.sub(r"(?m)^(CMBERT_\w+_OPTIONS)=\(\)", rf"\1=({options})", said), "utf-8")
     (directory / "calls").unlink(missing_ok=True)
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "CMBERT_PYTHON": "python", **variables}
     done = subprocess.run(
@@ -186,6 +189,19 @@ def test_what_makes_a_text_of_raw_text(tmp_path: Path) -> None:
     assert sum(call.endswith(aside) and "--test-only" not in call for call in calls) == 2
     train = "slurm/run.sh data_tools train-tokenizer --input text/a --output tokenizer --vocab-size 512"
     assert any(call.endswith(train) for call in calls)
+
+
+def test_options_of_clean_stand_in_the_sites_facts(tmp_path: Path) -> None:
+    options = "--decontaminate 'eval sets/clue' simclue"
+    done, calls = submit_all(tmp_path, clean=options, FAKE_TEXTS=FROM_RAW_TEXT)
+    assert [job for job in jobs_of(done) if job.startswith("clean") and job.endswith("-b")] == [
+        *(f"clean{number}-b" for number in range(1, 7)),
+        "clean-b",
+    ]  # two passes more, over the evaluation sets
+    cleaned = [call for call in calls if "--output text/a" in call]
+    assert cleaned
+    assert all(call.endswith("--against text/heldout --decontaminate eval sets/clue simclue") for call in cleaned)
+    assert not any("--heldout" in call and "--decontaminate" in call for call in calls)
 
 
 def test_a_chain_from_raw_text_is_kept_while_it_is_in_the_queue(tmp_path: Path) -> None:
