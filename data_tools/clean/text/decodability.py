@@ -28,7 +28,6 @@ MARKS = "\x80-\x84\x86-\x9f\ud800-\uf8ff\ufdd0-\ufdef\ufffd-\uffff"
 RARE_MARKS = "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(1, 15))
 UNDECODABLE = re.compile(f"[{MARKS}{RARE_MARKS}\U000f0000-\U0010ffff]")
 BEYOND = "\U00010000-\U0010ffff"  # a set of a few of these alone is searched for ten times as slowly
-MAYBE_UNDECODABLE = re.compile(f"[{MARKS}{BEYOND}]")
 WINDOWS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # what Windows-1252 makes of bytes that Latin-1 has controls for
 RARE_HANZI = re.compile(f"[{RARE}]|锟斤拷|烫{{4,}}|屯{{4,}}")  # U+FFFD twice as GBK; memory that nobody has written to
 UTF8_AS_LATIN = re.compile(f"[\xe2-\xef][\x80-\xbf{WINDOWS}]{{2}}")  # the three bytes of a Hanzi

@@ -84,7 +84,6 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
         if action is not None
     ]
 
-    table = rewriting(config.fold_width)
     recomposed = NOT_INERT | COMPATIBILITY * config.fold_compatibility
     waits = recomposed | EMAIL_SIGN * (config.emails != "keep")
     waits |= URL_SIGN * (config.urls != "keep")
@@ -97,7 +96,7 @@ def normalizer(config: NormalizeConfig) -> Callable[..., str]:
             text = strip_html(text, removed.note)
         codes = code_points(text)
         out = np.empty(len(codes), CODE_POINT)
-        length, undecodable, controls, found, is_changed = rewritten(codes, table, waits, out)
+        length, undecodable, controls, found, is_changed = rewritten(codes, rewriting(config.fold_width), waits, out)
         text = text_of(out[:length]) if is_changed else text
         if undecodable:
             removed.count("undecodable_character", undecodable, undecodable)
