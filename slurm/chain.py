@@ -10,7 +10,6 @@ from cmbert.checkpoint.files import find_checkpoint
 from cmbert.checkpoint.state import read_state
 from cmbert.config.load import load_recipe
 from cmbert.config.schema import Recipe
-from cmbert.data.shards.layout import is_shard_set
 from cmbert.data.shards.shard_set import ShardSet
 from cmbert.errors import ConfigError, InputError, run_command
 from cmbert.runs.directory import check_belongs
@@ -35,9 +34,9 @@ def describe_chain(recipes: Path, texts: Path, raws: Path) -> None:
     print_line("root", root)
     heldout = second.evaluation.shards
     folders = list(dict.fromkeys(Path(source.path) for stage in stages for source in stage.data.sources))
-    corpora = [Corpus(texts / folder.name, folder, is_shard_set(folder)) for folder in folders]
+    corpora = [Corpus.of(texts / folder.name, folder) for folder in folders]
     scored = [folder for folder in map(Path, [heldout] if heldout else []) if folder not in folders]
-    sets = corpora + [Corpus(texts / folder.name, folder, is_shard_set(folder)) for folder in scored]
+    sets = corpora + [Corpus.of(texts / folder.name, folder) for folder in scored]
     names = [one.shards.name for one in sets]
     if len(set(names)) < len(names):
         raise ConfigError(f"{recipes}: two shard sets have the same last name; their texts could not be told apart")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cmbert.data.shards.layout import is_shard_set
 from cmbert.errors import InputError
 from data_tools.clean.config import CleanConfig, load_clean_config
 
@@ -14,6 +15,11 @@ class Corpus(NamedTuple):
     text: Path
     shards: Path
     is_sharded: bool
+
+    @classmethod
+    def of(cls, text: Path, shards: Path) -> "Corpus":
+        """Return what is there of a shard set; one that left its parts behind is not done."""
+        return cls(text, shards, is_shard_set(shards) and not (text.exists() and is_left(shards, "parts")))
 
     @property
     def is_cleaned(self) -> bool:
@@ -38,8 +44,13 @@ def plan_cleaning(recipes: Path, raws: Path, corpora: Sequence[Corpus], heldout:
     Raises InputError if raw text or its recipe is missing; or if some corpora were cleaned without `heldout`: what is
     held out now could stand in them.
     """
-    missing = [corpus for corpus in corpora if not corpus.is_cleaned]
     cleaned = [corpus for corpus in corpora if corpus.is_cleaned]
+    missing = [corpus for corpus in corpora if not corpus.is_cleaned]
+    unfinished = [
+        corpus
+        for corpus in cleaned
+        if not corpus.is_sharded and is_left(corpus.text, "clean") and (raws / corpus.text.name).exists()
+    ]
     for corpus in missing:
         if not (raws / corpus.text.name).exists():
             raise InputError(
@@ -51,7 +62,12 @@ def plan_cleaning(recipes: Path, raws: Path, corpora: Sequence[Corpus], heldout:
             f"{heldout}: missing, and {cleaned[0].text.name} was cleaned without it: what is held out now could stand "
             "there; move its text and shards away, and all are cleaned anew, or put held-out text there"
         )
-    return [plan_corpus(recipes, raws, corpus.text) for corpus in missing]
+    return [plan_corpus(recipes, raws, corpus.text) for corpus in corpora if corpus in missing + unfinished]
+
+
+def is_left(output: Path, suffix: str) -> bool:
+    """Return whether the folder in which `output` was made is there still: who removed it was killed."""
+    return output.with_name(f".{output.name}.{suffix}").exists()
 
 
 def plan_corpus(recipes: Path, raws: Path, text: Path) -> Cleaning:
@@ -68,7 +84,8 @@ def to_hold_out(corpora: Sequence[Corpus], cleanings: Sequence[Cleaning], heldou
     """Return those of which texts are held out first: all before the first one is cleaned, none any more after that."""
     if any(corpus.is_cleaned for corpus in corpora):
         return []
-    return [cleaning for cleaning in cleanings if not (heldout / cleaning.name).exists()]
+    texts = [(cleaning, heldout / cleaning.name) for cleaning in cleanings]
+    return [cleaning for cleaning, text in texts if not text.exists() or is_left(text, "clean")]
 
 
 def num_passes(config: CleanConfig) -> int:

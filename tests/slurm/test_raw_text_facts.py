@@ -1,6 +1,7 @@
 """What submit_all.sh is told of texts that are still to be cleaned, and of a tokenizer that is still to be trained."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,25 @@ def test_what_is_done_is_left_out(recipes: Recipes) -> None:
     assert [fields[0] for fields in facts(recipes, "clean")] == [A]
     (text / A).mkdir()
     assert facts(recipes, "clean") == []
+
+
+def test_what_left_its_work_behind_is_done_once_more(recipes: Recipes, tokenizer: Tokenizer) -> None:
+    """A kill between the last rename and the end; the same command then only removes what is left."""
+    text, shards = recipes.folder / "text", recipes.folder / "shards"
+    for folder in (text / "held" / A, text / "held" / f".{A}.clean", text / "held" / B):
+        folder.mkdir(parents=True)
+    assert [fields[0] for fields in facts(recipes, "holdout")] == [A]
+    for folder in (text / A, text / f".{A}.clean", text / B):
+        folder.mkdir()
+    assert [fields[0] for fields in facts(recipes, "clean")] == [A]
+    assert facts(recipes, "holdout") == []
+    tokenizer_directory = recipes.folder / "tokenizer"
+    shutil.copytree(tokenizer.directory, tokenizer_directory)
+    make_shards(shards / A, tokenizer, lengths=[20])
+    assert [fields[-1] for fields in facts(recipes, "shards")] == ["there", "missing", "missing"]
+    assert facts(recipes, "clean") == []
+    (shards / f".{A}.parts").mkdir()
+    assert [fields[-1] for fields in facts(recipes, "shards")] == ["missing"] * 3
 
 
 def test_nothing_is_held_out_of_the_others_once_one_is_cleaned(recipes: Recipes) -> None:
