@@ -48,7 +48,7 @@ def sign(corpus: Path) -> None:
     config = CleanConfig()
     judge, signer = Judge(config), Signer(config.duplicates)
     for document in filter(None, map(judge, DocumentReader(whole_files([corpus])))):
-        text_key(document.text)
+        text_key(document.text.encode("utf-8"))
         signer(document.text)
 
 

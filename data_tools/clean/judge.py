@@ -1,6 +1,6 @@
 """What is decided of a document by itself: whether it stays, and its text as it is written."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ class Judge:
         self.contaminated: Counter[str] = Counter()
         self.normalize = normalizer(config.normalize)
         self.drops = Drops()
-        self.removed: dict[str, Removed] = {}
+        self.removed = defaultdict[str, Removed](Removed)
 
     def __call__(self, document: Document) -> Document | None:
         """Return the document with its source's name and its text normalised, or None if it is dropped."""
-        document = document._replace(source=self.config.source or document.source)
+        if self.config.source:
+            document = document._replace(source=self.config.source)
         if self.only_heldout and not is_held_out(document.text, self.config.heldout_share):
             return None
         if broken := broken_rule(document, self.config.metadata):
@@ -68,8 +69,7 @@ class Judge:
         if reason := damage(plain, self.config.quality):
             self._drop(document, reason, measured=round(measured(plain, reason), 4))
             return None
-        removed = self.removed.setdefault(document.source, Removed())
-        document = document._replace(text=self.normalize(document.text, removed))
+        document = document._replace(text=self.normalize(document.text, self.removed[document.source]))
         if reason := drop_reason(document.text, self.config.quality):
             self._drop(document, reason, measured=round(measured(document.text, reason), 4))
             return None

@@ -57,14 +57,15 @@ def filter_texts(item: Item) -> Record:
     bands = num_bands(config.duplicates)
     with writing_texts(setup.text_file(item.rank), WORK_LEVEL) as writer:
         for document in filter(None, map(judge, reader)):
-            text, source = document.text, sources.setdefault(document.source, len(sources))
+            source = sources.setdefault(document.source, len(sources))
+            text, encoded = document.text, document.text.encode("utf-8")
             held_out = setup.heldout is not None and is_held_out(text, config.heldout_share)
-            rows.append((source, held_out, len(text), len(text.encode("utf-8"))))
+            rows.append((source, held_out, len(text), len(encoded)))
             if setup.finds_duplicates:
                 if len(rows) % KEYS_AT_ONCE == 1:
                     keys.append(np.empty((KEYS_AT_ONCE, bands), np.uint64))
                 own = keys[-1][(len(rows) - 1) % KEYS_AT_ONCE]
-                own[WHOLE_TEXT] = text_key(text)
+                own[WHOLE_TEXT] = text_key(encoded)
                 if sign:
                     own[WHOLE_TEXT + 1 :] = sign(text)
             writer.write(line_of(document))

