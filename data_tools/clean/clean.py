@@ -62,6 +62,8 @@ def clean(
     """
     place = Places.of(output, heldout, signatures)
     place.refuse_inside(inputs)
+    if signatures and not config.duplicates.any:
+        raise ConfigError("--signatures: [duplicates] has neither exact nor near, so that nothing is signed")
     files = announced_files(inputs, config.txt_document)
     barred = Barred.of(against, decontaminate, config)
     settings: dict[str, Any] = {"inputs": describe_inputs(files), "config": config.as_record()}
@@ -113,6 +115,10 @@ class Barred:
         """Return it, as --against and --decontaminate name it."""
         sets = [name for name in against if is_set(Path(name))]
         texts = [name for name in against if name not in sets]
+        if sets and not config.duplicates.any:
+            raise ConfigError(
+                f"--against {sets[0]}: [duplicates] has neither exact nor near, so that nothing is compared"
+            )
         earlier = tuple(file for name in sets for file in files_of_set(Path(name), config.duplicates))
         return cls(input_files(texts) if texts else [], earlier, EvaluationSets.of(decontaminate))
 

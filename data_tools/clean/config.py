@@ -92,6 +92,11 @@ class DuplicatesConfig:
     hashes_per_bucket: int = 8
     """Hashes of a band (F)."""
 
+    @property
+    def any(self) -> bool:
+        """Whether texts are compared at all."""
+        return self.exact or self.near
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationConfig:

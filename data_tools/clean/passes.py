@@ -67,7 +67,7 @@ def plan_passes(
         yield Pass("read evaluation texts", hash_evaluation_file, files)
         yield Pass(JOIN_EVALUATION, join_evaluation_sets, [Join(setup, sets)])
     yield Pass("filter", filter_texts, [Item(setup, rank, task.ranges) for rank, task in enumerate(tasks)], sizes)
-    if setup.finds_duplicates:
+    if setup.config.duplicates.any:
         compared = comparisons(setup, len(tasks))
         yield Pass("compare", compare_signatures, compared)
         yield Pass("cluster", cluster, [compared])

@@ -64,11 +64,6 @@ class Setup:
         ]
         return [*inside, self.texts, *(path for path in (self.heldout, self.signatures) if path)]
 
-    @property
-    def finds_duplicates(self) -> bool:
-        """Whether texts are compared at all."""
-        return self.config.duplicates.exact or self.config.duplicates.near
-
 
 class Item(NamedTuple):
     """A task of a pass that works on input."""

@@ -61,7 +61,7 @@ def filter_texts(item: Item) -> Record:
             text, encoded = document.text, document.text.encode("utf-8")
             held_out = setup.heldout is not None and is_held_out(text, config.heldout_share)
             rows.append((source, held_out, len(text), len(encoded)))
-            if setup.finds_duplicates:
+            if setup.config.duplicates.any:
                 if len(rows) % KEYS_AT_ONCE == 1:
                     keys.append(np.empty((KEYS_AT_ONCE, bands), np.uint64))
                 own = keys[-1][(len(rows) - 1) % KEYS_AT_ONCE]
@@ -70,7 +70,7 @@ def filter_texts(item: Item) -> Record:
                     own[WHOLE_TEXT + 1 :] = sign(text)
             writer.write(line_of(document))
     save_array(setup.table_file(item.rank), np.array(rows, ROW))
-    if setup.finds_duplicates:
+    if setup.config.duplicates.any:
         whole = np.concatenate([np.empty((0, bands), np.uint64), *keys])[: len(rows)]
         write_signatures(setup.signature_file(item.rank), whole)
     return {"sources": list(sources), "skipped": reader.skipped, **judge.as_record()}
@@ -127,7 +127,7 @@ class Fates(NamedTuple):
 def fates(item: Item, documents: int) -> Fates:
     """Return what `cluster` found of a task's texts."""
     reasons = np.full(documents, "", "U20")
-    if not item.setup.finds_duplicates:
+    if not item.setup.config.duplicates.any:
         return Fates(reasons, np.arange(documents))
     groups = Groups.of(item.setup.work)
     first = int(groups.offsets[item.rank]) + 1

@@ -13,8 +13,8 @@ import numpy as np
 
 from cmbert.errors import ConfigError, InputError
 from cmbert.files.folders import aside_path, remove
+from cmbert.files.json_types import read_record
 from cmbert.files.operations import doing, fsync_path, rename
-from cmbert.files.reading import read_json
 from cmbert.files.whole import write_bytes, write_json
 from data_tools.clean.config import DuplicatesConfig
 
@@ -110,7 +110,7 @@ def is_set(folder: Path) -> bool:
 
 def files_of_set(folder: Path, config: DuplicatesConfig) -> list[Path]:
     """Return a set's files in order. Raises ConfigError if it was made with other numbers, InputError if some lack."""
-    found = read_json(folder / SET_FILE)
+    found = read_record(folder / SET_FILE, "documents")
     for name, value in describe_bands(config).items():
         if found.get(name) != value:
             raise ConfigError(

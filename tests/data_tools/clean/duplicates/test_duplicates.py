@@ -149,8 +149,16 @@ def test_what_was_cleaned_before_is_not_cleaned_again(write_lines: Callable, tmp
         clean([str(new)], tmp_path / "c", config=config, against=both)
     with pytest.raises(ConfigError, match=r"signed/a: its signatures have num_buckets 14, this configuration has 10"):
         clean([str(new)], tmp_path / "c", config=CleanConfig(duplicates=DuplicatesConfig(num_buckets=10)), against=both)
+    off = CleanConfig(duplicates=DuplicatesConfig(exact=False, near=False))
+    with pytest.raises(ConfigError, match=r"--signatures: .* nothing is signed"):
+        clean([str(new)], tmp_path / "c", config=off, signatures=signed / "c")
+    with pytest.raises(ConfigError, match=r"signed/a: .* nothing is compared"):
+        clean([str(new)], tmp_path / "c", config=off, against=both)
     next((signed / "a").glob("*.signatures")).unlink()
     with pytest.raises(InputError, match=r"holds signatures of 0 documents, its signatures\.json says 40"):
+        clean([str(new)], tmp_path / "c", config=config, against=both)
+    (signed / "a" / "signatures.json").write_text("[]")
+    with pytest.raises(InputError, match=r"a/signatures\.json: .*this program did not write it"):
         clean([str(new)], tmp_path / "c", config=config, against=both)
 
 
