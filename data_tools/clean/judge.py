@@ -67,11 +67,11 @@ class Judge:
             return None
         plain = strip_html(document.text, lambda *_: None) if self.config.normalize.strip_html else document.text
         if reason := damage(plain, self.config.quality):
-            self._drop(document, reason, measured=round(measured(plain, reason), 4))
+            self._drop_measured(document, reason, plain)
             return None
         document = document._replace(text=self.normalize(document.text, self.removed[document.source]))
         if reason := drop_reason(document.text, self.config.quality):
-            self._drop(document, reason, measured=round(measured(document.text, reason), 4))
+            self._drop_measured(document, reason, document.text)
             return None
         if self.held_out_texts and (reason := self.held_out_texts.relation(document.text)):
             self._drop(document, reason)
@@ -93,6 +93,10 @@ class Judge:
         """Return what was dropped, and taken out of texts, for the report."""
         removed = {source: vars(counts) for source, counts in self.removed.items()}
         return {"dropped": self.drops.as_record(), "removed": removed, "contaminated": self.contaminated}
+
+    def _drop_measured(self, document: Document, reason: str, text: str) -> None:
+        if self.drops.count(document.source, reason):
+            self.drops.sample(document, reason, measured=round(measured(text, reason), 4))
 
     def _drop(self, document: Document, reason: str, **known: Any) -> None:
         if self.drops.count(document.source, reason):

@@ -24,7 +24,7 @@ from data_tools.input.streams import (
     text_stream,
 )
 from data_tools.input.tables import table_rows
-from data_tools.storage.files import InputFile, open_input, size_of
+from data_tools.storage.files import InputFile, open_input
 
 SEE_TEXT_KEY = " (see --text-key)"
 CONVERT = "; if the file is GBK: iconv -f GB18030 -t UTF-8"
@@ -91,16 +91,12 @@ class DocumentReader:
         self.ranges, self.text_key, self.on_bad_line, self.txt_document = ranges, text_key, on_bad_line, txt_document
         self.fields, self.has_options, self.see_text_key = fields, has_options, SEE_TEXT_KEY if has_options else ""
         self.skipped: Counter[str] = Counter()
-        self.total_bytes = sum(size_of(span.path) for span in ranges)
-        self.bytes_read = 0  # of total_bytes, as whole files lie on disk: compressed where they are
 
     def __iter__(self) -> Iterator[Document]:
-        finished = 0
         for span in self.ranges:
             name, kind = span.path.name, kind_of(span.path)
             with open_input(span.path, _last_byte(span)) as raw:
                 for record in _records(span, raw, self):
-                    self.bytes_read = finished + raw.tell()
                     try:
                         yield self._document(name, kind, record)
                     except BadRecordError as bad:
@@ -109,8 +105,6 @@ class DocumentReader:
                                 f"{_place(span.path, record)}: {bad}{self._remedy(bad, span.path)}"
                             ) from bad
                         self.skipped[bad.reason] += 1
-            finished += size_of(span.path)
-            self.bytes_read = finished
 
     def _remedy(self, bad: BadRecordError, path: InputFile) -> str:
         """Return what to type; options only if the command that reads has them."""

@@ -4,8 +4,6 @@ The rules are those of Gopher (arXiv 2112.11446, appendix A) and C4 where they c
 limits are ours.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from data_tools.clean.config import QualityConfig
@@ -41,11 +39,18 @@ LIMITS = {  # reason: the key of its limit in QualityConfig, of which min_ is un
 }
 
 
-JUDGED = tuple((reason, key, key.startswith("min_")) for reason, key in LIMITS.items() if reason not in DAMAGES)
+BY_LENGTH = ("too_short", "too_long")
+JUDGED = tuple(
+    (reason, key, key.startswith("min_")) for reason, key in LIMITS.items() if reason not in {*DAMAGES, *BY_LENGTH}
+)
 
 
 def drop_reason(text: str, config: QualityConfig) -> str | None:
     """Return why `text` is to be dropped, or None; the first rule that it breaks, cheap ones first."""
+    if len(text) < config.min_characters:
+        return "too_short"
+    if len(text) > config.max_characters:
+        return "too_long"
     for (reason, key, is_least), value in zip(JUDGED, _measures(text), strict=True):
         limit: float = getattr(config, key)
         if value < limit if is_least else value > limit:
@@ -57,20 +62,22 @@ def measured(text: str, reason: str) -> float:
     """Return what the rule of `reason` measures: characters, or a share."""
     if reason in DAMAGES:
         return DAMAGES[reason](text)
+    if reason in BY_LENGTH:
+        return len(text)
     return next(value for (name, _, _), value in zip(JUDGED, _measures(text), strict=True) if name == reason)
 
 
-def _measures(text: str) -> Iterator[float]:
-    """Yield what the rules of JUDGED measure."""
-    yield len(text)
-    yield len(text)
-    counts = measures(code_points(text), character_kinds())
-    yield from _shares(len(text), *counts[:4])
-    repeated_in_lines, long, ended, repeated, top = counts[4:]
-    yield repeated_in_lines / max(len(text), 1)
-    yield _ended_share(long, ended)
-    yield repeated / max(len(text), 1)
-    yield _top_share(top, len(text))
+def _measures(text: str) -> tuple[float, ...]:
+    """Return what the rules of JUDGED measure."""
+    hanzi, other, digits, spaces, in_lines, long, ended, repeated, top = measures(code_points(text), character_kinds())
+    total = max(len(text), 1)
+    return (
+        *_shares(len(text), hanzi, other, digits, spaces),
+        in_lines / total,
+        _ended_share(long, ended),
+        repeated / total,
+        _top_share(top, len(text)),
+    )
 
 
 def _shares(total: int, hanzi: int, other: int, digits: int, spaces: int) -> tuple[float, float, float]:
