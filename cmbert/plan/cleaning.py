@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 from cmbert.plan.assumptions import Assumptions
 
-BANDS, BANDED_BYTES = (
-    15,
-    12,
-)  # of a document's signature: the whole text's key and MinHash's 14, a key and a number each
+BANDS, BANDED_BYTES = 15, 12  # of a signature: the whole text's key and MinHash's 14; a key and a number each
 ROW_BYTES = 13  # of the table beside the texts
 GROUP_BYTES = 5  # the first of a document's group and whether it is a copy: on disk, and in memory while they are found
-WORK_SHARE, OUTPUT_SHARE = 0.35, 0.22  # of UTF-8 text, as zstd's levels 1 and 10 leave it: measured on laws and reviews
+WORK_SHARE, OUTPUT_SHARE = 0.35, 0.25  # of UTF-8 text, as zstd's levels 1 and 6 leave it: measured on laws and reviews
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class CleanCost:
 
 def cost_of_cleaning(text_bytes: float, documents: float, assumptions: Assumptions) -> CleanCost:
     """Return what it costs to clean until so much text stays, bytes of UTF-8 and documents."""
-    raw, all_documents = (amount / assumptions.clean_kept_share for amount in (text_bytes, documents))
+    raw, all_documents = text_bytes / assumptions.clean_kept_share, documents / assumptions.clean_kept_documents
     return CleanCost(
         raw_bytes=raw,
         documents=all_documents,

@@ -8,6 +8,7 @@ import pytest
 
 from cmbert.tokenizer import Tokenizer
 from data_tools.clean.config import CleanConfig, DuplicatesConfig
+from data_tools.clean.evaluation_sets import EvaluationSets
 from data_tools.clean.passes import plan_passes
 from data_tools.clean.setup import Setup
 from data_tools.clean.tasks import filter_texts
@@ -144,7 +145,7 @@ def test_the_chain_counts_the_passes_that_there_are(exact: bool, near: bool, rec
     (tmp_path / "work" / "texts").mkdir(parents=True)
     (tmp_path / "work" / "signatures").mkdir()
     num_passes = 0
-    for current in plan_passes(setup, plan_tasks([raw]), plan_tasks([raw])):
+    for current in plan_passes(setup, plan_tasks([raw]), plan_tasks([raw]), EvaluationSets()):
         num_passes += 1
         if current.task is filter_texts:
             filter_texts(current.items[0]._replace(setup=Setup(work=setup.work, config=config, texts=setup.texts)))

@@ -218,11 +218,11 @@ def test_disk_text_and_ledger(recipe_file: Path, tmp_path: Path, tokenizer: Toke
     assert measured.data.text_bytes_per_token == 74_000_000 / source.tokens
     assert measured.data.preprocess_core_hours == pytest.approx(10 / 3600)
     clean = measured.data.clean
-    assert clean.raw_bytes == pytest.approx(74_000_000 / 0.7)
+    assert clean.raw_bytes == pytest.approx(74_000_000 / 0.9)
     assert clean.documents == pytest.approx(600 / 0.7)
     assert clean.core_hours == pytest.approx(clean.raw_bytes / 3.6e9 / measured.assumptions.clean_mb_per_second)
     assert clean.work_bytes == pytest.approx(0.35 * clean.raw_bytes + 198 * clean.documents)
-    assert clean.output_bytes == pytest.approx(0.22 * 74_000_000)
+    assert clean.output_bytes == pytest.approx(0.25 * 74_000_000)
     assert clean.cluster_bytes == pytest.approx(5 * clean.documents)
 
 
@@ -241,7 +241,7 @@ def test_text_is_narrow_and_names_its_assumptions(monkeypatch: pytest.MonkeyPatc
         "6,335 hours",
         "90% of 80",
         "7.4 MB/s",
-        "if 70% of it stays",
+        "if 90% of it stays",
         "not measured",
     ):
         assert figure in text
