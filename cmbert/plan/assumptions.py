@@ -44,7 +44,7 @@ class Assumptions:
     """Tokens of a document where no shard set says it."""
     preprocess_mb_per_second: float = 7.4
     """Of UTF-8 text on one core: measured, docs/performance.md."""
-    clean_mb_per_second: float = 5.2
+    clean_mb_per_second: float = 4.9
     """Of raw UTF-8 text on one core, all passes together: measured, docs/performance.md."""
     clean_kept_share: float = 0.9
     """Of raw text that stays (ours: 59.2 of 65.3 MB of laws and reviews did)."""
