@@ -90,4 +90,4 @@ def to_hold_out(corpora: Sequence[Corpus], cleanings: Sequence[Cleaning], heldou
 
 def num_passes(config: CleanConfig) -> int:
     """Return how many passes `clean --against` has: two for what is held out, filter, write, two for duplicates."""
-    return 6 if config.duplicates.exact or config.duplicates.near else 4
+    return 6 if config.duplicates.any else 4

@@ -104,7 +104,6 @@ def test_tokenizers(both: tuple[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_clean(both: tuple[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("datatrove")
     outputs = [tmp_path / "out0", tmp_path / "out1"]
     for origin, output in zip(both, outputs, strict=True):
         command = ["clean", "--input", origin, "--against", f"{origin}/第 4.txt", "--output", str(output)]
