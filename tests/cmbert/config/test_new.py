@@ -17,7 +17,7 @@ from cmbert.config.load import load_recipe
 from cmbert.config.texts import Amount, measure_texts, texts_by_key
 from cmbert.errors import InputError
 from data_tools.cli import build_parser as data_tools_parser
-from data_tools.input import readers
+from data_tools.input import listing
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = {"tiny": "quickstart", "base": "base", "large": "large"}
@@ -138,7 +138,7 @@ def test_what_is_no_text_is_said(tmp_path: Path, name: str, content: bytes | Non
 
 
 def test_every_kind_that_clean_reads_is_measured() -> None:
-    assert set(texts.SUFFIXES) == set(readers.SUFFIXES)
+    assert set(texts.SUFFIXES) == set(listing.SUFFIXES)
 
 
 def test_it_starts_without_torch(tmp_path: Path) -> None:
