@@ -215,6 +215,6 @@ def _fault(rule: MetadataRule) -> str:
         return ".key: is empty; name the field or column"
     if has_limit == bool(rule.values):
         return f" ({rule.key}): write min, max or both, or values instead"
-    if rule.min > rule.max:
+    if not rule.min <= rule.max:  # nan is not, either
         return f".min: {rule.min} is more than max, {rule.max}"
     return "" if 0 <= rule.share < 1 else f".share: {rule.share} must lie between 0 and 1, 1 excluded"

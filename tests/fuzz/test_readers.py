@@ -151,6 +151,15 @@ max_undecodable_share = 0.01
 [duplicates]
 near = true
 num_buckets = 14
+[contamination]
+min_share = 0.5
+[[metadata]]
+key = "score"
+min = 3.0
+share = 0.5
+[[metadata]]
+key = "meta.level"
+values = ["high", "4"]
 """
 VALUES = st.sampled_from(
     ("nan", "inf", "-inf", "-1", "0", "1", "2", "1e999", "9" * 400, "[]", '""', "true", "{}", "1.5")
