@@ -127,6 +127,7 @@ def test_configuration_mistakes(tmp_path: Path) -> None:
         ('[[metadata]]\nkey = "score"\n', r"metadata\[0\] \(score\): write min, max or both, or values"),
         ('[[metadata]]\nkey = "score"\nmin = 3\nvalues = ["a"]\n', r"\(score\): write min, max or both, or values"),
         ('[[metadata]]\nkey = "score"\nmin = 3\nmax = 2\n', r"metadata\[0\].min: 3.0 is more than max, 2.0"),
+        ('[[metadata]]\nkey = "score"\nmin = nan\n', r"metadata\[0\].min: nan is"),
         ('[[metadata]]\nkey = "score"\nmin = 3\nshare = 1.0\n', r"metadata\[0\].share: 1.0 must lie between 0 and 1"),
         ('[[metadata]]\nkey = "score"\nvalues = [4]\n', r"metadata\[0\].values\[0\]: must be str, found 4"),
         ("[contamination]\nmin_share = 2.0\n", "contamination.min_share: 2.0 must lie between 0 and 1"),
