@@ -20,6 +20,8 @@ NOT_RUN = (
     NotRun(r"make adapt( .*)?|python recipes/adapt/adapt\.py( .*)?", "minutes; on a tiny model there",
            "tests/integration/test_adapt.py"),
     NotRun(r"make (test|test-all|check)( .*)?", SUITE, ".ci/run"),
+    NotRun(r"python recipes/large/duplicates\.py .*", "minutes and gigabytes; fewer documents there",
+           "tests/integration/test_duplicates_recipe.py"),
     NotRun(r"make bench( .*)?", "minutes of timing; `cmbert bench` runs here at a tiny size",
            "tests/cmbert/bench/test_throughput.py"),
     NotRun(r"(make gpu|python recipes/gpu/run\.py)( .*)?", "needs a GPU; all of it at a tiny size there",

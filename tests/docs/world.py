@@ -89,6 +89,8 @@ def make_world(folder: Path) -> Path:
     _write_pairs(folder, draw, words)
     for name in ("hfl/chinese-roberta-wwm-ext", "bert-base"):
         _write_bert(folder / name, folder / "vocab.txt")
+    for year in ("2025", "2026"):
+        _lines(folder / f"raw/{year}/0.jsonl", ({"text": _text(draw, words, 300)} for _ in range(120)))
     return folder
 
 
