@@ -7,6 +7,7 @@ from typing import Any
 
 from cmbert.html.page import bars, quotes, section, table, write_page
 from data_tools.clean.text.contamination import RUN_UNITS
+from data_tools.clean.text.letters import GRAM_LETTERS, NEAR_SHARE
 from data_tools.clean.text.quality import LIMITS
 
 METADATA = "metadata_"  # and the key: reasons of [[metadata]] rules
@@ -88,8 +89,6 @@ def limits(settings: dict[str, Any]) -> list[list[str]]:
     for rule in settings["config"]["metadata"]:
         rows.insert(0, [spell(METADATA + rule["key"]), f"with {rule_limit(rule)}", "[[metadata]]"])
     if "against" in settings:
-        from data_tools.clean.text.letters import GRAM_LETTERS, NEAR_SHARE  # which imports what imports this module
-
         share = f"{100 * NEAR_SHARE:.0f} %"
         rows.append(["held out", "that equals one of --against in its letters", ""])
         rows.append(["near held out", f"with {share} of its runs of {GRAM_LETTERS} letters in one of --against", ""])
