@@ -80,34 +80,32 @@ class Compared(NamedTuple):
     """A task of the comparison."""
 
     setup: Setup
-    num_tasks: int
+    offsets: np.ndarray
+    """Documents before each task's, and of all; counted once for all comparisons."""
     comparison: Comparison
-
-    @property
-    def files(self) -> list[Any]:
-        """Signature files of this call's documents."""
-        return [self.setup.signature_file(rank) for rank in range(self.num_tasks)]
 
 
 def comparisons(setup: Setup, num_tasks: int) -> list[Compared]:
     """Return the tasks that compare what the filter has left."""
     files = [setup.signature_file(rank) for rank in range(num_tasks)]
-    documents = int(offsets_of(files)[-1]) + sum(map(num_documents, setup.earlier))
+    offsets = offsets_of(files)
+    documents = int(offsets[-1]) + sum(map(num_documents, setup.earlier))
     bands = bands_to_compare(setup.config.duplicates.exact, num_bands(setup.config.duplicates))
-    return [Compared(setup, num_tasks, task) for task in plan_comparisons(documents, bands)]
+    return [Compared(setup, offsets, task) for task in plan_comparisons(documents, bands)]
 
 
 def compare_signatures(item: Compared) -> Record:
     """Signatures -> pairs with a key in common."""
-    folder = item.setup.work / "pairs"
-    entries = compare(item.files, offsets_of(item.files), item.setup.earlier, item.comparison, folder)
+    setup = item.setup
+    files = [setup.signature_file(rank) for rank in range(len(item.offsets) - 1)]
+    entries = compare(files, item.offsets, setup.earlier, item.comparison, setup.work / "pairs")
     return {"entries": entries}
 
 
 def cluster(items: list[Compared]) -> Record:
     """Pairs -> groups of duplicates, of all documents."""
-    setup, folder = items[0].setup, items[0].setup.work / "cluster"
-    offsets = offsets_of(items[0].files)
+    setup, offsets = items[0].setup, items[0].offsets
+    folder = setup.work / "cluster"
     pairs = ((setup.work / "pairs" / item.comparison.file, item.comparison.band == WHOLE_TEXT) for item in items)
     roots, copies = find_groups(pairs, int(offsets[-1]))
     for name, array in zip(Groups._fields, (offsets, roots, copies), strict=True):

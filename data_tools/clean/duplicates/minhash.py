@@ -11,7 +11,7 @@ import numpy as np
 from cmbert.machine.compiled import compiled
 from data_tools.clean.config import DuplicatesConfig
 from data_tools.clean.text.characters import BY_PYTHON, FIRST_WITHOUT_CLASS, NO_LETTER, code_points
-from data_tools.clean.text.kernels import gram_hash, letters_of
+from data_tools.clean.text.kernels import GRAM_MULTIPLIER, gram_hash, letters_of
 from data_tools.clean.text.quality import gram_hashes
 
 SEED = 1  # datatrove's, of the factors and summands
@@ -23,7 +23,6 @@ _MERSENNE, _MERSENNE_BITS = np.uint64(MERSENNE), np.uint64(61)
 _SIGNED_MERSENNE = np.int64(MERSENNE)
 # MurmurHash3's finalizer (Appleby); every bit of a number changes half of the bits.
 _MIX_SHIFT, _MIX_0, _MIX_1 = np.uint64(33), np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Signer:
@@ -141,7 +140,7 @@ def _lower(lowest: np.ndarray, shingles: np.ndarray, size: int, factors: np.ndar
 def _mix_bands(numbers: np.ndarray, keys: np.ndarray) -> None:
     """Write one number for each row, of all the numbers in it."""
     for band in range(len(keys)):
-        key = np.uint64(band + 1) * _GOLDEN
+        key = np.uint64(band + 1) * GRAM_MULTIPLIER
         for number in numbers[band]:
             key ^= number
             key = (key ^ (key >> _MIX_SHIFT)) * _MIX_0

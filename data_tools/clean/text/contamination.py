@@ -19,6 +19,7 @@ import numpy as np
 from cmbert.machine.compiled import compiled
 from data_tools.clean.text.characters import HANZI_RANGES, code_points
 from data_tools.clean.text.compatibility import FOLDED
+from data_tools.clean.text.kernels import GRAM_MULTIPLIER
 
 RUN_UNITS = 13
 MOST_OWNERS = 100  # a run in more evaluation texts of one call is a phrase of its field or of the test, and tells none
@@ -26,7 +27,6 @@ BOUNDARY, NOTHING = np.uint32(0), np.uint32(1)  # between two words; not there (
 IN_WORD = np.uint32(1 << 31)  # of a letter: one of a word, all of which is one unit
 FIRST_WITHOUT_LETTERS = 0x40000  # no code point from here on is one
 ALONE = (*HANZI_RANGES, (0x3005, 0x3006), (0x3040, 0x312F), (0x31A0, 0x31FF), (0xAC00, 0xD7A3))  # Hanzi, kana, Hangul
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio of Knuth's multiplicative hashing
 SHIFT, LAST_SHIFT = np.uint64(29), np.uint64(32)
 BITS_PER_RUN, RUNS_PER_BUCKET = 16, 4  # of the index: 2 and 1 bytes a run beside its 12
 FILES = tuple(f"{name}.npy" for name in ("known", "owners", "bits", "starts", "sizes", "sets"))
@@ -74,18 +74,18 @@ def _runs(codes: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray,
             units[count], firsts[count] = np.uint64(0), place
             count += 1
         in_word = letter >= IN_WORD
-        unit = (units[count - 1] + np.uint64(letter)) * MULTIPLIER
+        unit = (units[count - 1] + np.uint64(letter)) * GRAM_MULTIPLIER
         units[count - 1], lasts[count - 1] = unit ^ (unit >> SHIFT), place + 1
     num_runs = max(count - RUN_UNITS + 1, 0)
     hashes, leaving, rolled = np.empty(num_runs, np.uint64), np.uint64(1), np.uint64(0)
     for _ in range(RUN_UNITS):
-        leaving *= MULTIPLIER
+        leaving *= GRAM_MULTIPLIER
     for last in range(count):
-        rolled = rolled * MULTIPLIER + units[last]
+        rolled = rolled * GRAM_MULTIPLIER + units[last]
         if last >= RUN_UNITS:
             rolled -= units[last - RUN_UNITS] * leaving
         if last >= RUN_UNITS - 1:
-            mixed = (rolled ^ (rolled >> SHIFT)) * MULTIPLIER
+            mixed = (rolled ^ (rolled >> SHIFT)) * GRAM_MULTIPLIER
             hashes[last - RUN_UNITS + 1] = mixed ^ (mixed >> LAST_SHIFT)
     return hashes, firsts[:num_runs], lasts[count - num_runs : count]
 
